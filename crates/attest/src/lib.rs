@@ -1,0 +1,1 @@
+//! Appraisal of SEV-SNP evidence, pure and fail closed.

@@ -1,0 +1,1 @@
+//! Verifier and key broker service.

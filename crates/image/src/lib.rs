@@ -1,0 +1,1 @@
+//! Reproducible measured images: OCI in, erofs, verity, initramfs and UKI out.

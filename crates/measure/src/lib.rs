@@ -1,0 +1,1 @@
+//! Launch digests from bytes, with a trace of every region.

@@ -1,0 +1,1 @@
+//! Guest and broker messages, the session machine and JWE.

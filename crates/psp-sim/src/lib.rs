@@ -1,0 +1,1 @@
+//! Simulated secure processor: launch commands, report signing, development PKI.

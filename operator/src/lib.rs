@@ -1,0 +1,1 @@
+//! The operator: controllers from observation to status.
