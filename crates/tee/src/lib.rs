@@ -7,6 +7,7 @@
 pub mod canonical;
 pub mod digest;
 pub mod guest_config;
+pub mod guest_event;
 pub mod instance;
 pub mod shape;
 

@@ -1,0 +1,1 @@
+//! Pulls and pushes OCI images by digest.
