@@ -1,0 +1,56 @@
+//! Version `v1alpha1` of every kind, one module each.
+
+pub mod attestation_policy;
+pub mod attestation_record;
+pub mod confidential_deployment;
+pub mod measured_image;
+
+pub use attestation_policy::{AttestationPolicy, AttestationPolicySpec, AttestationPolicyStatus};
+pub use attestation_record::{AttestationRecord, AttestationRecordSpec, AttestationRecordStatus};
+pub use confidential_deployment::{
+    ConfidentialDeployment, ConfidentialDeploymentSpec, ConfidentialDeploymentStatus,
+};
+pub use measured_image::{MeasuredImage, MeasuredImageSpec, MeasuredImageStatus};
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// A reference to an object of the same namespace, by name.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct LocalReference {
+    /// Name of the object.
+    #[schemars(length(min = 1, max = 253))]
+    pub name: String,
+}
+
+/// The trusted execution environment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+pub enum TeeType {
+    /// AMD SEV-SNP.
+    #[serde(rename = "SNP")]
+    Snp,
+    /// A simulated SEV-SNP processor. It protects nothing; it works only where
+    /// the operator was installed with simulation enabled and the policy names
+    /// it.
+    #[serde(rename = "SimulatedSNP")]
+    SimulatedSnp,
+}
+
+impl From<TeeType> for assay_tee::Tee {
+    fn from(tee: TeeType) -> Self {
+        match tee {
+            TeeType::Snp => Self::Snp,
+            TeeType::SimulatedSnp => Self::SimulatedSnp,
+        }
+    }
+}
+
+impl From<assay_tee::Tee> for TeeType {
+    fn from(tee: assay_tee::Tee) -> Self {
+        match tee {
+            assay_tee::Tee::Snp => Self::Snp,
+            assay_tee::Tee::SimulatedSnp => Self::SimulatedSnp,
+        }
+    }
+}

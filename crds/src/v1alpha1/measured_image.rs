@@ -1,0 +1,316 @@
+//! `MeasuredImage`: an immutable guest image and the launch digest of every
+//! shape that it may be launched in.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use kube::{CustomResource, KubeSchema};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::{LocalReference, TeeType};
+use crate::conditions::reasons;
+
+/// An immutable guest image: built from an ordinary container image, or pulled.
+/// A new build is a new object.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, CustomResource, KubeSchema)]
+#[kube(
+    group = "assay.dev",
+    version = "v1alpha1",
+    kind = "MeasuredImage",
+    namespaced,
+    shortname = "mi",
+    category = "assay",
+    status = "MeasuredImageStatus",
+    derive = "PartialEq",
+    doc = "A guest image and the launch digest of every shape that it may be launched in.",
+    selectable = ".spec.lifecycle.state",
+    printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type=='Ready')].status"),
+    printcolumn(name = "State", type_ = "string", json_path = ".spec.lifecycle.state"),
+    printcolumn(name = "Digests", type_ = "string", json_path = ".status.digests.summary", description = "Accepted launch digests of all"),
+    printcolumn(name = "Used-By", type_ = "integer", json_path = ".status.usedBy", description = "ConfidentialDeployments that use this image"),
+    printcolumn(name = "Reason", type_ = "string", json_path = ".status.conditions[?(@.type=='Ready')].reason"),
+    printcolumn(name = "Artifact", type_ = "string", json_path = ".status.artifact.reference", priority = "1"),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
+)]
+#[serde(rename_all = "camelCase")]
+pub struct MeasuredImageSpec {
+    /// Where the artifact comes from. Immutable: create another MeasuredImage
+    /// for another build.
+    #[x_kube(validation = Rule::new("self == oldSelf").message("spec.source is immutable; create another MeasuredImage"))]
+    pub source: ImageSource,
+    /// Which launch shapes get a digest.
+    #[serde(default)]
+    pub shapes: LaunchShapes,
+    /// Whether the image may be used.
+    #[serde(default)]
+    pub lifecycle: Lifecycle,
+}
+
+/// Where the artifact comes from: exactly the member that `type` names.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("(self.type == 'Build') == has(self.build)").message("source.build must be set exactly when source.type is Build"),
+    validation = Rule::new("(self.type == 'OCI') == has(self.oci)").message("source.oci must be set exactly when source.type is OCI"),
+)]
+pub struct ImageSource {
+    /// Which member is set.
+    #[serde(rename = "type")]
+    pub type_: SourceType,
+    /// Build the artifact in the cluster.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub build: Option<BuildSource>,
+    /// Use an artifact that exists.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub oci: Option<OciSource>,
+}
+
+/// The kinds of source.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum SourceType {
+    /// Build from a container image and a boot kit, in a Job.
+    Build,
+    /// Pull an artifact by digest.
+    #[serde(rename = "OCI")]
+    Oci,
+}
+
+/// What to build the artifact from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct BuildSource {
+    /// The workload: an ordinary container image.
+    pub rootfs: ImageByDigest,
+    /// Kernel, modules, systemd-stub and firmware.
+    pub boot_kit: ImageByDigest,
+    /// Where the root file system goes.
+    #[serde(default)]
+    pub layout: Layout,
+    /// Words appended to the kernel command line. They are measured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 1024), regex(pattern = "^[ -~]*$"))]
+    pub extra_cmdline: Option<String>,
+    /// Where the artifact is pushed to.
+    pub output: BuildOutput,
+}
+
+/// A container image by digest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ImageByDigest {
+    /// Reference with digest: `host/repository@sha256:…`. A tag alone is refused:
+    /// it names other bytes tomorrow.
+    #[schemars(length(max = 1024), regex(pattern = "^[^@\\s]+@sha256:[0-9a-f]{64}$"))]
+    pub image: String,
+}
+
+/// Where the root file system goes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum Layout {
+    /// A read-only disk, verified block by block against a measured root hash.
+    #[default]
+    DmVerity,
+}
+
+/// Where the artifact is pushed to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct BuildOutput {
+    /// Repository without tag or digest: `host/path`.
+    #[schemars(length(min = 3, max = 512), regex(pattern = "^[^@\\s]+/[^@:\\s]+$"))]
+    pub repository: String,
+    /// A Secret of type `kubernetes.io/dockerconfigjson` with the right to push.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub secret_ref: Option<LocalReference>,
+}
+
+/// An artifact that exists.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct OciSource {
+    /// Reference with digest: `host/repository@sha256:…`.
+    #[schemars(length(max = 1024), regex(pattern = "^[^@\\s]+@sha256:[0-9a-f]{64}$"))]
+    pub reference: String,
+}
+
+/// Which launch shapes get a digest, besides those that ConfidentialDeployments
+/// of the namespace ask for.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct LaunchShapes {
+    /// vCPU counts.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 32), inner(range(min = 1, max = 512)))]
+    pub vcpus: Vec<u32>,
+    /// CPU models by QEMU's names. Combined with every vCPU count.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16), inner(length(max = 64)))]
+    pub cpu_models: Vec<String>,
+}
+
+/// Whether the image may be used.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Lifecycle {
+    /// The state.
+    #[serde(default)]
+    pub state: LifecycleState,
+    /// Why, for a person.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 1024))]
+    pub reason: Option<String>,
+}
+
+/// Whether the image may be used.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+pub enum LifecycleState {
+    /// Guests run and receive what the policy releases.
+    #[default]
+    Active,
+    /// As Active, but policies may stop releasing to it.
+    Deprecated,
+    /// No guest of this image is Ready, and nothing is released to it.
+    Revoked,
+}
+
+/// What is known of the image.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct MeasuredImageStatus {
+    /// Generation of the specification that this status describes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+    /// The artifact, every hash recomputed from its bytes by the operator.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub artifact: Option<ArtifactStatus>,
+    /// One row for each launch shape.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["id".to_owned()]))]
+    #[schemars(length(max = 64))]
+    pub launch_digests: Vec<LaunchDigestRow>,
+    /// The rows, counted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub digests: Option<DigestCounts>,
+    /// ConfidentialDeployments that use this image.
+    #[serde(default)]
+    pub used_by: i32,
+    /// States: Ready, ArtifactReady, Measured, Reconciling, Stalled.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["type".to_owned()]))]
+    pub conditions: Vec<Condition>,
+}
+
+/// The artifact's parts.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ArtifactStatus {
+    /// The OCI image by digest.
+    pub reference: String,
+    /// The UKI.
+    pub uki: ArtifactFile,
+    /// The firmware.
+    pub firmware: ArtifactFile,
+    /// The root disk.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub root_disk: Option<RootDiskStatus>,
+}
+
+/// A file of the artifact.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ArtifactFile {
+    /// Path in the artifact.
+    pub path: String,
+    /// Digest of the content, `sha256:…`.
+    pub sha256: String,
+    /// Size in bytes.
+    pub size_bytes: i64,
+}
+
+/// The root disk of an artifact.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct RootDiskStatus {
+    /// Path in the artifact.
+    pub path: String,
+    /// Digest of the content, `sha256:…`.
+    pub sha256: String,
+    /// Size in bytes.
+    pub size_bytes: i64,
+    /// Serial of the virtio disk that the guest looks for.
+    pub serial: String,
+    /// Root hash of the dm-verity tree, `sha256:…`.
+    pub verity_root_hash: String,
+}
+
+/// The launch digest of one shape.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct LaunchDigestRow {
+    /// Key: firmware, CPU model, vCPUs, guest features and TEE, joined by dots.
+    pub id: String,
+    /// The firmware: `ovmf-` and the first twelve digits of its SHA-256.
+    pub firmware: String,
+    /// CPU model by QEMU's name.
+    pub cpu_model: String,
+    /// Number of vCPUs.
+    pub vcpus: u32,
+    /// SEV_FEATURES of the VMSA, as hexadecimal.
+    pub guest_features: String,
+    /// The TEE.
+    pub tee: TeeType,
+    /// The launch digest, `sha384:…`.
+    pub digest: String,
+    /// Whether verifiers accept it.
+    pub state: DigestState,
+}
+
+/// Whether verifiers accept a launch digest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum DigestState {
+    /// It is accepted.
+    Accepted,
+    /// Its image is revoked.
+    Revoked,
+}
+
+/// Launch digests, counted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct DigestCounts {
+    /// Rows that verifiers accept.
+    pub accepted: i32,
+    /// All rows.
+    pub total: i32,
+    /// `accepted/total`.
+    pub summary: String,
+}
+
+reasons! {
+    /// Why a MeasuredImage is as it is.
+    MeasuredImageReason {
+        /// The build Job has not finished.
+        Building,
+        /// The build Job failed; the message has its error.
+        BuildFailed,
+        /// The artifact is being read.
+        Pulling,
+        /// The artifact cannot be read from its registry.
+        PullFailed,
+        /// The artifact's content contradicts its manifest.
+        ArtifactInvalid,
+        /// A requested CPU model is unknown.
+        UnknownCpuModel,
+        /// A launch digest cannot be computed.
+        MeasureFailed,
+        /// The artifact is there and hashed.
+        ArtifactVerified,
+        /// Every launch digest is computed.
+        DigestsComputed,
+        /// Digests are published and accepted.
+        Published,
+        /// The image is revoked.
+        Revoked,
+        /// Nothing is left to do.
+        UpToDate,
+    }
+}
