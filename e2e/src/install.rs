@@ -1,0 +1,56 @@
+//! Installing Assay by helm, as its users do.
+
+use std::process::Command;
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::Environment;
+
+/// Namespace that the scenarios install into.
+pub const NAMESPACE: &str = "assay-system";
+
+/// Installs or upgrades both charts and waits until everything is Ready.
+///
+/// # Errors
+/// When helm fails; the state of the installation is printed first.
+pub fn install(environment: &Environment) -> Result<()> {
+    helm(environment, &["upgrade", "--install", "assay-crds", "charts/assay-crds"])?;
+    let images = &environment.images;
+    helm(
+        environment,
+        &[
+            "upgrade",
+            "--install",
+            "assay",
+            "charts/assay",
+            "--wait",
+            "--timeout=5m",
+            "--set",
+            &format!("images.assay={}", images.assay),
+            "--set",
+            &format!("images.launcher={}", images.launcher),
+            "--set",
+            &format!("images.builder={}", images.builder),
+            "--set",
+            "simulation.enabled=true",
+            "--set",
+            &format!("registry.plainHTTP={{{}}}", environment.registry),
+        ],
+    )
+    .inspect_err(|_| environment.kubectl().print_state(NAMESPACE))
+}
+
+fn helm(environment: &Environment, args: &[&str]) -> Result<()> {
+    let output = Command::new(&environment.helm)
+        .current_dir(&environment.checkout)
+        .arg("--kubeconfig")
+        .arg(&environment.kubeconfig)
+        .args(["--namespace", NAMESPACE, "--create-namespace"])
+        .args(args)
+        .output()
+        .with_context(|| format!("run {}", environment.helm.display()))?;
+    if !output.status.success() {
+        bail!("helm {} failed: {}", args.join(" "), String::from_utf8_lossy(&output.stderr).trim());
+    }
+    Ok(())
+}

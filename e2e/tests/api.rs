@@ -1,0 +1,191 @@
+//! The API server's own view: CEL rules refuse what contradicts itself, and the
+//! chart's roles give each program what it needs and no more.
+
+use anyhow::{Result, ensure};
+use assay_e2e::{Environment, Kubectl, install};
+use serde_json::{Value, json};
+
+#[test]
+fn contradictions_are_refused_with_the_field_s_name() -> Result<()> {
+    let Some(environment) = Environment::from_variable()? else { return Ok(()) };
+    install::install(&environment)?;
+    let kubectl = environment.kubectl();
+    accept(&kubectl, &image())?;
+    accept(&kubectl, &policy())?;
+    accept(&kubectl, &deployment())?;
+
+    let cases: [(Value, &str, Value, &str); 12] = [
+        (image(), "/spec/source/type", json!("OCI"), "source.oci must be set"),
+        (image(), "/spec/source/build/rootfs/image", json!("host/repo:tag"), "rootfs.image"),
+        (image(), "/spec/source/build/output/repository", json!("host/repo@sha256:0"), "repository"),
+        (image(), "/spec/shapes", json!({"vcpus": [0]}), "vcpus"),
+        (policy(), "/spec/tees", json!([]), "tees"),
+        (policy(), "/spec/freshness", json!({"interval": "10m", "maxAge": "5m"}), "shorter than"),
+        (policy(), "/spec/release", json!([{"resource": "x", "imageStates": ["Revoked"]}]), "revoked"),
+        (deployment(), "/spec/machine/vcpus", json!(0), "vcpus"),
+        (deployment(), "/spec/machine/cpuModel", json!("host"), "cpuModel must name a model"),
+        (deployment(), "/spec/machine/simulation", json!({"fault": "TamperedKernel"}), "SimulatedSNP alone"),
+        (deployment(), "/spec/ports/0/containerPort", json!(9990), "status port"),
+        (deployment(), "/spec/secrets/0/target/path", json!("/run/secrets/../x"), "segments"),
+    ];
+    for (object, pointer, value, sentence) in cases {
+        refuse(&kubectl, object, pointer, value, sentence)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn programs_can_do_what_they_need_and_no_more() -> Result<()> {
+    let Some(environment) = Environment::from_variable()? else { return Ok(()) };
+    install::install(&environment)?;
+    let kubectl = environment.kubectl();
+    let operator = "assay-operator";
+    let broker = "assay-broker";
+    for (account, verb, resource, namespace, expected) in [
+        (operator, "patch", "pods/status", "default", true),
+        (operator, "create", "jobs.batch", "default", true),
+        (operator, "patch", "measuredimages.assay.dev/status", "default", true),
+        (operator, "patch", "measuredimages.assay.dev", "default", false),
+        (operator, "get", "secrets", "default", false),
+        (operator, "create", "pods", "default", false),
+        (operator, "create", "clusterrolebindings", "default", false),
+        (operator, "patch", "attestationrecords.assay.dev/status", "default", false),
+        (broker, "patch", "attestationrecords.assay.dev/status", "default", true),
+        (broker, "get", "secrets", "default", false),
+        (broker, "list", "secrets", "default", false),
+        (broker, "create", "deployments.apps", "default", false),
+        (broker, "patch", "pods/status", "default", false),
+    ] {
+        let user = format!("--as=system:serviceaccount:{}:{account}", install::NAMESPACE);
+        let output =
+            kubectl.output(&["auth", "can-i", verb, resource, "-n", namespace, &user], "")?;
+        ensure!(
+            output.status.success() == expected,
+            "{account} {verb} {resource}: expected {expected}, got {}",
+            String::from_utf8_lossy(&output.stdout).trim()
+        );
+    }
+    Ok(())
+}
+
+#[test]
+fn the_operator_cannot_grant_itself_secrets() -> Result<()> {
+    let Some(environment) = Environment::from_variable()? else { return Ok(()) };
+    install::install(&environment)?;
+    let user = format!("--as=system:serviceaccount:{}:assay-operator", install::NAMESPACE);
+    let role = |name: &str, rules: Value| {
+        json!({
+            "apiVersion": "rbac.authorization.k8s.io/v1",
+            "kind": "Role",
+            "metadata": {"name": name, "namespace": "default"},
+            "rules": rules,
+        })
+    };
+    let any_secret = json!([{"apiGroups": [""], "resources": ["secrets"], "verbs": ["get"]}]);
+    let one_secret = json!([{
+        "apiGroups": [""], "resources": ["secrets"], "verbs": ["get"], "resourceNames": ["x"],
+    }]);
+    let other = json!([{"apiGroups": ["*"], "resources": ["*"], "verbs": ["*"]}]);
+    for (object, allowed) in [
+        (role("assay-release-x", one_secret.clone()), true),
+        (role("assay-release-x", any_secret), false),
+        (role("assay-release-x", other), false),
+        (role("something-else", one_secret), false),
+        (binding("assay-broker"), true),
+        (binding("assay-operator"), false),
+    ] {
+        let output = environment
+            .kubectl()
+            .output(&["create", "--dry-run=server", &user, "-f", "-"], &object.to_string())?;
+        ensure!(
+            output.status.success() == allowed,
+            "{object}: expected {allowed}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+    }
+    Ok(())
+}
+
+fn binding(account: &str) -> Value {
+    json!({
+        "apiVersion": "rbac.authorization.k8s.io/v1",
+        "kind": "RoleBinding",
+        "metadata": {"name": "assay-release-x", "namespace": "default"},
+        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "assay-release-x"},
+        "subjects": [{"kind": "ServiceAccount", "name": account, "namespace": install::NAMESPACE}],
+    })
+}
+
+fn accept(kubectl: &Kubectl, object: &Value) -> Result<()> {
+    kubectl
+        .run_with_input(&["create", "--dry-run=server", "-f", "-"], &object.to_string())
+        .map(drop)
+}
+
+fn refuse(
+    kubectl: &Kubectl,
+    mut object: Value,
+    pointer: &str,
+    value: Value,
+    sentence: &str,
+) -> Result<()> {
+    let (parent, field) = pointer.rsplit_once('/').unwrap_or_default();
+    if let Some(parent) = object.pointer_mut(parent) {
+        parent[field] = value;
+    }
+    let output =
+        kubectl.output(&["create", "--dry-run=server", "-f", "-"], &object.to_string())?;
+    let error = String::from_utf8_lossy(&output.stderr);
+    ensure!(!output.status.success(), "{pointer} was accepted: {object}");
+    ensure!(error.contains(sentence), "{pointer}: {sentence:?} is not in: {error}");
+    Ok(())
+}
+
+fn object(kind: &str, spec: Value) -> Value {
+    json!({
+        "apiVersion": "assay.dev/v1alpha1",
+        "kind": kind,
+        "metadata": {"name": "good", "namespace": "default"},
+        "spec": spec,
+    })
+}
+
+fn image() -> Value {
+    let reference = format!("host:5000/repository@sha256:{}", "0".repeat(64));
+    object(
+        "MeasuredImage",
+        json!({"source": {"type": "Build", "build": {
+            "rootfs": {"image": reference},
+            "bootKit": {"image": reference},
+            "output": {"repository": "host:5000/repository"},
+        }}}),
+    )
+}
+
+fn policy() -> Value {
+    object(
+        "AttestationPolicy",
+        json!({"tees": ["SNP"], "snp": {"products": [{
+            "name": "Genoa",
+            "minimumTCB": {"bootLoader": 1, "tee": 0, "snp": 1, "microcode": 1},
+        }]}}),
+    )
+}
+
+fn deployment() -> Value {
+    object(
+        "ConfidentialDeployment",
+        json!({
+            "replicas": 1,
+            "imageRef": {"name": "good"},
+            "policyRef": {"name": "good"},
+            "machine": {"vcpus": 1, "memory": "512Mi", "cpuModel": "EPYC-v4", "tee": "SNP"},
+            "ports": [{"name": "http", "containerPort": 8080}],
+            "secrets": [{
+                "name": "s",
+                "secretRef": {"name": "x", "key": "y"},
+                "target": {"path": "/run/secrets/s"},
+            }],
+        }),
+    )
+}

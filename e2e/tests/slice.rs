@@ -1,0 +1,303 @@
+//! The main job, asserted: a measured image runs as attested pods, a hostile
+//! node gets nothing, a revocation reaches running pods.
+//!
+//! One test, because it is one story: each step stands on the one before.
+
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use assay_e2e::{Environment, install, kubectl, quickstart, wait};
+use serde_json::Value;
+
+/// What an answer of the web server contains.
+const GREETING: &str = "measured guest";
+
+#[test]
+fn a_measured_image_runs_as_attested_pods() -> Result<()> {
+    let Some(environment) = Environment::from_variable()? else { return Ok(()) };
+    install::install(&environment)?;
+    quickstart::delete(&environment)?;
+    quickstart::apply(&environment)?;
+
+    let image = quickstart::wait_for_image(&environment)?;
+    the_published_digest_equals_the_oracles(&environment, &image)?;
+
+    let deployment = quickstart::wait_for_guests(&environment, 2)?;
+    ensure!(deployment["status"]["summary"]["ready"] == "2/2");
+    ensure!(deployment["status"]["summary"]["attested"] == "2/2");
+    simulation_is_said_aloud(&environment, &deployment)?;
+    pods_are_unprivileged(&environment)?;
+    the_service_answers_with_the_released_secret(&environment)?;
+    records_verify_with_other_tools(&environment)?;
+    drift_is_repaired(&environment)?;
+
+    quickstart::start_hostile(&environment, "tampered", "TamperedKernel")?;
+    quickstart::start_hostile(&environment, "rehashed", "TamperedKernelRehashed")?;
+    a_rehashed_kernel_is_rejected(&environment)?;
+    a_tampered_kernel_never_boots(&environment)?;
+    for name in ["tampered", "rehashed"] {
+        environment.kubectl().run(&["-n", quickstart::NAMESPACE, "delete", "cdep", name])?;
+    }
+
+    quickstart::revoke(&environment, "asserted by a test")?;
+    ensure!(quickstart::ask(&environment, "/healthz", None).is_err(), "a revoked guest answers");
+    the_deployment_says_why(&environment)?;
+    no_secret_has_leaked(&environment)?;
+    quickstart::delete(&environment)
+}
+
+fn the_published_digest_equals_the_oracles(environment: &Environment, image: &Value) -> Result<()> {
+    let rows = image["status"]["launchDigests"].as_array().context("no launch digests")?;
+    let row = rows
+        .iter()
+        .find(|row| row["vcpus"] == 1 && row["cpuModel"] == "EPYC-v4" && row["tee"] == "SimulatedSNP")
+        .context("no row for the quickstart's machine")?;
+    let published = row["digest"].as_str().context("the row has no digest")?;
+
+    let files = pull_artifact(environment, image)?;
+    let arguments = |command: &mut Command| {
+        command
+            .args(["--mode", "snp", "--vcpus", "1", "--vcpu-type", "EPYC-v4"])
+            .args(["--guest-features", "0x1", "--output-format", "hex"])
+            .arg("--ovmf")
+            .arg(files.join("firmware.fd"))
+            .arg("--kernel")
+            .arg(files.join("uki.efi"));
+    };
+    let mut ours = Command::new(&environment.assay);
+    ours.arg("measure");
+    arguments(&mut ours);
+    ensure!(format!("sha384:{}", stdout(&mut ours)?) == published, "assay measure differs");
+
+    let Some(program) = &environment.sev_snp_measure else {
+        println!("skipped: sev-snp-measure is not there");
+        return Ok(());
+    };
+    let mut oracle = Command::new(program);
+    arguments(&mut oracle);
+    ensure!(format!("sha384:{}", stdout(&mut oracle)?) == published, "sev-snp-measure differs");
+    Ok(())
+}
+
+/// Pulls the artifact's files into the scratch directory.
+fn pull_artifact(environment: &Environment, image: &Value) -> Result<PathBuf> {
+    let reference =
+        image["status"]["artifact"]["reference"].as_str().context("no artifact reference")?;
+    let files = environment.scratch.join("artifact");
+    stdout(
+        Command::new(&environment.assay)
+            .args(["pull", reference, "--plain-http", &environment.registry, "--output"])
+            .arg(&files),
+    )?;
+    Ok(files)
+}
+
+fn simulation_is_said_aloud(environment: &Environment, deployment: &Value) -> Result<()> {
+    let hardware = kubectl::condition(deployment, "HardwareBacked").context("no HardwareBacked")?;
+    ensure!(hardware["status"] == "False" && hardware["reason"] == "Simulated");
+    for record in quickstart::records(environment, quickstart::DEPLOYMENT)? {
+        ensure!(record["status"]["tee"] == "SimulatedSNP");
+        let domain = record["status"]["trustDomain"].as_str().unwrap_or_default();
+        ensure!(domain.starts_with("Simulated"), "trust domain {domain:?}");
+    }
+    Ok(())
+}
+
+fn pods_are_unprivileged(environment: &Environment) -> Result<()> {
+    for pod in environment.kubectl().list(
+        quickstart::NAMESPACE,
+        "pods",
+        &format!("assay.dev/deployment={}", quickstart::DEPLOYMENT),
+    )? {
+        let spec = &pod["spec"];
+        ensure!(spec["automountServiceAccountToken"] == false);
+        ensure!(spec["securityContext"]["runAsNonRoot"] == true);
+        for container in spec["containers"].as_array().into_iter().flatten() {
+            let context = &container["securityContext"];
+            ensure!(context["allowPrivilegeEscalation"] == false);
+            ensure!(context["readOnlyRootFilesystem"] == true);
+            ensure!(context["capabilities"]["drop"][0] == "ALL");
+        }
+    }
+    Ok(())
+}
+
+fn the_service_answers_with_the_released_secret(environment: &Environment) -> Result<()> {
+    let (status, body) = quickstart::ask(environment, "/", Some(quickstart::VISITOR))?;
+    ensure!(status == 200 && body.contains(GREETING), "answer {status}: {body}");
+    let (status, _) = quickstart::ask(environment, "/", Some("visitor:guessed"))?;
+    ensure!(status == 401, "a wrong password is answered with {status}");
+    Ok(())
+}
+
+fn records_verify_with_other_tools(environment: &Environment) -> Result<()> {
+    let records = quickstart::records(environment, quickstart::DEPLOYMENT)?;
+    ensure!(records.len() == 2, "{} records for two guests", records.len());
+    let root = environment.kubectl().run(&[
+        "-n",
+        install::NAMESPACE,
+        "get",
+        "configmap",
+        "assay-simulation-root",
+        "-o",
+        "jsonpath={.data.ark\\.pem}",
+    ])?;
+    let root_file = environment.scratch.join("simulated-root.pem");
+    std::fs::write(&root_file, root).context("write the simulated root")?;
+    let file = environment.scratch.join("record.json");
+    std::fs::write(&file, records[0].to_string()).context("write the record")?;
+    stdout(
+        Command::new(&environment.assay)
+            .arg("verify")
+            .arg("--record")
+            .arg(&file)
+            .arg("--simulated-root")
+            .arg(&root_file),
+    )?;
+    Ok(())
+}
+
+fn drift_is_repaired(environment: &Environment) -> Result<()> {
+    let kubectl = environment.kubectl();
+    let uid = |kubectl: &assay_e2e::Kubectl| -> Result<Option<Value>> {
+        let service = kubectl.find(quickstart::NAMESPACE, "service", quickstart::DEPLOYMENT)?;
+        Ok(service.map(|service| service["metadata"]["uid"].clone()))
+    };
+    let before = uid(&kubectl)?;
+    kubectl.run(&["-n", quickstart::NAMESPACE, "delete", "service", quickstart::DEPLOYMENT])?;
+    wait::until(
+        &kubectl,
+        quickstart::NAMESPACE,
+        "the Service to be made again",
+        Duration::from_secs(60),
+        || Ok(uid(&kubectl)?.filter(|now| Some(now) != before.as_ref())),
+    )?;
+    kubectl.run(&[
+        "-n",
+        quickstart::NAMESPACE,
+        "scale",
+        "deployment",
+        quickstart::DEPLOYMENT,
+        "--replicas=5",
+    ])?;
+    wait::until(
+        &kubectl,
+        quickstart::NAMESPACE,
+        "the replica count to be put right",
+        Duration::from_secs(60),
+        || {
+            let found =
+                kubectl.find(quickstart::NAMESPACE, "deployment", quickstart::DEPLOYMENT)?;
+            Ok(found.filter(|deployment| deployment["spec"]["replicas"] == 2))
+        },
+    )?;
+    Ok(())
+}
+
+fn a_rehashed_kernel_is_rejected(environment: &Environment) -> Result<()> {
+    let record = quickstart::wait_for_rejection(environment, "rehashed")?;
+    let checks = record["status"]["checks"].as_array().context("the record has no checks")?;
+    let failed: Vec<&Value> = checks.iter().filter(|check| check["result"] == "Fail").collect();
+    ensure!(
+        failed.len() == 1 && failed[0]["name"] == "Measurement",
+        "failed checks: {failed:?}"
+    );
+    ensure!(failed[0]["expected"] != failed[0]["observed"]);
+    quickstart::ensure_never_ready(environment, "rehashed")?;
+    let events = environment.kubectl().json(&["-n", quickstart::NAMESPACE, "get", "events"])?;
+    let pod = &record["spec"]["podRef"]["name"];
+    let released = events["items"].as_array().into_iter().flatten().any(|event| {
+        event["reason"] == "SecretReleased" && &event["involvedObject"]["name"] == pod
+    });
+    ensure!(!released, "a secret was released to {pod}");
+    Ok(())
+}
+
+/// The honest guests of this run booted in the time that this waits for a sign
+/// of life three times over.
+fn a_tampered_kernel_never_boots(environment: &Environment) -> Result<()> {
+    let kubectl = environment.kubectl();
+    let pod = quickstart::wait_for_running_pod(environment, "tampered")?;
+    let name = pod["metadata"]["name"].as_str().context("the pod has no name")?;
+    wait::until(
+        &kubectl,
+        quickstart::NAMESPACE,
+        "the launcher to give the guest up",
+        Duration::from_secs(240),
+        || {
+            let log = kubectl.run(&["-n", quickstart::NAMESPACE, "logs", name])?;
+            ensure!(!log.contains("Booted"), "a tampered kernel booted:\n{log}");
+            Ok(log.contains("has not booted").then_some(()))
+        },
+    )?;
+    ensure!(
+        quickstart::records(environment, "tampered")?.is_empty(),
+        "a guest that cannot boot has a record"
+    );
+    quickstart::ensure_never_ready(environment, "tampered")
+}
+
+fn the_deployment_says_why(environment: &Environment) -> Result<()> {
+    let kubectl = environment.kubectl();
+    wait::until(
+        &kubectl,
+        quickstart::NAMESPACE,
+        "the deployment to name the revocation",
+        Duration::from_secs(30),
+        || {
+            let found = kubectl.find(
+                quickstart::NAMESPACE,
+                "confidentialdeployment",
+                quickstart::DEPLOYMENT,
+            )?;
+            Ok(found.filter(|deployment| {
+                kubectl::condition(deployment, "Ready")
+                    .is_some_and(|ready| ready["status"] == "False" && ready["reason"] == "ImageRevoked")
+            }))
+        },
+    )?;
+    Ok(())
+}
+
+/// The secret may stand in the Secret alone: not in records, conditions,
+/// Events, launch data or logs.
+fn no_secret_has_leaked(environment: &Environment) -> Result<()> {
+    let kubectl = environment.kubectl();
+    let secret = kubectl
+        .find(quickstart::NAMESPACE, "secret", "web-users")?
+        .context("the Secret is gone")?;
+    let encoded = secret["data"]["htpasswd"].as_str().context("the Secret has no htpasswd")?;
+    let hash = "$apr1$";
+    let kinds = "mi,cdep,ap,ar,pods,configmaps,events,deployments,replicasets,jobs";
+    let mut places =
+        vec![kubectl.run(&["-n", quickstart::NAMESPACE, "get", kinds, "-o", "yaml"])?];
+    for pod in kubectl.list(quickstart::NAMESPACE, "pods", "assay.dev/deployment")? {
+        let name = pod["metadata"]["name"].as_str().context("a pod has no name")?;
+        places.push(kubectl.run(&["-n", quickstart::NAMESPACE, "logs", name, "--all-containers"])?);
+    }
+    places.push(kubectl.run(&[
+        "-n",
+        install::NAMESPACE,
+        "logs",
+        "-l",
+        "app.kubernetes.io/name=assay",
+        "--tail=-1",
+    ])?);
+    for place in places {
+        ensure!(!place.contains(encoded) && !place.contains(hash), "the secret leaked:\n{place}");
+    }
+    Ok(())
+}
+
+fn stdout(command: &mut Command) -> Result<String> {
+    let output = command.output().with_context(|| format!("run {command:?}"))?;
+    ensure!(
+        output.status.success(),
+        "{command:?} failed: {}{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
+    Ok(String::from_utf8(output.stdout).context("output is not UTF-8")?.trim().to_owned())
+}
