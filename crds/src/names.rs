@@ -8,6 +8,9 @@ pub const GROUP: &str = "assay.dev";
 pub const DEPLOYMENT_LABEL: &str = "assay.dev/deployment";
 /// Pod and Job label: name of the MeasuredImage.
 pub const IMAGE_LABEL: &str = "assay.dev/image";
+/// Label of pods, ReplicaSets and launch ConfigMaps: the revision of the launch
+/// specification.
+pub const REVISION_LABEL: &str = "assay.dev/revision";
 /// Pod annotation: the launch digest that the operator expects of this pod.
 pub const EXPECTED_DIGEST_ANNOTATION: &str = "assay.dev/expected-launch-digest";
 

@@ -18,6 +18,11 @@ pub const DEPLOYMENT: &str = "web";
 /// Its visitor, as the secret has him.
 pub const VISITOR: &str = "visitor:measured";
 
+/// What a launcher logs once its guest's agent runs.
+const BOOTED: &str = "guest booted";
+/// What a launcher logs when nothing of its guest runs long after power-on.
+const NOT_BOOTED: &str = "guest has not booted";
+
 /// Building pulls, writes and pushes an image; machines are slow.
 const BUILD_DEADLINE: Duration = Duration::from_secs(300);
 /// Booting takes seconds; a loaded machine, more.
@@ -160,6 +165,23 @@ pub fn wait_for_rejection(environment: &Environment, deployment: &str) -> Result
         Ok(records.into_iter().find(|record| record["status"]["verdict"] == "Rejected"))
     })?;
     Ok(record)
+}
+
+/// Waits until the launcher of a deployment's only pod gives the guest up,
+/// because the firmware refuses what it was given.
+///
+/// # Errors
+/// When the guest boots, or after the deadline.
+pub fn wait_for_refused_boot(environment: &Environment, deployment: &str) -> Result<()> {
+    let kubectl = environment.kubectl();
+    let pod = wait_for_running_pod(environment, deployment)?;
+    let name = pod["metadata"]["name"].as_str().context("the pod has no name")?;
+    wait::until(&kubectl, NAMESPACE, "the launcher to give up", BOOT_DEADLINE, || {
+        let log = kubectl.run(&["-n", NAMESPACE, "logs", name])?;
+        ensure!(!log.contains(BOOTED), "a tampered kernel booted:\n{log}");
+        Ok(log.contains(NOT_BOOTED).then_some(()))
+    })?;
+    Ok(())
 }
 
 /// The AttestationRecords of a deployment.

@@ -1,2 +1,101 @@
-//! Developer commands.
-fn main() {}
+//! Developer commands: `cargo xtask <command>`.
+
+mod check_deps;
+mod debian;
+mod images;
+mod layers;
+mod tree;
+
+use anyhow::{Context, Result, bail};
+use assay_cluster::{Cache, Cluster};
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "Developer commands of Assay")]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// A real Kubernetes cluster on this machine.
+    #[command(subcommand)]
+    Cluster(ClusterCommand),
+    /// Fetch or build every program that the other commands need.
+    Programs,
+    /// The container images.
+    #[command(subcommand)]
+    Images(ImagesCommand),
+    /// Check that crates depend on each other only as ARCHITECTURE.md draws it.
+    CheckDeps,
+}
+
+#[derive(Subcommand)]
+enum ClusterCommand {
+    /// Start it, or find it running; prints the KUBECONFIG.
+    Up,
+    /// Stop it and leave nothing behind.
+    Down,
+    /// Show its components.
+    Status,
+}
+
+#[derive(Subcommand)]
+enum ImagesCommand {
+    /// Build, pack and push all images; prints their references by digest as JSON.
+    Push {
+        /// Host and port of a registry over plain HTTP [default: the cluster's].
+        #[arg(long)]
+        registry: Option<String>,
+        /// Only what is packed from Debian's packages: boot kit, web server, busybox.
+        #[arg(long)]
+        inputs: bool,
+    },
+}
+
+fn main() -> ExitCode {
+    match run(Arguments::parse().command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> Result<()> {
+    match command {
+        Command::Cluster(ClusterCommand::Up) => {
+            let kubeconfig = Cluster::open()?.up()?;
+            println!("export KUBECONFIG={}", kubeconfig.path.display());
+            Ok(())
+        }
+        Command::Cluster(ClusterCommand::Down) => Cluster::open()?.down(),
+        Command::Cluster(ClusterCommand::Status) => {
+            let status = Cluster::open()?.status()?;
+            print!("{status}");
+            if !status.is_healthy() {
+                bail!("the cluster is not healthy");
+            }
+            Ok(())
+        }
+        Command::Programs => Cache::open()?.everything(),
+        Command::Images(ImagesCommand::Push { registry, inputs }) => {
+            let registry = match registry {
+                Some(registry) => registry,
+                None => Cluster::open()?.kubeconfig().registry,
+            };
+            let cache = Cache::open()?;
+            let pushed = if inputs {
+                serde_json::to_string_pretty(&images::push_inputs(&cache, &registry)?)
+            } else {
+                serde_json::to_string_pretty(&images::push(&cache, &registry)?)
+            };
+            println!("{}", pushed.context("encode the references")?);
+            Ok(())
+        }
+        Command::CheckDeps => check_deps::run(),
+    }
+}

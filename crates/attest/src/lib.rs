@@ -1,1 +1,33 @@
-//! Appraisal of SEV-SNP evidence, pure and fail closed.
+//! Appraisal of SEV-SNP evidence: evidence, trust anchors, reference values and
+//! a policy in, a verdict with every check out.
+//!
+//! The one entry is [`appraise()`]. It is pure: it reads no clock, no file and no
+//! network, so that the same inputs give the same verdict anywhere, and a
+//! stored piece of evidence can be appraised again by anyone. It fails closed:
+//! a verdict is `Accepted` only when every check of [`CheckName::ALL`] was made
+//! and passed, or is one that the policy visibly does without.
+//!
+//! It must never take a trust anchor from evidence, pad or cut an expected
+//! value, or leave out a check because something to compare with is missing.
+//!
+//! Vocabulary: RFC 9334. Layouts and rules: SEV-SNP Firmware ABI (AMD 56860)
+//! and the VCEK certificate specification (AMD 57230).
+
+pub mod anchors;
+mod appraise;
+mod certificate;
+mod chain;
+pub mod crypto;
+pub mod evidence;
+mod ledger;
+mod platform;
+pub mod policy;
+pub mod reference;
+pub mod verdict;
+
+pub use anchors::{TrustAnchors, TrustDomain};
+pub use appraise::appraise;
+pub use evidence::{Binding, Evidence};
+pub use policy::AppraisalPolicy;
+pub use reference::{ReferenceState, ReferenceValue, ReferenceValues};
+pub use verdict::{Check, CheckName, CheckResult, Claims, Outcome, ReasonCode, TcbClaims, Verdict};

@@ -1,1 +1,26 @@
-//! Verifier and key broker service.
+//! Verifier and key broker: appraises a guest's evidence, records the verdict,
+//! and releases what the policy names to guests whose verdict is in force.
+//!
+//! Release depends on this service alone. It believes no condition of a pod and
+//! no status of a deployment, except the launch digests that a MeasuredImage
+//! publishes. It writes AttestationRecords, and never a secret: values leave it
+//! only encrypted to the key that the evidence binds.
+//!
+//! Decisions are pure and in [`appraisal`], [`record`] and [`release`]; the
+//! order of reads and writes around them is [`service`]; HTTP is [`server`] and
+//! the API server is [`kubernetes`].
+
+pub mod appraisal;
+#[cfg(test)]
+mod fixtures;
+pub mod identity;
+pub mod keys;
+pub mod kubernetes;
+pub mod policy;
+pub mod record;
+pub mod release;
+pub mod server;
+pub mod service;
+pub mod startup;
+pub mod submission;
+pub mod token;

@@ -1,2 +1,51 @@
 //! The assay command.
-fn main() {}
+//!
+//! Every subcommand lives in a file of its own: `Args` is what a person may
+//! type, `run` reads files, calls one pure function and prints. Results go to
+//! standard output, everything else to standard error, so that scripts can use
+//! the former as it is.
+
+mod build;
+mod measure;
+mod pull;
+mod verify;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Measured images and attested guests, from the command line.
+#[derive(Debug, Parser)]
+#[command(name = "assay", version, arg_required_else_help = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Build a measured image from a recipe
+    Build(build::Args),
+    /// Compute the launch digest of a guest from its files
+    Measure(measure::Args),
+    /// Fetch the files of an artifact, verified
+    Pull(pull::Args),
+    /// Appraise evidence again, from files
+    Verify(verify::Args),
+}
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().command {
+        Command::Build(args) => build::run(&args),
+        Command::Measure(args) => measure::run(&args),
+        Command::Pull(args) => pull::run(&args),
+        Command::Verify(args) => verify::run(&args),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

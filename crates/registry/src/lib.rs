@@ -1,1 +1,512 @@
 //! Pulls and pushes OCI images by digest.
+//!
+//! A registry is not trusted: every byte that is taken from it is checked
+//! against the digest that named it, and a reference with a digest never yields
+//! anything else. A reference by tag is a question ("what is it now?"), whose
+//! answer names the digest.
+
+mod docker_config;
+mod layout;
+
+use std::time::Duration;
+
+use assay_image::flatten::StoredLayer;
+use assay_image::oci::{
+    Blob, Descriptor, ImageManifest, LayerCompression, ManifestOrIndex, OciImage,
+    ParseManifestError, media_type, parse_manifest,
+};
+use assay_tee::Sha256Digest;
+use bytes::Bytes;
+use futures::{StreamExt as _, TryStreamExt as _, stream};
+use http::HeaderValue;
+use oci_client::client::{Certificate, CertificateEncoding, ClientConfig, ClientProtocol};
+use oci_client::errors::OciDistributionError;
+use oci_client::secrets::RegistryAuth;
+use oci_client::{Client, ParseError, Reference, RegistryOperation};
+use sha2::{Digest as _, Sha256};
+use tokio::io::{AsyncWrite, AsyncWriteExt as _};
+
+pub use docker_config::{DockerConfig, ParseDockerConfigError};
+pub use layout::{ReadLayoutError, read_layout};
+
+/// Largest manifest or index that is read: registries refuse larger ones.
+const MAX_MANIFEST_LEN: usize = 4 << 20;
+/// Largest image configuration that is read.
+const MAX_CONFIG_LEN: u64 = 8 << 20;
+/// Layers that are transferred at the same time.
+const CONCURRENT_BLOBS: usize = 4;
+
+/// How to reach registries.
+#[derive(Debug, Clone, Default)]
+pub struct RegistryOptions {
+    /// Hosts (`host` or `host:port`) that speak plain HTTP. All others must
+    /// speak HTTPS with a certificate that public or system roots vouch for.
+    pub plain_http_hosts: Vec<String>,
+    /// Credentials.
+    pub docker_config: Option<DockerConfig>,
+}
+
+/// A client for all registries.
+#[derive(Clone)]
+pub struct Registry {
+    client: Client,
+    docker_config: DockerConfig,
+}
+
+impl std::fmt::Debug for Registry {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Registry").finish_non_exhaustive()
+    }
+}
+
+/// Why an image could not be pulled or pushed.
+#[derive(Debug, thiserror::Error)]
+pub enum RegistryError {
+    /// The HTTP client could not be set up.
+    #[error("cannot set up the registry client")]
+    Client(#[source] OciDistributionError),
+    /// Not an image reference.
+    #[error("{reference:?} is not an image reference")]
+    ParseReference {
+        /// As given.
+        reference: String,
+        /// Why.
+        #[source]
+        source: ParseError,
+    },
+    /// The reference's digest is not SHA-256.
+    #[error("{reference:?} is not by a sha256 digest")]
+    ForeignDigest {
+        /// As given.
+        reference: String,
+    },
+    /// A reference to push to has a digest.
+    #[error("cannot push to {reference:?}: name a repository, with or without a tag")]
+    PushToDigest {
+        /// As given.
+        reference: String,
+    },
+    /// The registry did not accept the credentials, or has none to give.
+    #[error("cannot authenticate to {registry}")]
+    Authenticate {
+        /// Host.
+        registry: String,
+        /// Why.
+        #[source]
+        source: OciDistributionError,
+    },
+    /// The manifest could not be fetched.
+    #[error("cannot fetch the manifest of {reference}")]
+    FetchManifest {
+        /// Image.
+        reference: String,
+        /// Why.
+        #[source]
+        source: OciDistributionError,
+    },
+    /// The manifest is not one.
+    #[error("cannot read the manifest of {reference}")]
+    ReadManifest {
+        /// Image.
+        reference: String,
+        /// Why.
+        #[source]
+        source: ParseManifestError,
+    },
+    /// The manifest or configuration is absurdly large.
+    #[error("{what} of {reference} is larger than {max} bytes")]
+    TooLarge {
+        /// Image.
+        reference: String,
+        /// What is too large.
+        what: &'static str,
+        /// Limit in bytes.
+        max: u64,
+    },
+    /// The index has nothing for linux/amd64.
+    #[error("{reference} has no image for linux/amd64")]
+    NoPlatform {
+        /// Image.
+        reference: String,
+    },
+    /// A blob could not be fetched.
+    #[error("cannot fetch blob {digest}")]
+    FetchBlob {
+        /// Blob.
+        digest: Sha256Digest,
+        /// Why.
+        #[source]
+        source: OciDistributionError,
+    },
+    /// A blob's transfer broke off, or it could not be stored.
+    #[error("cannot transfer blob {digest}")]
+    TransferBlob {
+        /// Blob.
+        digest: Sha256Digest,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// Content is not what its digest says.
+    #[error("registry sent content with digest {actual} for {expected}")]
+    DigestMismatch {
+        /// What was asked for.
+        expected: Sha256Digest,
+        /// What came.
+        actual: Sha256Digest,
+    },
+    /// A blob's length is not what the manifest says.
+    #[error("registry sent {actual} bytes or more for blob {digest} of {expected} bytes")]
+    SizeMismatch {
+        /// Blob.
+        digest: Sha256Digest,
+        /// The manifest's claim.
+        expected: u64,
+        /// Bytes received when it was noticed.
+        actual: u64,
+    },
+    /// A blob could not be pushed.
+    #[error("cannot push blob {digest} to {reference}")]
+    PushBlob {
+        /// Image.
+        reference: String,
+        /// Blob.
+        digest: Sha256Digest,
+        /// Why.
+        #[source]
+        source: OciDistributionError,
+    },
+    /// The manifest could not be pushed.
+    #[error("cannot push the manifest of {reference}")]
+    PushManifest {
+        /// Image.
+        reference: String,
+        /// Why.
+        #[source]
+        source: OciDistributionError,
+    },
+}
+
+/// A manifest that was resolved for linux/amd64 and verified.
+#[derive(Debug, Clone)]
+pub struct PulledManifest {
+    /// What the reference named: the index's digest where there is an index,
+    /// else the manifest's. `repository@digest` is the reference to keep.
+    pub digest: Sha256Digest,
+    /// Digest of the manifest itself.
+    pub manifest_digest: Sha256Digest,
+    /// The manifest.
+    pub manifest: ImageManifest,
+    /// The manifest's bytes.
+    pub manifest_bytes: Bytes,
+}
+
+/// An image that was pulled and verified.
+#[derive(Debug, Clone)]
+pub struct Pulled {
+    /// What the reference named: see [`PulledManifest::digest`].
+    pub digest: Sha256Digest,
+    /// Digest of the manifest itself.
+    pub manifest_digest: Sha256Digest,
+    /// The manifest.
+    pub manifest: ImageManifest,
+    /// The image configuration as it is stored.
+    pub config: Bytes,
+    /// The layers as they are stored, lowest first, in the order of
+    /// `manifest.layers`.
+    pub layers: Vec<Bytes>,
+}
+
+/// A layer is of a kind that nothing here reads, such as an encrypted one.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("layer {index} has media type {media_type:?}, which is not read")]
+pub struct LayerMediaTypeError {
+    /// Position, from 0.
+    pub index: usize,
+    /// As the manifest says.
+    pub media_type: String,
+}
+
+impl Pulled {
+    /// The layers with their compression, to be flattened.
+    pub fn stored_layers(&self) -> Result<Vec<StoredLayer>, LayerMediaTypeError> {
+        let layer = |(index, (descriptor, bytes)): (usize, (&Descriptor, &Bytes))| {
+            let media_type = &descriptor.media_type;
+            let compression = LayerCompression::from_media_type(media_type)
+                .ok_or_else(|| LayerMediaTypeError { index, media_type: media_type.clone() })?;
+            Ok(StoredLayer { bytes: bytes.clone(), compression })
+        };
+        self.manifest.layers.iter().zip(&self.layers).enumerate().map(layer).collect()
+    }
+}
+
+impl Registry {
+    /// A client. It opens no connection yet.
+    ///
+    /// # Errors
+    /// When the TLS client cannot be built.
+    pub fn new(options: RegistryOptions) -> Result<Self, RegistryError> {
+        // A static binary in an empty container image finds no roots on disk,
+        // and then even a client for plain HTTP cannot be built.
+        let extra_root_certificates = webpki_root_certs::TLS_SERVER_ROOT_CERTS
+            .iter()
+            .map(|root| Certificate { encoding: CertificateEncoding::Der, data: root.to_vec() })
+            .collect();
+        let client = Client::try_from(ClientConfig {
+            protocol: ClientProtocol::HttpsExcept(options.plain_http_hosts),
+            extra_root_certificates,
+            use_monolithic_push: true,
+            connect_timeout: Some(Duration::from_secs(20)),
+            read_timeout: Some(Duration::from_secs(60)),
+            user_agent: concat!("assay/", env!("CARGO_PKG_VERSION")),
+            ..ClientConfig::default()
+        })
+        .map_err(RegistryError::Client)?;
+        Ok(Self { client, docker_config: options.docker_config.unwrap_or_default() })
+    }
+
+    /// Pushes an image to `reference` (`host/repository`, optionally `:tag`),
+    /// skipping blobs that the registry has, and returns `host/repository@sha256:…`.
+    pub async fn push(&self, reference: &str, image: &OciImage) -> Result<String, RegistryError> {
+        let parsed = parse_reference(reference)?;
+        if parsed.digest().is_some() {
+            return Err(RegistryError::PushToDigest { reference: reference.to_owned() });
+        }
+        self.authenticate(&parsed, RegistryOperation::Push).await?;
+        let blobs = image.layers.iter().chain(std::iter::once(&image.config));
+        stream::iter(blobs)
+            .map(|blob| self.push_blob(&parsed, blob))
+            .buffer_unordered(CONCURRENT_BLOBS)
+            .try_collect::<()>()
+            .await?;
+
+        let digest = image.manifest_digest.to_string();
+        // Without a tag the manifest is stored by its digest, which the
+        // distribution API takes at the place of a tag.
+        let tag = explicit_tag(reference).unwrap_or(&digest).to_owned();
+        let target = Reference::with_tag(
+            parsed.registry().to_owned(),
+            parsed.repository().to_owned(),
+            tag,
+        );
+        let content_type = HeaderValue::from_static(media_type::MANIFEST);
+        self.client
+            .push_manifest_raw(&target, image.manifest.clone(), content_type)
+            .await
+            .map_err(|source| RegistryError::PushManifest {
+                reference: reference.to_owned(),
+                source,
+            })?;
+        Ok(format!("{}/{}@{digest}", parsed.registry(), parsed.repository()))
+    }
+
+    async fn push_blob(&self, reference: &Reference, blob: &Blob) -> Result<(), RegistryError> {
+        let digest = blob.digest();
+        let error = |source| RegistryError::PushBlob {
+            reference: reference.to_string(),
+            digest,
+            source,
+        };
+        let name = digest.to_string();
+        if self.client.blob_exists(reference, &name).await.map_err(error)? {
+            return Ok(());
+        }
+        let chunks: Vec<_> = blob.content().chunks().iter().cloned().map(Ok).collect();
+        self.client
+            .push_blob_stream(reference, stream::iter(chunks), &name, Some(blob.size()))
+            .await
+            .map_err(error)?;
+        Ok(())
+    }
+
+    /// Pulls an image for linux/amd64 into memory.
+    pub async fn pull(&self, reference: &str) -> Result<Pulled, RegistryError> {
+        let parsed = parse_reference(reference)?;
+        // This authenticates for the blobs too.
+        let PulledManifest { digest, manifest_digest, manifest, .. } =
+            self.pull_manifest(reference).await?;
+        if manifest.config.size > MAX_CONFIG_LEN {
+            return Err(RegistryError::TooLarge {
+                reference: reference.to_owned(),
+                what: "configuration",
+                max: MAX_CONFIG_LEN,
+            });
+        }
+        let descriptors = std::iter::once(&manifest.config).chain(&manifest.layers);
+        let mut blobs: Vec<Bytes> = stream::iter(descriptors)
+            .map(|descriptor| async {
+                let mut content = Vec::new();
+                self.fetch_blob(&parsed, descriptor, &mut content).await?;
+                Ok::<_, RegistryError>(Bytes::from(content))
+            })
+            .buffered(CONCURRENT_BLOBS)
+            .try_collect()
+            .await?;
+        let layers = blobs.split_off(1);
+        let config = blobs.pop().unwrap_or_default();
+        Ok(Pulled { digest, manifest_digest, manifest, config, layers })
+    }
+
+    /// Fetches the manifest that `reference` names; from an index the one for
+    /// linux/amd64. Every step is verified against the digest that led to it.
+    pub async fn pull_manifest(&self, reference: &str) -> Result<PulledManifest, RegistryError> {
+        let parsed = parse_reference(reference)?;
+        self.authenticate(&parsed, RegistryOperation::Pull).await?;
+        let (bytes, digest) = self.fetch_manifest(&parsed).await?;
+        let read_error = |source| RegistryError::ReadManifest {
+            reference: reference.to_owned(),
+            source,
+        };
+        let index = match parse_manifest(&bytes).map_err(read_error)? {
+            ManifestOrIndex::Manifest(manifest) => {
+                return Ok(PulledManifest {
+                    digest,
+                    manifest_digest: digest,
+                    manifest,
+                    manifest_bytes: bytes,
+                });
+            }
+            ManifestOrIndex::Index(index) => index,
+        };
+        let no_platform = || RegistryError::NoPlatform { reference: reference.to_owned() };
+        let entry = index.linux_amd64().ok_or_else(no_platform)?;
+        let child = parsed.clone_with_digest(entry.digest.to_string());
+        let (bytes, manifest_digest) = self.fetch_manifest(&child).await?;
+        match parse_manifest(&bytes).map_err(read_error)? {
+            ManifestOrIndex::Manifest(manifest) => {
+                Ok(PulledManifest { digest, manifest_digest, manifest, manifest_bytes: bytes })
+            }
+            ManifestOrIndex::Index(_) => Err(no_platform()),
+        }
+    }
+
+    /// Streams a blob of `reference`'s repository to `out`, checking length and
+    /// digest. On an error what was written must be thrown away.
+    pub async fn pull_blob(
+        &self,
+        reference: &str,
+        descriptor: &Descriptor,
+        out: &mut (impl AsyncWrite + Unpin),
+    ) -> Result<(), RegistryError> {
+        let parsed = parse_reference(reference)?;
+        self.authenticate(&parsed, RegistryOperation::Pull).await?;
+        self.fetch_blob(&parsed, descriptor, out).await
+    }
+
+    async fn fetch_blob(
+        &self,
+        reference: &Reference,
+        descriptor: &Descriptor,
+        out: &mut (impl AsyncWrite + Unpin),
+    ) -> Result<(), RegistryError> {
+        let digest = descriptor.digest;
+        let transfer_error = |source| RegistryError::TransferBlob { digest, source };
+        let mut blob = self
+            .client
+            .pull_blob_stream(reference, digest.to_string().as_str())
+            .await
+            .map_err(|source| RegistryError::FetchBlob { digest, source })?;
+        let mut hasher = Sha256::new();
+        let mut received = 0_u64;
+        while let Some(chunk) = blob.next().await {
+            let chunk = chunk.map_err(transfer_error)?;
+            received = received.saturating_add(chunk.len() as u64);
+            if received > descriptor.size {
+                break;
+            }
+            hasher.update(&chunk);
+            out.write_all(&chunk).await.map_err(transfer_error)?;
+        }
+        out.flush().await.map_err(transfer_error)?;
+        if received != descriptor.size {
+            return Err(RegistryError::SizeMismatch {
+                digest,
+                expected: descriptor.size,
+                actual: received,
+            });
+        }
+        let actual = Sha256Digest::new(hasher.finalize().into());
+        if actual == digest {
+            Ok(())
+        } else {
+            Err(RegistryError::DigestMismatch { expected: digest, actual })
+        }
+    }
+
+    async fn fetch_manifest(
+        &self,
+        reference: &Reference,
+    ) -> Result<(Bytes, Sha256Digest), RegistryError> {
+        let accepted = [
+            media_type::MANIFEST,
+            media_type::INDEX,
+            media_type::DOCKER_MANIFEST,
+            media_type::DOCKER_INDEX,
+        ];
+        let expected = match reference.digest() {
+            None => None,
+            Some(digest) => Some(digest.parse::<Sha256Digest>().map_err(|_| {
+                RegistryError::ForeignDigest { reference: reference.to_string() }
+            })?),
+        };
+        let (bytes, _) = self
+            .client
+            .pull_manifest_raw(reference, &self.auth(reference), &accepted)
+            .await
+            .map_err(|source| RegistryError::FetchManifest {
+                reference: reference.to_string(),
+                source,
+            })?;
+        if bytes.len() > MAX_MANIFEST_LEN {
+            return Err(RegistryError::TooLarge {
+                reference: reference.to_string(),
+                what: "manifest",
+                max: MAX_MANIFEST_LEN as u64,
+            });
+        }
+        let actual = Sha256Digest::of(&bytes);
+        match expected {
+            Some(expected) if expected != actual => {
+                Err(RegistryError::DigestMismatch { expected, actual })
+            }
+            _ => Ok((bytes, actual)),
+        }
+    }
+
+    /// Gets a token where the registry wants one, so that a refusal is reported
+    /// as what it is and not as a missing image.
+    async fn authenticate(
+        &self,
+        reference: &Reference,
+        operation: RegistryOperation,
+    ) -> Result<(), RegistryError> {
+        self.client.auth(reference, &self.auth(reference), operation).await.map_err(|source| {
+            RegistryError::Authenticate { registry: reference.registry().to_owned(), source }
+        })?;
+        Ok(())
+    }
+
+    fn auth(&self, reference: &Reference) -> RegistryAuth {
+        match self.docker_config.credentials(reference.registry()) {
+            Some((user, password)) => RegistryAuth::Basic(user.to_owned(), password.to_owned()),
+            None => RegistryAuth::Anonymous,
+        }
+    }
+}
+
+fn parse_reference(reference: &str) -> Result<Reference, RegistryError> {
+    reference.parse().map_err(|source| RegistryError::ParseReference {
+        reference: reference.to_owned(),
+        source,
+    })
+}
+
+/// The tag that is written in a reference without a digest; the parser invents
+/// `latest` where there is none.
+fn explicit_tag(reference: &str) -> Option<&str> {
+    let last = reference.rsplit('/').next()?;
+    last.split_once(':').map(|(_, tag)| tag)
+}
+
+#[cfg(test)]
+mod tests;

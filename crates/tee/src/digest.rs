@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
-use sha2::{Digest as _, Sha256};
+use sha2::{Digest as _, Sha256, Sha384};
 
 /// A string is not a digest of the expected algorithm.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -103,6 +103,21 @@ digest_type!(
     "sha256",
     32
 );
+
+digest_type!(
+    /// A SHA-384 digest of bytes: the content of a measured page. Not a
+    /// [`LaunchDigest`], though of the same form. Written `sha384:<hex>`.
+    Sha384Digest,
+    "sha384",
+    48
+);
+
+impl Sha384Digest {
+    /// Hashes `bytes`.
+    pub fn of(bytes: &[u8]) -> Self {
+        Self(Sha384::digest(bytes).into())
+    }
+}
 
 impl Sha256Digest {
     /// Hashes `bytes`.

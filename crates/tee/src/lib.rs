@@ -5,13 +5,24 @@
 //! Parsers are total: any input gives a value or an error, never a panic.
 
 pub mod canonical;
+pub mod cpu;
 pub mod digest;
 pub mod guest_config;
 pub mod guest_event;
+pub mod guid;
+pub mod hashes_table;
+pub mod guest_message;
 pub mod instance;
+pub mod ovmf;
+pub mod page_info;
+pub mod report;
 pub mod shape;
+pub mod vmsa;
+pub mod tcb;
 
-pub use digest::{LaunchDigest, Sha256Digest};
+pub use digest::{LaunchDigest, Sha256Digest, Sha384Digest};
 pub use guest_config::GuestConfig;
 pub use instance::InstanceData;
+pub use report::AttestationReport;
 pub use shape::{BootMethod, GuestFeatures, GuestPolicy, LaunchShape, Tee, VcpuCount};
+pub use tcb::{Product, TcbVersion};

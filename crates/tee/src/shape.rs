@@ -108,6 +108,36 @@ impl GuestPolicy {
     pub const MIGRATE_MA: u64 = 1 << 18;
     /// Bit 19: debugging is allowed.
     pub const DEBUG: u64 = 1 << 19;
+    /// Bit 20: the guest may run on one socket only.
+    pub const SINGLE_SOCKET: u64 = 1 << 20;
+    /// Bit 21: CXL devices are allowed.
+    pub const CXL_ALLOW: u64 = 1 << 21;
+    /// Bit 22: memory must be encrypted with AES-256-XTS.
+    pub const MEM_AES_256_XTS: u64 = 1 << 22;
+    /// Bit 23: RAPL must be off.
+    pub const RAPL_DIS: u64 = 1 << 23;
+    /// Bit 24: ciphertext hiding must be on.
+    pub const CIPHERTEXT_HIDING_DRAM: u64 = 1 << 24;
+    /// Bit 25: the page swap and move commands must be off.
+    pub const PAGE_SWAP_DISABLE: u64 = 1 << 25;
+    /// Every bit with a meaning: the ABI version in 15:0, and 25:16.
+    pub const KNOWN: u64 = (1 << 26) - 1;
+
+    /// Whether all of `bits` are set.
+    pub const fn contains(self, bits: u64) -> bool {
+        self.0 & bits == bits
+    }
+
+    /// The set bits without a meaning. A policy that has any is invalid.
+    pub const fn unknown_bits(self) -> u64 {
+        self.0 & !Self::KNOWN
+    }
+
+    /// The least ABI version of the firmware, major before minor.
+    pub const fn minimum_abi(self) -> (u8, u8) {
+        let [minor, major, ..] = self.0.to_le_bytes();
+        (major, minor)
+    }
 }
 
 impl Default for GuestPolicy {

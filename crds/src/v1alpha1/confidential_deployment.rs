@@ -330,6 +330,10 @@ reasons! {
         Hardware,
         /// The guests are simulated: nothing protects them.
         Simulated,
+        /// An object that the deployment needs exists and is somebody else's.
+        ChildConflict,
+        /// The API server refuses what the deployment needs.
+        ApplyFailed,
         /// Nothing is left to do.
         UpToDate,
     }

@@ -288,6 +288,9 @@ pub struct DigestCounts {
 reasons! {
     /// Why a MeasuredImage is as it is.
     MeasuredImageReason {
+        /// The specification cannot be built or measured; the message names the
+        /// field.
+        SpecInvalid,
         /// The build Job has not finished.
         Building,
         /// The build Job failed; the message has its error.
@@ -310,6 +313,10 @@ reasons! {
         Published,
         /// The image is revoked.
         Revoked,
+        /// An object that the image needs exists and is somebody else's.
+        ChildConflict,
+        /// The API server refuses what the image needs.
+        ApplyFailed,
         /// Nothing is left to do.
         UpToDate,
     }

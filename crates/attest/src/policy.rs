@@ -1,0 +1,273 @@
+//! The appraisal policy: what evidence must show. What is not named is refused.
+
+use std::fmt;
+
+use assay_tee::report::PlatformInfo;
+use assay_tee::{GuestPolicy, Product, Sha256Digest, TcbVersion, Tee};
+use serde::{Deserialize, Serialize};
+
+/// What evidence must show.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct AppraisalPolicy {
+    /// TEEs to accept. Simulated evidence needs `SimulatedSNP` here and an
+    /// anchor in the configuration.
+    pub tees: Vec<Tee>,
+    /// Products to accept; one without an entry is refused.
+    pub products: Vec<ProductPolicy>,
+    /// Which TCB versions of the report must reach the product's minimum.
+    pub tcb_against: Vec<TcbKind>,
+    /// Keys that may sign reports.
+    pub signing_keys: Vec<SigningKeyPolicy>,
+    /// VMPLs that a report may come from, exactly.
+    pub vmpls: Vec<u32>,
+    /// What the guest policy must be.
+    pub guest_policy: GuestPolicyRules,
+    /// What the platform must be.
+    pub platform: PlatformRules,
+    /// Whether the vendor's revocation list is consulted.
+    pub revocation_list: RevocationListMode,
+    /// What is refused although the vendor vouches for it.
+    #[serde(default)]
+    pub denied: DenyList,
+    /// Mitigation bits that both vectors of a version 5 report must have.
+    #[serde(default)]
+    pub mitigations: u64,
+    /// Who must have signed the launch.
+    #[serde(default)]
+    pub id_block: IdBlockPolicy,
+}
+
+impl AppraisalPolicy {
+    /// The strict policy for `products`: real processors, VCEK, VMPL 0, no
+    /// debugging, no migration, aliasing ruled out, every TCB at the minimum, a
+    /// fresh revocation list.
+    pub fn strict(products: Vec<ProductPolicy>) -> Self {
+        Self {
+            tees: vec![Tee::Snp],
+            products,
+            tcb_against: TcbKind::ALL.to_vec(),
+            signing_keys: vec![SigningKeyPolicy::Vcek],
+            vmpls: vec![0],
+            guest_policy: GuestPolicyRules::default(),
+            platform: PlatformRules::default(),
+            revocation_list: RevocationListMode::Required,
+            denied: DenyList::default(),
+            mitigations: 0,
+            id_block: IdBlockPolicy::NotRequired,
+        }
+    }
+}
+
+/// A product to accept, and its oldest acceptable firmware.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ProductPolicy {
+    /// The product.
+    pub product: Product,
+    /// Every component must be at least this. For Turin with `fmc`, for the
+    /// others without.
+    pub minimum_tcb: TcbVersion,
+    /// The oldest SNP firmware, current and committed; absent where the TCB
+    /// alone decides.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub minimum_firmware: Option<FirmwareVersion>,
+}
+
+/// A version of the SNP firmware.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct FirmwareVersion {
+    /// Major version.
+    pub major: u8,
+    /// Minor version.
+    pub minor: u8,
+    /// Build.
+    pub build: u8,
+}
+
+impl fmt::Display for FirmwareVersion {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}.{}", self.major, self.minor, self.build)
+    }
+}
+
+/// A TCB version of the report.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum TcbKind {
+    /// REPORTED_TCB: what the endorsement key was derived from.
+    Reported,
+    /// COMMITTED_TCB: the platform cannot be rolled back below it.
+    Committed,
+    /// LAUNCH_TCB: when the guest was launched.
+    Launch,
+    /// CURRENT_TCB: now.
+    Current,
+}
+
+impl TcbKind {
+    /// Every TCB version of a report.
+    pub const ALL: [Self; 4] = [Self::Reported, Self::Committed, Self::Launch, Self::Current];
+}
+
+/// A key that may sign reports.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all_fields = "camelCase", deny_unknown_fields)]
+pub enum SigningKeyPolicy {
+    /// The chip's own key.
+    #[serde(rename = "VCEK")]
+    Vcek,
+    /// A cloud provider's key.
+    #[serde(rename = "VLEK")]
+    Vlek {
+        /// CSP_ID of the providers to accept.
+        csp_ids: Vec<String>,
+    },
+}
+
+macro_rules! bits {
+    ($(#[$doc:meta])* $name:ident of $field:ident { $($variant:ident = $bit:ident: $text:literal,)+ }) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+        pub enum $name {
+            $(#[doc = $text] $variant,)+
+        }
+
+        impl $name {
+            /// The bit in the field.
+            pub const fn mask(self) -> u64 {
+                match self { $(Self::$variant => $field::$bit,)+ }
+            }
+
+            /// The bit's name, as in documents.
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$variant => stringify!($variant),)+ }
+            }
+        }
+    };
+}
+
+bits! {
+    /// Something that a guest policy allows or asks for.
+    GuestPolicyBit of GuestPolicy {
+        Smt = SMT: "Simultaneous multithreading is allowed.",
+        MigrationAgent = MIGRATE_MA: "A migration agent is allowed.",
+        Debug = DEBUG: "The hypervisor may read and write the guest.",
+        SingleSocket = SINGLE_SOCKET: "The guest stays on one socket.",
+        Cxl = CXL_ALLOW: "CXL devices are allowed.",
+        Aes256Xts = MEM_AES_256_XTS: "Memory is encrypted with AES-256-XTS.",
+        RaplDisabled = RAPL_DIS: "RAPL must be off.",
+        CiphertextHiding = CIPHERTEXT_HIDING_DRAM: "Ciphertext hiding must be on.",
+        PageSwapDisabled = PAGE_SWAP_DISABLE: "Page swap and move must be off.",
+    }
+}
+
+bits! {
+    /// A property of the platform.
+    PlatformBit of PlatformInfo {
+        Smt = SMT: "Simultaneous multithreading is on.",
+        Tsme = TSME: "Transparent SME is on.",
+        Ecc = ECC: "Memory has ECC.",
+        RaplDisabled = RAPL_DISABLED: "RAPL is off.",
+        CiphertextHiding = CIPHERTEXT_HIDING: "Ciphertext hiding is on.",
+        AliasCheckComplete = ALIAS_CHECK_COMPLETE: "Memory aliasing was ruled out (CVE-2024-21944).",
+        Tio = TIO: "Trusted I/O is on.",
+    }
+}
+
+/// What the guest policy must be. Bits without a meaning are always refused.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct GuestPolicyRules {
+    /// Bits that must be clear.
+    pub forbidden: Vec<GuestPolicyBit>,
+    /// Bits that must be set.
+    #[serde(default)]
+    pub required: Vec<GuestPolicyBit>,
+    /// The least firmware ABI that the guest must insist on.
+    #[serde(default)]
+    pub minimum_abi: AbiVersion,
+}
+
+impl Default for GuestPolicyRules {
+    /// No debugging, no migration agent.
+    fn default() -> Self {
+        Self {
+            forbidden: vec![GuestPolicyBit::Debug, GuestPolicyBit::MigrationAgent],
+            required: Vec::new(),
+            minimum_abi: AbiVersion::default(),
+        }
+    }
+}
+
+/// A version of the firmware ABI.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct AbiVersion {
+    /// Major version.
+    pub major: u8,
+    /// Minor version.
+    pub minor: u8,
+}
+
+/// What the platform must be. Bits without a meaning are tolerated: real
+/// processors set some.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct PlatformRules {
+    /// Bits that must be set.
+    pub required: Vec<PlatformBit>,
+    /// Bits that must be clear.
+    #[serde(default)]
+    pub forbidden: Vec<PlatformBit>,
+}
+
+impl Default for PlatformRules {
+    /// Memory aliasing ruled out.
+    fn default() -> Self {
+        Self {
+            required: vec![PlatformBit::AliasCheckComplete],
+            forbidden: Vec::new(),
+        }
+    }
+}
+
+/// Whether the vendor's revocation list is consulted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum RevocationListMode {
+    /// A fresh list that does not name the intermediate is needed.
+    Required,
+    /// No list is consulted; every verdict says so.
+    NotRequired,
+}
+
+/// What is refused although the vendor vouches for it: the vendor's list cannot
+/// name an endorsement key, whose serial number is always zero.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct DenyList {
+    /// SHA-256 of chip identities, as verdicts show them.
+    #[serde(default)]
+    pub chips: Vec<Sha256Digest>,
+    /// SHA-256 of the SubjectPublicKeyInfo of endorsement keys.
+    #[serde(default)]
+    pub keys: Vec<Sha256Digest>,
+}
+
+/// Who must have signed the launch by an ID block.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all_fields = "camelCase", deny_unknown_fields)]
+pub enum IdBlockPolicy {
+    /// Nobody: the launch digest alone says what runs.
+    #[default]
+    NotRequired,
+    /// One of these keys.
+    Required {
+        /// ID_KEY_DIGEST to accept, 96 hex digits each.
+        id_key_digests: Vec<String>,
+        /// AUTHOR_KEY_DIGEST to accept; empty where no author key is asked for.
+        author_key_digests: Vec<String>,
+        /// The least GUEST_SVN.
+        minimum_guest_svn: u32,
+    },
+}

@@ -1,0 +1,377 @@
+//! Real evidence: what must be accepted is, and what must not is refused for
+//! the right reason. Skipped, loudly, where the vectors are absent.
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
+
+use std::path::PathBuf;
+
+use assay_attest::policy::{
+    GuestPolicyRules, PlatformRules, ProductPolicy, RevocationListMode, SigningKeyPolicy,
+};
+use assay_attest::{
+    AppraisalPolicy, Binding, CheckName, CheckResult, Evidence, ReasonCode, ReferenceState,
+    ReferenceValue, ReferenceValues, TrustAnchors, TrustDomain, Verdict, appraise,
+};
+use assay_tee::{AttestationReport, LaunchDigest, Product, TcbVersion};
+use der::Encode as _;
+use jiff::Timestamp;
+use x509_cert::Certificate;
+
+const NOW: &str = "2026-07-01T00:00:00Z";
+
+fn vectors() -> Option<PathBuf> {
+    let path = std::env::var_os("ASSAY_VECTORS").map_or_else(
+        || PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../../shared/vectors"),
+        PathBuf::from,
+    );
+    if path.is_dir() {
+        Some(path)
+    } else {
+        eprintln!(
+            "SKIPPED: no test vectors at {} (set ASSAY_VECTORS)",
+            path.display()
+        );
+        None
+    }
+}
+
+/// One piece of evidence, and everything it is appraised against: matching,
+/// until a test changes it.
+#[derive(Clone)]
+struct Case {
+    evidence: Evidence,
+    anchors: TrustAnchors,
+    reference_values: ReferenceValues,
+    policy: AppraisalPolicy,
+    binding: Binding,
+    now: Timestamp,
+}
+
+impl Case {
+    fn new(product: Product, report: Vec<u8>, leaf: Vec<u8>, roots: &[Vec<u8>]) -> Self {
+        let parsed = AttestationReport::read_layout(&report).unwrap();
+        let minimum_tcb = TcbVersion {
+            fmc: (product == Product::Turin).then_some(0),
+            bootloader: 0,
+            tee: 0,
+            snp: 0,
+            microcode: 0,
+        };
+        let entry = ProductPolicy {
+            product,
+            minimum_tcb,
+            minimum_firmware: None,
+        };
+        let mut policy = AppraisalPolicy::strict(vec![entry]);
+        policy.revocation_list = RevocationListMode::NotRequired;
+        let mut certificates = vec![leaf];
+        certificates.extend_from_slice(roots);
+        Self {
+            evidence: Evidence::new(report, certificates),
+            anchors: TrustAnchors::amd(),
+            reference_values: reference(parsed.launch_digest()),
+            policy,
+            binding: Binding {
+                report_data: parsed.report_data,
+                host_data: parsed.host_data,
+            },
+            now: NOW.parse().unwrap(),
+        }
+    }
+
+    fn appraise(&self) -> Verdict {
+        let Self {
+            evidence,
+            anchors,
+            reference_values,
+            policy,
+            binding,
+            now,
+        } = self;
+        appraise(evidence, anchors, reference_values, policy, binding, *now)
+    }
+}
+
+fn reference(digest: LaunchDigest) -> ReferenceValues {
+    let state = ReferenceState::Accepted;
+    ReferenceValues(vec![ReferenceValue {
+        id: "vector".to_owned(),
+        digest,
+        state,
+    }])
+}
+
+/// ASK, ARK and ASVK of a product, DER.
+fn roots(vectors: &std::path::Path, product: Product) -> Vec<Vec<u8>> {
+    let file = format!(
+        "amd-roots/{}/ask_ark_asvk.pem",
+        product.name().to_lowercase()
+    );
+    let pem = std::fs::read(vectors.join(file)).unwrap();
+    let chain = Certificate::load_pem_chain(&pem).unwrap();
+    chain
+        .iter()
+        .map(|certificate| certificate.to_der().unwrap())
+        .collect()
+}
+
+fn load(vectors: &std::path::Path, product: Product, name: &str, leaf: &str) -> Case {
+    let read = |file: &str| std::fs::read(vectors.join("snp").join(name).join(file)).unwrap();
+    let mut leaf_der = read(leaf);
+    if leaf_der.starts_with(b"-----") {
+        leaf_der = Certificate::load_pem_chain(&leaf_der).unwrap()[0]
+            .to_der()
+            .unwrap();
+    }
+    Case::new(
+        product,
+        read("report.bin"),
+        leaf_der,
+        &roots(vectors, product),
+    )
+}
+
+fn vlek(vectors: &std::path::Path) -> Case {
+    let mut case = load(vectors, Product::Milan, "milan-v3-vlek", "vlek.der");
+    let csp_ids = vec!["CN=cc-us-east-2.amazonaws.com".to_owned()];
+    case.policy.signing_keys = vec![SigningKeyPolicy::Vlek { csp_ids }];
+    case.policy.vmpls = vec![1];
+    case.now = "2025-06-01T00:00:00Z".parse().unwrap();
+    case
+}
+
+fn cloud_v2(vectors: &std::path::Path) -> Case {
+    let mut case = load(vectors, Product::Milan, "milan-v2-cloud", "vcek.der");
+    case.policy.platform = PlatformRules {
+        required: vec![],
+        forbidden: vec![],
+    };
+    case
+}
+
+fn debug_v2(vectors: &std::path::Path) -> Case {
+    let mut case = load(vectors, Product::Milan, "milan-v2-debug", "vcek.der");
+    case.policy.platform = PlatformRules {
+        required: vec![],
+        forbidden: vec![],
+    };
+    case.policy.guest_policy = GuestPolicyRules {
+        forbidden: vec![],
+        ..Default::default()
+    };
+    case
+}
+
+fn good(vectors: &std::path::Path) -> Vec<(&'static str, Case)> {
+    let azure = std::fs::read(vectors.join("coco/azure-genoa-evidence.json")).unwrap();
+    let azure: serde_json::Value = serde_json::from_slice(&azure).unwrap();
+    let hcl: Vec<u8> = serde_json::from_value(azure["report"].clone()).unwrap();
+    let vcek = azure["vcek"].as_str().unwrap();
+    let vcek = Certificate::load_pem_chain(vcek.as_bytes()).unwrap()[0]
+        .to_der()
+        .unwrap();
+    let genoa_roots = roots(vectors, Product::Genoa);
+    let azure = Case::new(
+        Product::Genoa,
+        hcl[32..32 + 1184].to_vec(),
+        vcek,
+        &genoa_roots,
+    );
+    vec![
+        (
+            "milan-v3-endtoend",
+            load(vectors, Product::Milan, "milan-v3-endtoend", "vcek.pem"),
+        ),
+        (
+            "genoa-v5",
+            load(vectors, Product::Genoa, "genoa-v5", "vcek.der"),
+        ),
+        (
+            "turin-v5",
+            load(vectors, Product::Turin, "turin-v5", "vcek.der"),
+        ),
+        (
+            "milan-v3-a",
+            load(vectors, Product::Milan, "milan-v3-a", "vcek.der"),
+        ),
+        (
+            "milan-v3-b",
+            load(vectors, Product::Milan, "milan-v3-b", "vcek.der"),
+        ),
+        ("milan-v2-cloud", cloud_v2(vectors)),
+        ("milan-v2-debug", debug_v2(vectors)),
+        ("milan-v3-vlek", vlek(vectors)),
+        ("azure-genoa", azure),
+    ]
+}
+
+#[track_caller]
+fn assert_only_failure(name: &str, case: &Case, check: CheckName, reason: ReasonCode) {
+    let verdict = case.appraise();
+    assert!(!verdict.is_accepted(), "{name}");
+    let failures: Vec<_> = verdict
+        .checks
+        .iter()
+        .filter(|check| check.result == CheckResult::Fail)
+        .map(|check| (check.name, check.reason))
+        .collect();
+    assert_eq!(failures, [(check, Some(reason))], "{name}");
+}
+
+#[test]
+fn genuine_evidence_is_accepted() {
+    let Some(vectors) = vectors() else { return };
+    for (name, case) in good(&vectors) {
+        let verdict = case.appraise();
+        assert!(
+            verdict.is_accepted(),
+            "{name}: {:#?}",
+            verdict.first_failure()
+        );
+        assert_eq!(verdict.trust_domain, Some(TrustDomain::Amd), "{name}");
+        assert_eq!(verdict.reference_value.as_deref(), Some("vector"), "{name}");
+        assert_eq!(verdict.checks.len(), CheckName::ALL.len(), "{name}");
+    }
+}
+
+#[test]
+fn a_flip_of_any_byte_is_refused() {
+    let Some(vectors) = vectors() else { return };
+    for (name, mut case) in good(&vectors) {
+        // Every byte of one report; of the others a sample that hits every field.
+        let step = if name == "genoa-v5" { 1 } else { 23 };
+        for offset in (0..case.evidence.report.len()).step_by(step) {
+            case.evidence.report[offset] ^= 0x01;
+            assert!(!case.appraise().is_accepted(), "{name}, offset {offset:#x}");
+            case.evidence.report[offset] ^= 0x01;
+        }
+        assert!(case.appraise().is_accepted(), "{name}");
+    }
+}
+
+#[test]
+fn a_flip_behind_the_signed_part_breaks_only_the_rule_on_reserved_bytes() {
+    let Some(vectors) = vectors() else { return };
+    let mut case = load(&vectors, Product::Genoa, "genoa-v5", "vcek.der");
+    case.evidence.report[0x330] ^= 1;
+    assert_only_failure(
+        "0x330",
+        &case,
+        CheckName::ReservedBytes,
+        ReasonCode::ReservedByteSet,
+    );
+}
+
+#[test]
+fn policies_refuse_what_they_name() {
+    let Some(vectors) = vectors() else { return };
+    let strict_cloud = load(&vectors, Product::Milan, "milan-v2-cloud", "vcek.der");
+    let (check, reason) = (CheckName::PlatformInfo, ReasonCode::AliasCheckMissing);
+    assert_only_failure("cloud", &strict_cloud, check, reason);
+
+    let mut debug = debug_v2(&vectors);
+    debug.policy.guest_policy = GuestPolicyRules::default();
+    assert_only_failure(
+        "debug",
+        &debug,
+        CheckName::GuestPolicy,
+        ReasonCode::DebugAllowed,
+    );
+
+    let mut expired = vlek(&vectors);
+    expired.now = NOW.parse().unwrap();
+    let (check, reason) = (CheckName::CertificateDates, ReasonCode::CertificateExpired);
+    assert_only_failure("expired", &expired, check, reason);
+
+    let mut vmpl = vlek(&vectors);
+    vmpl.policy.vmpls = vec![0];
+    assert_only_failure("vmpl", &vmpl, CheckName::Vmpl, ReasonCode::VmplNotAllowed);
+
+    let mut provider = vlek(&vectors);
+    provider.policy.signing_keys = vec![
+        SigningKeyPolicy::Vcek,
+        SigningKeyPolicy::Vlek {
+            csp_ids: vec!["CN=x".to_owned()],
+        },
+    ];
+    let (check, reason) = (CheckName::DenyList, ReasonCode::ProviderNotAllowed);
+    assert_only_failure("provider", &provider, check, reason);
+
+    let mut kind = vlek(&vectors);
+    kind.policy.signing_keys = vec![SigningKeyPolicy::Vcek];
+    let (check, reason) = (CheckName::KeyInformation, ReasonCode::SigningKeyNotAllowed);
+    assert_only_failure("kind", &kind, check, reason);
+
+    let mut rolled_back = cloud_v2(&vectors);
+    rolled_back.policy.products[0].minimum_tcb.microcode = 0x74;
+    let (check, reason) = (CheckName::MinimumTcb, ReasonCode::TcbTooOld);
+    assert_only_failure("provisional firmware", &rolled_back, check, reason);
+}
+
+#[test]
+fn chains_that_are_not_the_products_are_refused() {
+    let Some(vectors) = vectors() else { return };
+    let genoa = load(&vectors, Product::Genoa, "genoa-v5", "vcek.der");
+    let milan = roots(&vectors, Product::Milan);
+
+    let mut other_root = genoa.clone();
+    other_root.evidence.certificates.truncate(1);
+    other_root.evidence.certificates.extend(milan);
+    let (check, reason) = (CheckName::TrustAnchor, ReasonCode::RootMissing);
+    assert_only_failure("other product", &other_root, check, reason);
+
+    // The bundle's order is ASK, ARK, ASVK.
+    let mut no_intermediate = genoa.clone();
+    no_intermediate.evidence.certificates.remove(1);
+    let (check, reason) = (CheckName::CertificateChain, ReasonCode::IntermediateMissing);
+    assert_only_failure("ASVK for ASK", &no_intermediate, check, reason);
+
+    for file in ["vcek-legacy-hwid.der", "vcek-octet-hwid.der"] {
+        let mut case = cloud_v2(&vectors);
+        case.evidence.certificates[0] =
+            std::fs::read(vectors.join("snp/negative-chain").join(file)).unwrap();
+        let verdict = case.appraise();
+        let chain = verdict.check(CheckName::CertificateChain).unwrap();
+        assert_eq!(
+            chain.reason,
+            Some(ReasonCode::CertificateSignatureInvalid),
+            "{file}"
+        );
+        // Both forms of the chip's identity can be read.
+        let key = verdict.check(CheckName::EndorsementKey).unwrap();
+        assert_eq!(key.result, CheckResult::Pass, "{file}");
+    }
+}
+
+#[test]
+fn real_revocation_lists_are_understood() {
+    let Some(vectors) = vectors() else { return };
+    let mut case = load(&vectors, Product::Genoa, "genoa-v5", "vcek.der");
+    case.policy.revocation_list = RevocationListMode::Required;
+    case.now = "2025-10-01T00:00:00Z".parse().unwrap();
+    let check = CheckName::RevocationList;
+    assert_only_failure("absent", &case, check, ReasonCode::RevocationListMissing);
+
+    let list = std::fs::read(vectors.join("crl/genoa.crl.der")).unwrap();
+    case.evidence.revocation_list = Some(list.clone());
+    let verdict = case.appraise();
+    assert!(verdict.is_accepted(), "{:#?}", verdict.first_failure());
+
+    case.now = NOW.parse().unwrap();
+    assert_only_failure("stale", &case, check, ReasonCode::RevocationListStale);
+
+    case.now = "2025-10-01T00:00:00Z".parse().unwrap();
+    let other = std::fs::read(vectors.join("crl/milan.crl.der")).unwrap();
+    case.evidence.revocation_list = Some(other);
+    assert_only_failure(
+        "other root",
+        &case,
+        check,
+        ReasonCode::RevocationListInvalid,
+    );
+
+    let mut changed = list;
+    let last = changed.len() - 1;
+    changed[last] ^= 1;
+    case.evidence.revocation_list = Some(changed);
+    assert_only_failure("changed", &case, check, ReasonCode::RevocationListInvalid);
+}

@@ -1,0 +1,610 @@
+//! The decision about a submission: the broker's own checks, then those of the
+//! evidence, in one list.
+//!
+//! Pure: the cluster's objects come as values. Every check is made and recorded
+//! even after one has failed, where it can be; a rejection that says everything
+//! at once is worth more than one that says the first thing.
+
+use std::sync::Arc;
+
+use assay_attest::{
+    Binding, Check, CheckName, Claims, Evidence, ReasonCode, TrustAnchors, TrustDomain, Verdict,
+    appraise,
+};
+use assay_crds::v1alpha1::attestation_record::{
+    AttestationRecordStatus, CheckResult, CheckStatus, Diagnosis, EvidenceStatus, PodReference,
+    Verdict as RecordVerdict,
+};
+use assay_crds::v1alpha1::measured_image::LifecycleState;
+use assay_crds::v1alpha1::{
+    AttestationPolicy, AttestationRecord, AttestationRecordSpec, ConfidentialDeployment,
+    LocalReference, MeasuredImage, TeeType,
+};
+use assay_protocol::broker::IssuedNonce;
+use assay_tee::canonical::EncodeCanonicalError;
+use assay_tee::{InstanceData, LaunchDigest, Sha256Digest};
+use base64::prelude::{BASE64_STANDARD, Engine as _};
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+
+use crate::identity::{IdentityError, Lineage, check_identity, image_name};
+use crate::policy::{appraisal_policy, reference_values, rows};
+use crate::submission::Submission;
+
+/// Longest text of a check in a record: certificates can hold long names.
+const MAX_TEXT: usize = 512;
+
+/// What the cluster says about the instance that a submission names.
+#[derive(Debug, Clone, Default)]
+pub struct Observed {
+    /// The pod and what controls it.
+    pub lineage: Lineage,
+    /// The ConfidentialDeployment that the instance data names.
+    pub deployment: Option<Arc<ConfidentialDeployment>>,
+    /// The MeasuredImage that the pod was made to run: see
+    /// [`crate::identity::image_name`].
+    pub image: Option<Arc<MeasuredImage>>,
+    /// Its AttestationPolicy.
+    pub policy: Option<Arc<AttestationPolicy>>,
+    /// The pod's record, if it has one.
+    pub record: Option<AttestationRecord>,
+}
+
+/// What the broker itself stands for.
+#[derive(Debug, Clone)]
+pub struct VerifierIdentity {
+    /// PEM of its certificate authority: what instance data must name.
+    pub ca: String,
+    /// The roots that it believes.
+    pub anchors: TrustAnchors,
+}
+
+/// The broker's own checks, by name. They precede those of the evidence.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum BrokerCheck {
+    /// The nonce is newer than the attestation that is in force.
+    Freshness,
+    /// The instance data names a live pod of the deployment.
+    InstanceIdentity,
+    /// The instance data names this verifier.
+    VerifierBinding,
+    /// The instance data names the policy as it is now.
+    PolicyBinding,
+    /// The image exists and is not revoked.
+    ImageLifecycle,
+}
+
+impl BrokerCheck {
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Freshness => "Freshness",
+            Self::InstanceIdentity => "InstanceIdentity",
+            Self::VerifierBinding => "VerifierBinding",
+            Self::PolicyBinding => "PolicyBinding",
+            Self::ImageLifecycle => "ImageLifecycle",
+        }
+    }
+
+    fn pass(self, observed: impl Into<String>) -> CheckStatus {
+        self.status(CheckResult::Pass, None, None, Some(observed.into()))
+    }
+
+    fn fail(self, reason: &str, expected: &str, observed: impl Into<String>) -> CheckStatus {
+        let expected = Some(expected.to_owned());
+        self.status(CheckResult::Fail, Some(reason.to_owned()), expected, Some(observed.into()))
+    }
+
+    fn status(
+        self,
+        result: CheckResult,
+        reason: Option<String>,
+        expected: Option<String>,
+        observed: Option<String>,
+    ) -> CheckStatus {
+        CheckStatus { name: self.as_str().to_owned(), result, reason, expected, observed }
+    }
+}
+
+/// What was decided about a submission.
+#[derive(Debug)]
+pub enum Decision {
+    /// The instance data does not name a pod that it could be of: nothing is
+    /// written anywhere on its word.
+    Unidentified(IdentityError),
+    /// The evidence was appraised.
+    Appraised(Box<Appraisal>),
+}
+
+/// An appraisal.
+#[derive(Debug, Clone)]
+pub struct Appraisal {
+    /// Whose guest it is.
+    pub spec: AttestationRecordSpec,
+    /// The verdict with every check.
+    pub status: AttestationRecordStatus,
+    /// Root of trust, where the chain ends in one.
+    pub trust_domain: Option<TrustDomain>,
+    /// What the report says; to be believed only if it was accepted.
+    pub claims: Option<Claims>,
+    /// Whether a genuine report binds this session and this instance: true of
+    /// every acceptance, and of rejections that really come from the guest.
+    pub authentic: bool,
+}
+
+impl Appraisal {
+    /// Whether the evidence is accepted.
+    pub fn is_accepted(&self) -> bool {
+        self.status.verdict == RecordVerdict::Accepted
+    }
+
+    /// Whether the verdict rests on a simulation.
+    pub fn is_simulated(&self) -> bool {
+        !matches!(self.trust_domain, Some(TrustDomain::Amd))
+    }
+}
+
+/// Decides about a submission.
+///
+/// # Assumptions
+/// `nonce` was verified to be issued to this session, and the caller consumes
+/// it before it acts on the decision.
+///
+/// # Errors
+/// Never for values that came from JSON; the encoder's error is passed on.
+pub fn decide_attestation(
+    submission: &Submission,
+    nonce: &IssuedNonce,
+    observed: &Observed,
+    verifier: &VerifierIdentity,
+    now: Timestamp,
+) -> Result<Decision, EncodeCanonicalError> {
+    let instance = &submission.instance;
+    let deployment =
+        match check_identity(instance, &observed.lineage, observed.deployment.as_deref()) {
+            Ok(deployment) => deployment,
+            Err(error) => return Ok(Decision::Unidentified(error)),
+        };
+    let identity = format!("{}/{} ({})", instance.namespace, instance.pod.name, instance.pod.uid);
+    let mut checks = vec![
+        check_freshness(nonce, observed.record.as_ref(), instance),
+        BrokerCheck::InstanceIdentity.pass(identity),
+        check_verifier(instance, verifier),
+        check_policy(instance, observed.policy.as_deref())?,
+        check_image(observed.image.as_deref()),
+    ];
+
+    let runtime_data = submission.runtime_data.binding(&submission.additional_evidence)?;
+    let binding = Binding {
+        report_data: submission.runtime_data.report_data(&submission.additional_evidence)?,
+        host_data: *InstanceData::host_data(submission.instance_document.as_bytes()).as_bytes(),
+    };
+    let machine = &deployment.spec.machine;
+    let verdict = observed.image.as_deref().zip(observed.policy.as_deref()).map(|(image, policy)| {
+        appraise(
+            &Evidence::from_table(
+                submission.evidence.report.clone(),
+                submission.certificates.clone(),
+            ),
+            &verifier.anchors,
+            &reference_values(image, machine),
+            &appraisal_policy(&policy.spec, machine),
+            &binding,
+            now,
+        )
+    });
+    match &verdict {
+        Some(verdict) => checks.extend(verdict.checks.iter().map(check_status)),
+        None => checks.extend(CheckName::ALL.iter().map(|name| skipped(*name))),
+    }
+
+    let own_checks_pass = checks
+        .iter()
+        .take_while(|check| check.name != CheckName::ReportLength.as_str())
+        .all(|check| check.result == CheckResult::Pass);
+    let checks_pass = own_checks_pass && verdict.as_ref().is_some_and(Verdict::is_accepted);
+    // Without an expiry there is no acceptance.
+    let expires_at = observed
+        .policy
+        .as_ref()
+        .filter(|_| checks_pass)
+        .and_then(|policy| now.checked_add(policy.spec.freshness.max_age.get()).ok());
+    let accepted = expires_at.is_some();
+    let reason = if accepted { "Accepted".to_owned() } else { first_reason(&checks) };
+    let diagnosis =
+        verdict.as_ref().zip(observed.image.as_deref()).and_then(|(verdict, image)| {
+            diagnose(verdict, image, deployment)
+        });
+    let trust_domain = verdict.as_ref().and_then(|verdict| verdict.trust_domain);
+    let claims = verdict.as_ref().and_then(|verdict| verdict.claims.clone());
+    let status = AttestationRecordStatus {
+        verdict: if accepted { RecordVerdict::Accepted } else { RecordVerdict::Rejected },
+        reason,
+        tee: trust_domain.map_or(machine.tee, |domain| TeeType::from(domain.tee())),
+        trust_domain: trust_domain
+            .map_or_else(|| "Unknown".to_owned(), |domain| domain.to_string()),
+        measurement: claims.as_ref().map(|claims| claims.measurement.to_string()),
+        reference_value: verdict.as_ref().and_then(|verdict| verdict.reference_value.clone()),
+        policy_hash: match observed.policy.as_deref() {
+            Some(policy) => policy.spec.hash()?.to_string(),
+            None => instance.policy_hash.to_string(),
+        },
+        verified_at: Time(now),
+        expires_at: expires_at.map(Time),
+        checks,
+        diagnosis,
+        evidence: EvidenceStatus {
+            report: BASE64_STANDARD.encode(&submission.evidence.report),
+            certificates: BASE64_STANDARD.encode(&submission.evidence.certificates),
+            instance_data: submission.instance_document.clone(),
+            nonce: submission.runtime_data.nonce.clone(),
+            runtime_data: String::from_utf8_lossy(&runtime_data).into_owned(),
+        },
+        history: Vec::new(),
+        conditions: Vec::new(),
+    };
+    let spec = AttestationRecordSpec {
+        pod_ref: PodReference {
+            name: instance.pod.name.clone(),
+            uid: instance.pod.uid.clone(),
+        },
+        node_name: instance.node.clone(),
+        deployment_ref: LocalReference { name: instance.deployment.clone() },
+        image_ref: LocalReference {
+            name: image_name(&observed.lineage, deployment).to_owned(),
+        },
+        policy_ref: deployment.spec.policy_ref.clone(),
+    };
+    let authentic = verdict.as_ref().is_some_and(is_authentic);
+    Ok(Decision::Appraised(Box::new(Appraisal { spec, status, trust_domain, claims, authentic })))
+}
+
+/// A nonce must be newer than the acceptance that is in force. A replica that
+/// does not know that another one has seen the nonce finds the trace of it here.
+fn check_freshness(
+    nonce: &IssuedNonce,
+    record: Option<&AttestationRecord>,
+    instance: &InstanceData,
+) -> CheckStatus {
+    let in_force = record
+        .filter(|record| record.spec.pod_ref.uid == instance.pod.uid)
+        .and_then(|record| record.status.as_ref())
+        .filter(|status| status.verdict == RecordVerdict::Accepted)
+        .map(|status| status.verified_at.0);
+    let issued_at = i64::try_from(nonce.issued_at).unwrap_or(i64::MIN);
+    match in_force {
+        Some(verified_at) if verified_at.as_second() > issued_at => BrokerCheck::Freshness.fail(
+            "NonceSuperseded",
+            &format!("a nonce issued after {verified_at}"),
+            format!("issued {}s before", verified_at.as_second().saturating_sub(issued_at)),
+        ),
+        _ => BrokerCheck::Freshness.pass("a nonce of this session, used once"),
+    }
+}
+
+fn check_verifier(instance: &InstanceData, verifier: &VerifierIdentity) -> CheckStatus {
+    let digest = |pem: &str| Sha256Digest::of(pem.trim().as_bytes());
+    let (expected, observed) = (digest(&verifier.ca), digest(&instance.verifier.ca));
+    if expected == observed {
+        BrokerCheck::VerifierBinding.pass(observed.to_string())
+    } else {
+        BrokerCheck::VerifierBinding.fail(
+            "VerifierMismatch",
+            &expected.to_string(),
+            observed.to_string(),
+        )
+    }
+}
+
+fn check_policy(
+    instance: &InstanceData,
+    policy: Option<&AttestationPolicy>,
+) -> Result<CheckStatus, EncodeCanonicalError> {
+    let Some(policy) = policy else {
+        return Ok(BrokerCheck::PolicyBinding.fail(
+            "PolicyMissing",
+            "the AttestationPolicy that the deployment names",
+            "none",
+        ));
+    };
+    let expected = policy.spec.hash()?;
+    Ok(if expected == instance.policy_hash {
+        BrokerCheck::PolicyBinding.pass(expected.to_string())
+    } else {
+        BrokerCheck::PolicyBinding.fail(
+            "PolicyHashMismatch",
+            &expected.to_string(),
+            instance.policy_hash.to_string(),
+        )
+    })
+}
+
+fn check_image(image: Option<&MeasuredImage>) -> CheckStatus {
+    let expected = "Active or Deprecated";
+    match image.map(|image| image.spec.lifecycle.state) {
+        None => BrokerCheck::ImageLifecycle.fail("ImageMissing", expected, "none"),
+        Some(LifecycleState::Revoked) => {
+            BrokerCheck::ImageLifecycle.fail("ImageRevoked", expected, "Revoked")
+        }
+        Some(state) => BrokerCheck::ImageLifecycle.pass(format!("{state:?}")),
+    }
+}
+
+fn check_status(check: &Check) -> CheckStatus {
+    let text = |text: &Option<String>| {
+        text.as_ref().map(|text| text.chars().take(MAX_TEXT).collect::<String>())
+    };
+    CheckStatus {
+        name: check.name.as_str().to_owned(),
+        result: match check.result {
+            assay_attest::CheckResult::Pass => CheckResult::Pass,
+            assay_attest::CheckResult::Fail => CheckResult::Fail,
+            assay_attest::CheckResult::Skipped => CheckResult::Skipped,
+            assay_attest::CheckResult::NotApplicable => CheckResult::NotApplicable,
+        },
+        reason: check.reason.map(|reason| reason.as_str().to_owned()),
+        expected: text(&check.expected),
+        observed: text(&check.observed),
+    }
+}
+
+fn skipped(name: CheckName) -> CheckStatus {
+    CheckStatus {
+        name: name.as_str().to_owned(),
+        result: CheckResult::Skipped,
+        reason: Some(ReasonCode::EarlierCheckFailed.as_str().to_owned()),
+        expected: None,
+        observed: None,
+    }
+}
+
+fn first_reason(checks: &[CheckStatus]) -> String {
+    let of = |result| checks.iter().find(move |check| check.result == result);
+    of(CheckResult::Fail)
+        .or_else(|| of(CheckResult::Skipped))
+        .and_then(|check| check.reason.clone())
+        .unwrap_or_else(|| "Rejected".to_owned())
+}
+
+/// Whether a report that chains to a believed root binds session and instance.
+fn is_authentic(verdict: &Verdict) -> bool {
+    [
+        CheckName::TrustAnchor,
+        CheckName::CertificateChain,
+        CheckName::CertificateDates,
+        CheckName::EndorsedTcb,
+        CheckName::ReportSignature,
+        CheckName::ReportData,
+        CheckName::HostData,
+    ]
+    .into_iter()
+    .all(|name| {
+        verdict.check(name).is_some_and(|check| check.result == assay_attest::CheckResult::Pass)
+    })
+}
+
+/// Names what an unknown launch digest is, if the image knows it in another
+/// shape.
+fn diagnose(
+    verdict: &Verdict,
+    image: &MeasuredImage,
+    deployment: &ConfidentialDeployment,
+) -> Option<Diagnosis> {
+    let measurement = verdict
+        .check(CheckName::Measurement)
+        .filter(|check| check.reason == Some(ReasonCode::MeasurementUnknown))
+        .and(verdict.claims.as_ref())?
+        .measurement;
+    let machine = &deployment.spec.machine;
+    let name = image.metadata.name.as_deref().unwrap_or_default();
+    let other =
+        rows(image).iter().find(|row| row.digest.parse::<LaunchDigest>() == Ok(measurement));
+    Some(match other {
+        Some(row) => Diagnosis {
+            type_: "OtherShape".to_owned(),
+            message: format!(
+                "the guest is image {name} with {} vCPUs of {} on {:?}; the deployment asks for {} vCPUs of {} on {:?}",
+                row.vcpus, row.cpu_model, row.tee, machine.vcpus, machine.cpu_model, machine.tee,
+            ),
+        },
+        None => Diagnosis {
+            type_: "Unknown".to_owned(),
+            message: format!(
+                "firmware, kernel, initrd or command line differ from those of image {name}"
+            ),
+        },
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fixtures;
+    use assay_crds::v1alpha1::measured_image::DigestState;
+    use jiff::ToSpan as _;
+
+    struct Case {
+        submission: Submission,
+        nonce: IssuedNonce,
+        observed: Observed,
+        verifier: VerifierIdentity,
+        now: Timestamp,
+    }
+
+    fn good() -> Case {
+        Case {
+            submission: fixtures::submission(),
+            nonce: fixtures::nonce(),
+            observed: fixtures::observed(),
+            verifier: fixtures::verifier(),
+            now: fixtures::now(),
+        }
+    }
+
+    fn decide(case: &Case) -> Appraisal {
+        let Case { submission, nonce, observed, verifier, now } = case;
+        fixtures::appraised(decide_attestation(submission, nonce, observed, verifier, *now).unwrap())
+    }
+
+    fn submitted(instance: &InstanceData, page: u8) -> Submission {
+        let guest = fixtures::launch(page, instance);
+        Submission::parse(&fixtures::attest(&guest, instance)).unwrap()
+    }
+
+    #[test]
+    fn a_good_guest_is_accepted() {
+        let appraisal = decide(&good());
+        assert!(appraisal.is_accepted(), "{:#?}", appraisal.status.checks);
+        assert!(appraisal.authentic);
+        assert!(appraisal.is_simulated());
+        let status = appraisal.status;
+        assert_eq!(status.reason, "Accepted");
+        assert_eq!(status.tee, TeeType::SimulatedSnp);
+        assert_eq!(status.reference_value.as_deref(), Some("one"));
+        assert_eq!(status.expires_at, Some(Time(fixtures::now() + 1800.seconds())));
+        assert_eq!(status.checks.len(), 5 + CheckName::ALL.len());
+        assert_eq!(
+            InstanceData::host_data(status.evidence.instance_data.as_bytes()),
+            InstanceData::host_data(&fixtures::instance().encode().unwrap())
+        );
+    }
+
+    /// One change to the good case; the reason that the record must then have.
+    #[test]
+    fn every_mutation_has_its_reason() {
+        type Change = fn(&mut Case);
+        fn policy(case: &mut Case) -> &mut AttestationPolicy {
+            Arc::make_mut(case.observed.policy.as_mut().unwrap())
+        }
+        fn image(case: &mut Case) -> &mut MeasuredImage {
+            Arc::make_mut(case.observed.image.as_mut().unwrap())
+        }
+        fn deployment(case: &mut Case) -> &mut ConfidentialDeployment {
+            Arc::make_mut(case.observed.deployment.as_mut().unwrap())
+        }
+        /// Another policy, and a guest that was launched under it.
+        fn repolicy(case: &mut Case, change: fn(&mut AttestationPolicy)) {
+            change(policy(case));
+            let mut instance = fixtures::instance();
+            instance.policy_hash = policy(case).spec.hash().unwrap();
+            case.submission = submitted(&instance, 1);
+        }
+        let rows: Vec<(Change, &str)> = vec![
+            (|c| c.submission = submitted(&fixtures::instance(), 9), "MeasurementUnknown"),
+            (|c| c.submission = submitted(&fixtures::instance(), 2), "MeasurementUnknown"),
+            (|c| deployment(c).spec.machine.vcpus = 2, "MeasurementUnknown"),
+            (|c| deployment(c).spec.machine.tee = TeeType::Snp, "TeeNotAllowed"),
+            (
+                |c| {
+                    image(c).spec.lifecycle.state = LifecycleState::Revoked;
+                },
+                "ImageRevoked",
+            ),
+            (
+                |c| {
+                    let status = image(c).status.as_mut().unwrap();
+                    status.launch_digests[0].state = DigestState::Revoked;
+                },
+                "MeasurementRevoked",
+            ),
+            (|c| image(c).status = None, "MeasurementUnknown"),
+            (|c| c.observed.image = None, "ImageMissing"),
+            (|c| c.observed.policy = None, "PolicyMissing"),
+            (|c| policy(c).spec.release.clear(), "PolicyHashMismatch"),
+            (|c| c.verifier.ca = "another".to_owned(), "VerifierMismatch"),
+            (|c| c.verifier.anchors = TrustAnchors::amd(), "RootUnknown"),
+            (|c| repolicy(c, |p| p.spec.tees = vec![TeeType::Snp]), "TeeNotAllowed"),
+            (|c| repolicy(c, |p| p.spec.snp.products.clear()), "ProductNotAllowed"),
+            (
+                |c| repolicy(c, |p| p.spec.snp.products[0].minimum_tcb.snp = 24),
+                "TcbTooOld",
+            ),
+            (|c| repolicy(c, |p| p.spec.snp.vmpls = vec![1]), "VmplNotAllowed"),
+            (
+                |c| repolicy(c, |p| p.spec.snp.crl = assay_crds::v1alpha1::attestation_policy::CrlRules::default()),
+                "RevocationListMissing",
+            ),
+            (|c| c.now += (365 * 30 * 24).hours(), "CertificateExpired"),
+            (|c| c.submission.runtime_data.nonce.push('='), "ReportDataMismatch"),
+            (
+                |c| {
+                    let other = fixtures::attestation_body();
+                    let other = Submission::parse(&other).unwrap().runtime_data;
+                    c.submission.runtime_data.tee_pubkey.x = other.tee_pubkey.y;
+                },
+                "ReportDataMismatch",
+            ),
+            (|c| c.submission.instance_document.push(' '), "HostDataMismatch"),
+            (|c| c.submission.evidence.report[0x90] ^= 1, "ReportSignatureInvalid"),
+            (|c| c.submission.evidence.report[0x330] ^= 1, "ReservedByteSet"),
+            (|c| c.submission.evidence.report.push(0), "ReportLengthInvalid"),
+            (|c| c.submission.certificates.0.clear(), "RootMissing"),
+            (
+                |c| {
+                    let mut record = fixtures::record();
+                    record.status.as_mut().unwrap().verified_at.0 += 1.seconds();
+                    c.observed.record = Some(record);
+                },
+                "NonceSuperseded",
+            ),
+        ];
+        for (index, (change, reason)) in rows.into_iter().enumerate() {
+            let mut case = good();
+            change(&mut case);
+            let appraisal = decide(&case);
+            assert!(!appraisal.is_accepted(), "row {index}");
+            assert_eq!(appraisal.status.reason, reason, "row {index}");
+            assert_eq!(appraisal.status.expires_at, None, "row {index}");
+            assert!(appraisal.status.checks.len() <= 64);
+        }
+    }
+
+    /// Evidence of one pod's guest does not serve another pod.
+    #[test]
+    fn instance_data_of_another_pod_is_unidentified() {
+        let mut case = good();
+        let pod = case.observed.lineage.pod.as_mut().unwrap();
+        pod.metadata.uid = Some("another".to_owned());
+        let Case { submission, nonce, observed, verifier, now } = &case;
+        let decision = decide_attestation(submission, nonce, observed, verifier, *now).unwrap();
+        assert!(matches!(decision, Decision::Unidentified(IdentityError::PodUid { .. })));
+    }
+
+    #[test]
+    fn only_evidence_that_binds_session_and_instance_is_authentic() {
+        let mut wrong_measurement = good();
+        wrong_measurement.submission = submitted(&fixtures::instance(), 9);
+        assert!(decide(&wrong_measurement).authentic);
+        let changes: [fn(&mut Case); 4] = [
+            |c| c.submission.evidence.report[0x50] ^= 1,
+            |c| c.submission.runtime_data.nonce.push('='),
+            |c| c.submission.instance_document.push(' '),
+            |c| c.verifier.anchors = TrustAnchors::amd(),
+        ];
+        for change in changes {
+            let mut case = good();
+            change(&mut case);
+            assert!(!decide(&case).authentic);
+        }
+    }
+
+    #[test]
+    fn an_unknown_digest_is_explained() {
+        let mut other_shape = good();
+        other_shape.submission = submitted(&fixtures::instance(), 2);
+        let diagnosis = decide(&other_shape).status.diagnosis.unwrap();
+        assert_eq!(diagnosis.type_, "OtherShape");
+        assert!(diagnosis.message.contains("2 vCPUs of EPYC-v4"), "{}", diagnosis.message);
+        let mut unknown = good();
+        unknown.submission = submitted(&fixtures::instance(), 9);
+        assert_eq!(decide(&unknown).status.diagnosis.unwrap().type_, "Unknown");
+        assert_eq!(decide(&good()).status.diagnosis, None);
+    }
+
+    /// The pod of an earlier acceptance may attest again with a later nonce.
+    #[test]
+    fn attesting_again_is_accepted() {
+        let mut case = good();
+        case.observed.record = Some(fixtures::record());
+        assert!(decide(&case).is_accepted());
+    }
+}

@@ -1,0 +1,319 @@
+//! A good world for tests: a guest with real evidence of a simulated processor,
+//! and the cluster's objects that make it acceptable. Tests change one thing.
+
+use std::sync::{Arc, OnceLock};
+
+use assay_attest::TrustAnchors;
+use assay_crds::names::{DEPLOYMENT_LABEL, IMAGE_LABEL, RELEASE_CLASS_LABEL};
+use assay_crds::v1alpha1::{
+    AttestationPolicy, AttestationRecord, ConfidentialDeployment, MeasuredImage,
+};
+use assay_protocol::broker::{IssuedNonce, NonceIssuer};
+use assay_protocol::guest::{ChallengedSession, GuestSession, HttpResponse};
+use assay_protocol::messages::{Challenge, SESSION_COOKIE, SnpEvidence};
+use assay_psp_sim::{Endorsement, Processor};
+use assay_tee::guest_message::{ReportRequest, ReportResponse};
+use assay_tee::instance::{Network, PodIdentity, ResourceRequest, VerifierEndpoint};
+use assay_tee::page_info::{PAGE_SIZE, PageType};
+use assay_tee::{GuestPolicy, InstanceData, LaunchDigest, TcbVersion};
+use jiff::Timestamp;
+use k8s_openapi::ByteString;
+use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
+use k8s_openapi::api::core::v1::{Pod, Secret};
+use rcgen::KeyPair;
+use serde_json::json;
+
+use crate::appraisal::{Appraisal, Decision, Observed, VerifierIdentity, decide_attestation};
+use crate::identity::Lineage;
+use crate::record::plan_record;
+use crate::release::{ReleaseObserved, ResourcePath};
+use crate::submission::Submission;
+use crate::token::{Claims, TokenKey};
+
+pub(crate) const NAMESPACE: &str = "shop";
+pub(crate) const DEPLOYMENT: &str = "web";
+pub(crate) const IMAGE: &str = "web-1";
+pub(crate) const POD: &str = "web-6d5f-abcde";
+pub(crate) const POD_UID: &str = "7e2c6bcb-3c53-4f8c-9b5e-0a4f6d1d2c3b";
+pub(crate) const NODE: &str = "node-1";
+pub(crate) const CA: &str = "-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----\n";
+pub(crate) const SESSION: &str = "0123456789abcdef0123456789abcdef";
+pub(crate) const SECRET_VALUE: &[u8] = b"correct horse battery staple";
+
+pub(crate) fn now() -> Timestamp {
+    Timestamp::from_second(1_800_000_000).unwrap()
+}
+
+pub(crate) fn now_seconds() -> u64 {
+    u64::try_from(now().as_second()).unwrap()
+}
+
+/// RSA keys take seconds to make: one authority serves every test.
+fn endorsement() -> &'static Endorsement {
+    static ENDORSEMENT: OnceLock<Endorsement> = OnceLock::new();
+    ENDORSEMENT.get_or_init(|| {
+        let tcb = TcbVersion { fmc: None, bootloader: 9, tee: 0, snp: 23, microcode: 72 };
+        let not_before = Timestamp::from_second(1_700_000_000).unwrap();
+        Endorsement::generate("chip", tcb, not_before).unwrap()
+    })
+}
+
+pub(crate) fn verifier() -> VerifierIdentity {
+    let anchors = TrustAnchors::with_simulated(endorsement().chain().anchor());
+    VerifierIdentity { ca: CA.to_owned(), anchors }
+}
+
+pub(crate) fn instance() -> InstanceData {
+    InstanceData {
+        version: InstanceData::VERSION,
+        namespace: NAMESPACE.to_owned(),
+        deployment: DEPLOYMENT.to_owned(),
+        pod: PodIdentity { name: POD.to_owned(), uid: POD_UID.to_owned() },
+        node: NODE.to_owned(),
+        policy_hash: policy().spec.hash().unwrap(),
+        verifier: VerifierEndpoint {
+            url: "https://assay-broker.assay-system.svc:8443".to_owned(),
+            addresses: vec!["10.96.0.20:8443".to_owned()],
+            ca: CA.to_owned(),
+        },
+        network: Network {
+            address: "10.0.2.15/24".to_owned(),
+            gateway: "10.0.2.2".to_owned(),
+            nameservers: vec![],
+            hostname: "web".to_owned(),
+        },
+        resources: vec![ResourceRequest {
+            name: "greeting".to_owned(),
+            path: "/run/secrets/greeting".to_owned(),
+        }],
+        attestation_interval_seconds: 600,
+    }
+}
+
+/// A guest whose first page is filled with `fill`, launched with `instance`.
+pub(crate) fn launch(fill: u8, instance: &InstanceData) -> assay_psp_sim::Guest {
+    let processor = Processor::new(endorsement().clone()).unwrap();
+    let mut launching = processor.launch_start(GuestPolicy::default()).unwrap();
+    launching.launch_update(PageType::Normal, 0, &[fill; PAGE_SIZE]).unwrap();
+    launching.launch_finish(InstanceData::host_data(&instance.encode().unwrap())).unwrap()
+}
+
+pub(crate) fn digest() -> LaunchDigest {
+    launch(1, &instance()).launch_digest()
+}
+
+/// What the guest's agent does between challenge and token.
+pub(crate) fn evidence(guest: &assay_psp_sim::Guest, report_data: [u8; 64]) -> SnpEvidence {
+    let request = ReportRequest::new(report_data, 0).encode();
+    let response = guest.extended_guest_request(&request).unwrap();
+    let response = ReportResponse::parse(&response).unwrap();
+    SnpEvidence {
+        report: response.report.to_vec(),
+        certificates: response.certificates.encode().unwrap(),
+    }
+}
+
+pub(crate) fn response<T: serde::Serialize>(cookie: &str, body: &T) -> HttpResponse {
+    HttpResponse {
+        status: 200,
+        headers: vec![("set-cookie".to_owned(), format!("{SESSION_COOKIE}={cookie}"))],
+        body: serde_json::to_vec(body).unwrap(),
+    }
+}
+
+/// A session that was challenged with a real nonce at [`now`].
+pub(crate) fn challenged() -> (ChallengedSession, IssuedNonce) {
+    let issuer = NonceIssuer::new(&[7; 32]);
+    let nonce = issuer.issue(SESSION, now_seconds()).unwrap();
+    let issued = issuer.verify(&nonce, SESSION, now_seconds()).unwrap();
+    let session = GuestSession::new().unwrap();
+    (session.on_challenge(&response(SESSION, &Challenge::new(nonce))).unwrap(), issued)
+}
+
+/// The body of the guest's attestation request.
+pub(crate) fn attest(guest: &assay_psp_sim::Guest, instance: &InstanceData) -> Vec<u8> {
+    let (session, _) = challenged();
+    let evidence = evidence(guest, session.report_data().unwrap());
+    let document = String::from_utf8(instance.encode().unwrap()).unwrap();
+    session.attest_request(evidence, &document).unwrap().body
+}
+
+pub(crate) fn attestation_body() -> Vec<u8> {
+    static BODY: OnceLock<Vec<u8>> = OnceLock::new();
+    BODY.get_or_init(|| attest(&launch(1, &instance()), &instance())).clone()
+}
+
+pub(crate) fn submission() -> Submission {
+    Submission::parse(&attestation_body()).unwrap()
+}
+
+pub(crate) fn nonce() -> IssuedNonce {
+    IssuedNonce { id: [3; 24], issued_at: now_seconds() }
+}
+
+pub(crate) fn deployment() -> ConfidentialDeployment {
+    serde_json::from_value(json!({
+        "apiVersion": "assay.dev/v1alpha1",
+        "kind": "ConfidentialDeployment",
+        "metadata": { "name": DEPLOYMENT, "namespace": NAMESPACE, "uid": "cdep-uid" },
+        "spec": {
+            "imageRef": { "name": IMAGE },
+            "policyRef": { "name": "standard" },
+            "machine": {
+                "vcpus": 1, "memory": "512Mi", "cpuModel": "EPYC-v4", "tee": "SimulatedSNP",
+            },
+            "secrets": [{
+                "name": "greeting",
+                "secretRef": { "name": "web-secrets", "key": "greeting" },
+                "target": { "path": "/run/secrets/greeting" },
+            }],
+        },
+    }))
+    .unwrap()
+}
+
+pub(crate) fn image() -> MeasuredImage {
+    let pinned = format!("registry.example/web@sha256:{}", "0".repeat(64));
+    serde_json::from_value(json!({
+        "apiVersion": "assay.dev/v1alpha1",
+        "kind": "MeasuredImage",
+        "metadata": { "name": IMAGE, "namespace": NAMESPACE },
+        "spec": {
+            "source": { "type": "OCI", "oci": { "reference": pinned } },
+        },
+        "status": {
+            "launchDigests": [
+                row("one", 1, &digest()),
+                row("two", 2, &launch(2, &instance()).launch_digest()),
+            ],
+        },
+    }))
+    .unwrap()
+}
+
+fn row(id: &str, vcpus: u32, digest: &LaunchDigest) -> serde_json::Value {
+    json!({
+        "id": id, "firmware": "ovmf-000000000000", "cpuModel": "EPYC-v4", "vcpus": vcpus,
+        "guestFeatures": "0x1", "tee": "SimulatedSNP", "digest": digest, "state": "Accepted",
+    })
+}
+
+pub(crate) fn policy() -> AttestationPolicy {
+    serde_json::from_value(json!({
+        "apiVersion": "assay.dev/v1alpha1",
+        "kind": "AttestationPolicy",
+        "metadata": { "name": "standard", "namespace": NAMESPACE },
+        "spec": {
+            "tees": ["SimulatedSNP"],
+            "snp": {
+                "products": [{
+                    "name": "Genoa",
+                    "minimumTCB": { "bootLoader": 9, "tee": 0, "snp": 23, "microcode": 72 },
+                }],
+                "crl": { "mode": "NotRequired" },
+            },
+            "release": [{ "resource": "greeting" }],
+        },
+    }))
+    .unwrap()
+}
+
+fn owned_by(kind: &str, uid: &str) -> serde_json::Value {
+    json!([{ "apiVersion": "v1", "kind": kind, "name": "owner", "uid": uid, "controller": true }])
+}
+
+pub(crate) fn lineage() -> Lineage {
+    let pod: Pod = serde_json::from_value(json!({
+        "metadata": {
+            "name": POD, "namespace": NAMESPACE, "uid": POD_UID,
+            "labels": { DEPLOYMENT_LABEL: DEPLOYMENT },
+            "ownerReferences": owned_by("ReplicaSet", "rs-uid"),
+        },
+        "spec": { "nodeName": NODE, "containers": [] },
+    }))
+    .unwrap();
+    let replica_set: ReplicaSet = serde_json::from_value(json!({
+        "metadata": { "uid": "rs-uid", "ownerReferences": owned_by("Deployment", "dep-uid") },
+        "spec": {
+            "selector": {},
+            "template": { "metadata": { "labels": { IMAGE_LABEL: IMAGE } } },
+        },
+    }))
+    .unwrap();
+    let workload: Deployment = serde_json::from_value(json!({
+        "metadata": {
+            "uid": "dep-uid",
+            "ownerReferences": owned_by("ConfidentialDeployment", "cdep-uid"),
+        },
+    }))
+    .unwrap();
+    Lineage { pod: Some(pod), replica_set: Some(replica_set), workload: Some(workload) }
+}
+
+pub(crate) fn observed() -> Observed {
+    Observed {
+        lineage: lineage(),
+        deployment: Some(Arc::new(deployment())),
+        image: Some(Arc::new(image())),
+        policy: Some(Arc::new(policy())),
+        record: None,
+    }
+}
+
+pub(crate) fn appraised(decision: Decision) -> Appraisal {
+    match decision {
+        Decision::Appraised(appraisal) => *appraisal,
+        Decision::Unidentified(error) => panic!("unidentified: {error}"),
+    }
+}
+
+/// The appraisal of [`submission`] at [`now`].
+pub(crate) fn accepted() -> Appraisal {
+    let decision =
+        decide_attestation(&submission(), &nonce(), &observed(), &verifier(), now()).unwrap();
+    let appraisal = appraised(decision);
+    assert!(appraisal.is_accepted(), "{:#?}", appraisal.status.checks);
+    appraisal
+}
+
+pub(crate) fn record() -> AttestationRecord {
+    plan_record(NAMESPACE, &accepted(), None).unwrap()
+}
+
+pub(crate) fn claims() -> Claims {
+    Claims::of(&accepted(), NAMESPACE, &submission().runtime_data).unwrap()
+}
+
+pub(crate) fn token_key() -> TokenKey {
+    static KEY: OnceLock<KeyPair> = OnceLock::new();
+    TokenKey::new(KEY.get_or_init(|| KeyPair::generate().unwrap())).unwrap()
+}
+
+pub(crate) fn resource_path() -> ResourcePath {
+    ResourcePath {
+        namespace: NAMESPACE.to_owned(),
+        deployment: DEPLOYMENT.to_owned(),
+        name: "greeting".to_owned(),
+    }
+}
+
+pub(crate) fn release_observed() -> ReleaseObserved {
+    ReleaseObserved {
+        record: Some(record()),
+        deployment: Some(deployment()),
+        image: Some(image()),
+        policy: Some(policy()),
+    }
+}
+
+pub(crate) fn secret() -> Secret {
+    let mut secret: Secret = serde_json::from_value(json!({
+        "metadata": {
+            "name": "web-secrets", "namespace": NAMESPACE,
+            "labels": { RELEASE_CLASS_LABEL: "simulated" },
+        },
+    }))
+    .unwrap();
+    secret.data = Some([("greeting".to_owned(), ByteString(SECRET_VALUE.to_vec()))].into());
+    secret
+}

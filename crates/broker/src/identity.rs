@@ -1,0 +1,221 @@
+//! Whether the pod that instance data names is what it claims to be: a live
+//! pod of the ConfidentialDeployment that it names.
+//!
+//! HOST_DATA shows that the guest was launched with this document; that the
+//! document is true is shown by the cluster's objects alone.
+
+use assay_crds::names::{DEPLOYMENT_LABEL, IMAGE_LABEL};
+use assay_crds::v1alpha1::ConfidentialDeployment;
+use assay_tee::InstanceData;
+use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
+use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+
+/// The pod and the objects above it, as the API server has them.
+#[derive(Debug, Clone, Default)]
+pub struct Lineage {
+    /// The pod that the instance data names.
+    pub pod: Option<Pod>,
+    /// The ReplicaSet that controls the pod.
+    pub replica_set: Option<ReplicaSet>,
+    /// The Deployment that controls the ReplicaSet.
+    pub workload: Option<Deployment>,
+}
+
+/// Why the instance data's identity is not believed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum IdentityError {
+    /// There is no such pod.
+    #[error("the pod does not exist")]
+    PodMissing,
+    /// Another pod has the name now.
+    #[error("the pod has UID {got}")]
+    PodUid {
+        /// The UID of the pod that exists.
+        got: String,
+    },
+    /// The pod is on its way out.
+    #[error("the pod is terminating")]
+    PodTerminating,
+    /// The pod belongs to another deployment, or to none.
+    #[error("the pod is labelled as of deployment {got:?}")]
+    PodLabel {
+        /// Value of the label.
+        got: Option<String>,
+    },
+    /// The pod runs on another node.
+    #[error("the pod is on node {got:?}")]
+    PodNode {
+        /// The node.
+        got: Option<String>,
+    },
+    /// There is no such deployment.
+    #[error("the ConfidentialDeployment does not exist")]
+    DeploymentMissing,
+    /// The pod is not controlled by the deployment.
+    #[error("the pod is not controlled by the ConfidentialDeployment: {0} breaks the chain")]
+    NotControlled(&'static str),
+}
+
+impl IdentityError {
+    /// The reason code.
+    pub const fn reason(&self) -> &'static str {
+        match self {
+            Self::PodMissing => "PodMissing",
+            Self::PodUid { .. } => "PodUidMismatch",
+            Self::PodTerminating => "PodTerminating",
+            Self::PodLabel { .. } => "PodLabelMismatch",
+            Self::PodNode { .. } => "PodNodeMismatch",
+            Self::DeploymentMissing => "DeploymentMissing",
+            Self::NotControlled(_) => "PodNotControlled",
+        }
+    }
+}
+
+/// Checks the identity in `instance` against the cluster.
+///
+/// # Errors
+/// The first thing that is not as the instance data says.
+pub fn check_identity<'a>(
+    instance: &InstanceData,
+    lineage: &Lineage,
+    deployment: Option<&'a ConfidentialDeployment>,
+) -> Result<&'a ConfidentialDeployment, IdentityError> {
+    let pod = lineage.pod.as_ref().ok_or(IdentityError::PodMissing)?;
+    let uid = pod.metadata.uid.clone().unwrap_or_default();
+    if uid.is_empty() || uid != instance.pod.uid {
+        return Err(IdentityError::PodUid { got: uid });
+    }
+    if pod.metadata.deletion_timestamp.is_some() {
+        return Err(IdentityError::PodTerminating);
+    }
+    let label =
+        pod.metadata.labels.as_ref().and_then(|labels| labels.get(DEPLOYMENT_LABEL)).cloned();
+    if label.as_deref() != Some(instance.deployment.as_str()) {
+        return Err(IdentityError::PodLabel { got: label });
+    }
+    let node = pod.spec.as_ref().and_then(|spec| spec.node_name.clone());
+    if node.as_deref() != Some(instance.node.as_str()) {
+        return Err(IdentityError::PodNode { got: node });
+    }
+    let deployment = deployment.ok_or(IdentityError::DeploymentMissing)?;
+    let replica_set = &lineage.replica_set.as_ref().map(|object| &object.metadata);
+    let workload = &lineage.workload.as_ref().map(|object| &object.metadata);
+    let chain = [
+        ("the pod", "ReplicaSet", Some(&pod.metadata), *replica_set),
+        ("the ReplicaSet", "Deployment", *replica_set, *workload),
+        ("the Deployment", "ConfidentialDeployment", *workload, Some(&deployment.metadata)),
+    ];
+    for (link, owner_kind, child, owner) in chain {
+        if !child.zip(owner).is_some_and(|(child, owner)| controls(owner_kind, owner, child)) {
+            return Err(IdentityError::NotControlled(link));
+        }
+    }
+    Ok(deployment)
+}
+
+/// Whether `owner` is the controller of `child`, by UID.
+fn controls(owner_kind: &str, owner: &ObjectMeta, child: &ObjectMeta) -> bool {
+    let Some(uid) = owner.uid.as_deref().filter(|uid| !uid.is_empty()) else { return false };
+    child.owner_references.iter().flatten().any(|reference| {
+        reference.controller == Some(true) && reference.kind == owner_kind && reference.uid == uid
+    })
+}
+
+/// Name of the MeasuredImage that the pod was made to run: while a deployment
+/// moves from one image to another, pods of both attest. The ReplicaSet's
+/// template says which; nothing on the node can write it.
+pub fn image_name<'a>(lineage: &'a Lineage, deployment: &'a ConfidentialDeployment) -> &'a str {
+    lineage
+        .replica_set
+        .as_ref()
+        .and_then(|replica_set| replica_set.spec.as_ref()?.template.as_ref()?.metadata.as_ref())
+        .and_then(|metadata| metadata.labels.as_ref()?.get(IMAGE_LABEL))
+        .unwrap_or(&deployment.spec.image_ref.name)
+}
+
+/// Name of the controller of `child` that has `kind`.
+pub fn controller_name<'a>(child: &'a ObjectMeta, kind: &str) -> Option<&'a str> {
+    child
+        .owner_references
+        .iter()
+        .flatten()
+        .find(|reference| reference.controller == Some(true) && reference.kind == kind)
+        .map(|reference| reference.name.as_str())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fixtures;
+
+    fn pod(lineage: &mut Lineage) -> &mut Pod {
+        lineage.pod.as_mut().unwrap()
+    }
+
+    #[test]
+    fn the_deployment_s_pod_is_believed() {
+        let deployment = fixtures::deployment();
+        let found =
+            check_identity(&fixtures::instance(), &fixtures::lineage(), Some(&deployment));
+        assert_eq!(found, Ok(&deployment));
+    }
+
+    #[test]
+    fn the_replica_set_names_the_image() {
+        let deployment = fixtures::deployment();
+        let mut lineage = fixtures::lineage();
+        assert_eq!(image_name(&lineage, &deployment), fixtures::IMAGE);
+        let spec = lineage.replica_set.as_mut().unwrap().spec.as_mut().unwrap();
+        let labels = spec.template.as_mut().unwrap().metadata.as_mut().unwrap();
+        labels.labels = Some([(IMAGE_LABEL.to_owned(), "older".to_owned())].into());
+        assert_eq!(image_name(&lineage, &deployment), "older");
+        lineage.replica_set = None;
+        assert_eq!(image_name(&lineage, &deployment), fixtures::IMAGE);
+    }
+
+    #[test]
+    fn every_break_is_found() {
+        type Change = fn(&mut Lineage);
+        let rows: [(Change, &str); 10] = [
+            (|l| l.pod = None, "PodMissing"),
+            (|l| pod(l).metadata.uid = Some("other".to_owned()), "PodUidMismatch"),
+            (|l| pod(l).metadata.uid = None, "PodUidMismatch"),
+            (
+                |l| {
+                    let now = fixtures::now();
+                    pod(l).metadata.deletion_timestamp = Some(now.into());
+                },
+                "PodTerminating",
+            ),
+            (|l| pod(l).metadata.labels = None, "PodLabelMismatch"),
+            (|l| pod(l).spec.as_mut().unwrap().node_name = None, "PodNodeMismatch"),
+            (|l| pod(l).metadata.owner_references = None, "PodNotControlled"),
+            (|l| l.replica_set = None, "PodNotControlled"),
+            (
+                |l| {
+                    let replica_set = l.replica_set.as_mut().unwrap();
+                    replica_set.metadata.owner_references.as_mut().unwrap()[0].controller = None;
+                },
+                "PodNotControlled",
+            ),
+            (
+                |l| {
+                    let workload = l.workload.as_mut().unwrap();
+                    workload.metadata.owner_references.as_mut().unwrap()[0].uid =
+                        "other".to_owned();
+                },
+                "PodNotControlled",
+            ),
+        ];
+        let deployment = fixtures::deployment();
+        for (index, (change, reason)) in rows.into_iter().enumerate() {
+            let mut lineage = fixtures::lineage();
+            change(&mut lineage);
+            let error = check_identity(&fixtures::instance(), &lineage, Some(&deployment));
+            assert_eq!(error.unwrap_err().reason(), reason, "row {index}");
+        }
+        let missing = check_identity(&fixtures::instance(), &fixtures::lineage(), None);
+        assert_eq!(missing, Err(IdentityError::DeploymentMissing));
+    }
+}

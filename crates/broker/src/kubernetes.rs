@@ -1,0 +1,319 @@
+//! The cluster behind the broker: objects read and written at the API server.
+//! No decision is made here.
+
+use std::fmt::Debug;
+use std::hash::Hash;
+use std::sync::Arc;
+
+use assay_crds::names::BROKER;
+use assay_crds::v1alpha1::{
+    AttestationPolicy, AttestationRecord, ConfidentialDeployment, MeasuredImage,
+};
+use assay_tee::InstanceData;
+use futures::{Stream, StreamExt as _};
+use k8s_openapi::NamespaceResourceScope;
+use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
+use k8s_openapi::api::core::v1::{ObjectReference, Pod, Secret};
+use kube::api::{Api, Patch, PatchParams};
+use kube::runtime::events::{Event, EventType, Recorder, Reporter};
+use kube::runtime::reflector::{self, ObjectRef, Store};
+use kube::runtime::{WatchStreamExt as _, watcher};
+use kube::{Client, Resource, ResourceExt as _};
+use serde::de::DeserializeOwned;
+use serde_json::json;
+
+use crate::appraisal::Observed;
+use crate::identity::{Lineage, controller_name, image_name};
+use crate::release::ReleaseObserved;
+use crate::service::{Chain, Cluster, ClusterError, Notice};
+use crate::token::InstanceClaims;
+
+/// Longest note of an Event (events.k8s.io).
+const MAX_NOTE: usize = 1024;
+
+/// The API server, with watched copies of what every appraisal needs.
+pub struct KubernetesCluster {
+    client: Client,
+    deployments: Store<ConfidentialDeployment>,
+    images: Store<MeasuredImage>,
+    policies: Store<AttestationPolicy>,
+    recorder: Recorder,
+}
+
+impl KubernetesCluster {
+    /// Starts to watch. The returned future drives the watches and never ends.
+    pub fn start(client: Client) -> (Self, impl Future<Output = ()> + Send) {
+        let (deployments, watch_deployments) = watch(&client);
+        let (images, watch_images) = watch(&client);
+        let (policies, watch_policies) = watch(&client);
+        let reporter = Reporter { controller: format!("assay.dev/{BROKER}"), instance: None };
+        let recorder = Recorder::new(client.clone(), reporter);
+        let driver = async {
+            tokio::join!(
+                watch_deployments.for_each(|()| async {}),
+                watch_images.for_each(|()| async {}),
+                watch_policies.for_each(|()| async {}),
+            );
+        };
+        (Self { client, deployments, images, policies, recorder }, driver)
+    }
+
+    /// Waits until every watch has listed what there is.
+    pub fn synced(&self) -> impl Future<Output = bool> + Send + use<> {
+        let (deployments, images, policies) =
+            (self.deployments.clone(), self.images.clone(), self.policies.clone());
+        async move {
+            deployments.wait_until_ready().await.is_ok()
+                && images.wait_until_ready().await.is_ok()
+                && policies.wait_until_ready().await.is_ok()
+        }
+    }
+
+    fn api<K>(&self, namespace: &str) -> Api<K>
+    where
+        K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>,
+    {
+        Api::namespaced(self.client.clone(), namespace)
+    }
+
+    async fn get<K>(
+        &self,
+        action: &'static str,
+        namespace: &str,
+        name: &str,
+    ) -> Result<Option<K>, ClusterError>
+    where
+        K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>
+            + Clone
+            + Debug
+            + DeserializeOwned,
+    {
+        self.api(namespace).get_opt(name).await.map_err(|source| api_error(action, source))
+    }
+
+    /// The watched copy, or the object itself where there is no copy yet.
+    async fn cached<K>(
+        &self,
+        store: &Store<K>,
+        action: &'static str,
+        namespace: &str,
+        name: &str,
+    ) -> Result<Option<Arc<K>>, ClusterError>
+    where
+        K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>
+            + Clone
+            + Debug
+            + DeserializeOwned
+            + 'static,
+    {
+        match store.get(&ObjectRef::new(name).within(namespace)) {
+            Some(object) => Ok(Some(object)),
+            None => Ok(self.get(action, namespace, name).await?.map(Arc::new)),
+        }
+    }
+
+    async fn lineage(&self, namespace: &str, pod: &str) -> Result<Lineage, ClusterError> {
+        let pod: Option<Pod> = self.get("read the pod", namespace, pod).await?;
+        let owner = |child: Option<&kube::api::ObjectMeta>, kind: &str| {
+            child.and_then(|child| controller_name(child, kind)).map(str::to_owned)
+        };
+        let replica_set = match owner(pod.as_ref().map(Resource::meta), "ReplicaSet") {
+            Some(name) => {
+                self.get::<ReplicaSet>("read the ReplicaSet", namespace, &name).await?
+            }
+            None => None,
+        };
+        let workload = match owner(replica_set.as_ref().map(Resource::meta), "Deployment") {
+            Some(name) => {
+                self.get::<Deployment>("read the Deployment", namespace, &name).await?
+            }
+            None => None,
+        };
+        Ok(Lineage { pod, replica_set, workload })
+    }
+}
+
+/// A watched copy of every object of a kind, and the stream that keeps it.
+fn watch<K>(client: &Client) -> (Store<K>, impl Stream<Item = ()> + Send + use<K>)
+where
+    K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
+    K::DynamicType: Hash + Eq + Clone + Default,
+{
+    let (reader, writer) = reflector::store();
+    let events = watcher(Api::<K>::all(client.clone()), watcher::Config::default());
+    let stream = reflector::reflector(writer, events.default_backoff()).map(|event| {
+        if let Err(error) = event {
+            tracing::warn!(error = %Chain(&error), kind = %K::kind(&()), "watch failed; again");
+        }
+    });
+    (reader, stream)
+}
+
+fn api_error(action: &'static str, source: kube::Error) -> ClusterError {
+    ClusterError::Api { action, source: Box::new(source) }
+}
+
+/// As [`api_error`], but a conflict is told apart. An object that has vanished
+/// is one, too: the caller reads again.
+fn write_error(action: &'static str, source: kube::Error) -> ClusterError {
+    match &source {
+        kube::Error::Api(status) if matches!(status.code, 404 | 409) => ClusterError::Conflict,
+        _ => api_error(action, source),
+    }
+}
+
+impl Cluster for KubernetesCluster {
+    async fn observe(&self, instance: &InstanceData) -> Result<Observed, ClusterError> {
+        let namespace = &instance.namespace;
+        let (lineage, deployment, record) = tokio::try_join!(
+            self.lineage(namespace, &instance.pod.name),
+            self.cached(
+                &self.deployments,
+                "read the ConfidentialDeployment",
+                namespace,
+                &instance.deployment
+            ),
+            self.read_record(namespace, &instance.pod.name),
+        )?;
+        let Some(deployment) = deployment else {
+            return Ok(Observed { lineage, record, ..Observed::default() });
+        };
+        let (image, policy) = tokio::try_join!(
+            self.cached(
+                &self.images,
+                "read the MeasuredImage",
+                namespace,
+                image_name(&lineage, &deployment)
+            ),
+            self.cached(
+                &self.policies,
+                "read the AttestationPolicy",
+                namespace,
+                &deployment.spec.policy_ref.name
+            ),
+        )?;
+        Ok(Observed { lineage, deployment: Some(deployment), image, policy, record })
+    }
+
+    async fn observe_release(
+        &self,
+        instance: &InstanceClaims,
+    ) -> Result<ReleaseObserved, ClusterError> {
+        let namespace = &instance.namespace;
+        let (record, deployment, image) = tokio::try_join!(
+            self.read_record(namespace, &instance.pod),
+            self.get::<ConfidentialDeployment>(
+                "read the ConfidentialDeployment",
+                namespace,
+                &instance.deployment
+            ),
+            self.get::<MeasuredImage>("read the MeasuredImage", namespace, &instance.image),
+        )?;
+        let policy = match &deployment {
+            Some(deployment) => {
+                let name = &deployment.spec.policy_ref.name;
+                self.get("read the AttestationPolicy", namespace, name).await?
+            }
+            None => None,
+        };
+        Ok(ReleaseObserved { record, deployment, image, policy })
+    }
+
+    async fn read_record(
+        &self,
+        namespace: &str,
+        pod: &str,
+    ) -> Result<Option<AttestationRecord>, ClusterError> {
+        self.get("read the AttestationRecord", namespace, pod).await
+    }
+
+    async fn write_record(
+        &self,
+        record: &AttestationRecord,
+        existing: Option<&AttestationRecord>,
+    ) -> Result<(), ClusterError> {
+        let namespace = record.namespace().unwrap_or_default();
+        let name = record.name_any();
+        let api: Api<AttestationRecord> = self.api(&namespace);
+        let params = PatchParams::apply(BROKER).force();
+        let unchanged = existing.filter(|existing| {
+            existing.spec == record.spec
+                && existing.metadata.labels == record.metadata.labels
+                && existing.metadata.owner_references == record.metadata.owner_references
+        });
+        let base_version = match unchanged {
+            Some(existing) => existing.resource_version(),
+            None => {
+                let mut base = record.clone();
+                base.status = None;
+                base.metadata.resource_version =
+                    existing.and_then(kube::ResourceExt::resource_version);
+                let applied = api
+                    .patch(&name, &params, &Patch::Apply(&base))
+                    .await
+                    .map_err(|source| write_error("apply the AttestationRecord", source))?;
+                if existing.is_none() && applied.status.is_some() {
+                    // Another replica was first.
+                    return Err(ClusterError::Conflict);
+                }
+                applied.resource_version()
+            }
+        };
+        let status = json!({
+            "apiVersion": AttestationRecord::api_version(&()),
+            "kind": AttestationRecord::kind(&()),
+            "metadata": { "name": name, "resourceVersion": base_version },
+            "status": record.status,
+        });
+        api.patch_status(&name, &params, &Patch::Apply(&status))
+            .await
+            .map_err(|source| write_error("apply the AttestationRecord's status", source))?;
+        Ok(())
+    }
+
+    async fn read_secret(
+        &self,
+        namespace: &str,
+        name: &str,
+    ) -> Result<Option<Secret>, ClusterError> {
+        self.get("read the Secret", namespace, name).await
+    }
+
+    async fn notify(&self, namespace: &str, pod: &str, pod_uid: &str, notice: Notice) {
+        let (type_, reason, action, note) = match notice {
+            Notice::SecretReleased { path } => {
+                (EventType::Normal, "SecretReleased", "Release", format!("Released {path}"))
+            }
+            Notice::SecretRefused { path, reason } => (
+                EventType::Warning,
+                "SecretRefused",
+                "Release",
+                format!("Did not release {path}: {reason}"),
+            ),
+            Notice::AttestationRejected { reason } => (
+                EventType::Warning,
+                "AttestationRejected",
+                "Attest",
+                format!("Rejected the guest's evidence: {reason}"),
+            ),
+        };
+        let event = Event {
+            type_,
+            reason: reason.to_owned(),
+            note: Some(note.chars().take(MAX_NOTE).collect()),
+            action: action.to_owned(),
+            secondary: None,
+        };
+        let regarding = ObjectReference {
+            api_version: Some("v1".to_owned()),
+            kind: Some("Pod".to_owned()),
+            name: Some(pod.to_owned()),
+            namespace: Some(namespace.to_owned()),
+            uid: Some(pod_uid.to_owned()),
+            ..ObjectReference::default()
+        };
+        if let Err(error) = self.recorder.publish(&event, &regarding).await {
+            tracing::warn!(error = %Chain(&error), reason, "cannot publish the Event");
+        }
+    }
+}

@@ -1,0 +1,136 @@
+//! HTTP: requests to calls of the [`Service`], its answers to responses.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use assay_protocol::messages::{ATTEST_PATH, AUTH_PATH, RESOURCE_PATH, SESSION_COOKIE};
+use assay_protocol::messages::TokenResponse;
+use axum::body::Bytes;
+use axum::extract::{DefaultBodyLimit, Path, Request, State};
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use tokio::sync::Semaphore;
+use tower_http::timeout::TimeoutLayer;
+
+use crate::release::ResourcePath;
+use crate::service::{Cluster, Refusal, Service};
+
+/// Most bytes of a request's body.
+const MAX_BODY: usize = 256 * 1024;
+/// Longest time for a request, reading its body included.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(20);
+/// Requests that are worked on at a time; more are told to try again.
+const MAX_CONCURRENT: usize = 256;
+
+/// What the routes share.
+struct Shared<C> {
+    service: Service<C>,
+    ready: Arc<AtomicBool>,
+}
+
+/// The routes. `ready` says whether `/readyz` succeeds.
+pub fn router<C: Cluster>(service: Service<C>, ready: Arc<AtomicBool>) -> Router {
+    let permits = Arc::new(Semaphore::new(MAX_CONCURRENT));
+    let limit = middleware::from_fn(move |request: Request, next: Next| {
+        let permits = permits.clone();
+        async move {
+            match permits.try_acquire() {
+                Ok(_permit) => next.run(request).await,
+                Err(_) => refusal(&Refusal::Unavailable),
+            }
+        }
+    });
+    let protocol = Router::new()
+        .route(AUTH_PATH, post(authenticate::<C>))
+        .route(ATTEST_PATH, post(attest::<C>))
+        .route(&format!("{RESOURCE_PATH}/{{repository}}/{{type}}/{{tag}}"), get(resource::<C>))
+        .layer(limit);
+    Router::new()
+        .merge(protocol)
+        .route("/healthz", get(|| async { "ok" }))
+        .route("/readyz", get(readyz::<C>))
+        .route("/.well-known/jwks.json", get(jwks::<C>))
+        .layer(DefaultBodyLimit::max(MAX_BODY))
+        .layer(TimeoutLayer::with_status_code(StatusCode::REQUEST_TIMEOUT, REQUEST_TIMEOUT))
+        .with_state(Arc::new(Shared { service, ready }))
+}
+
+async fn authenticate<C: Cluster>(
+    State(shared): State<Arc<Shared<C>>>,
+    body: Bytes,
+) -> Response {
+    match shared.service.authenticate(&body) {
+        Ok((session, challenge)) => {
+            let cookie = format!("{SESSION_COOKIE}={session}; Path=/kbs; Secure; HttpOnly");
+            ([(header::SET_COOKIE, cookie)], Json(challenge)).into_response()
+        }
+        Err(error) => refusal(&error),
+    }
+}
+
+async fn attest<C: Cluster>(
+    State(shared): State<Arc<Shared<C>>>,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Response {
+    match shared.service.attest(session(&headers), &body).await {
+        Ok(token) => Json(TokenResponse { token }).into_response(),
+        Err(error) => refusal(&error),
+    }
+}
+
+async fn resource<C: Cluster>(
+    State(shared): State<Arc<Shared<C>>>,
+    Path((namespace, deployment, name)): Path<(String, String, String)>,
+    headers: HeaderMap,
+) -> Response {
+    let path = ResourcePath { namespace, deployment, name };
+    match shared.service.resource(bearer(&headers), &path).await {
+        Ok(jwe) => Json(jwe).into_response(),
+        Err(error) => refusal(&error),
+    }
+}
+
+async fn readyz<C: Cluster>(State(shared): State<Arc<Shared<C>>>) -> Response {
+    if shared.ready.load(Ordering::Relaxed) {
+        "ok".into_response()
+    } else {
+        (StatusCode::SERVICE_UNAVAILABLE, "not ready").into_response()
+    }
+}
+
+async fn jwks<C: Cluster>(State(shared): State<Arc<Shared<C>>>) -> Response {
+    Json(shared.service.jwks()).into_response()
+}
+
+fn refusal(refusal: &Refusal) -> Response {
+    let status =
+        StatusCode::from_u16(refusal.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    (status, Json(refusal.information())).into_response()
+}
+
+/// The session of the request's cookie.
+fn session(headers: &HeaderMap) -> Option<&str> {
+    headers
+        .get_all(header::COOKIE)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(';'))
+        .filter_map(|pair| pair.trim().split_once('='))
+        .find(|(name, _)| *name == SESSION_COOKIE)
+        .map(|(_, value)| value)
+}
+
+/// The token of the request's authorization.
+fn bearer(headers: &HeaderMap) -> Option<&str> {
+    let value = headers.get(header::AUTHORIZATION)?.to_str().ok()?;
+    let (scheme, token) = value.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then_some(token.trim())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,413 @@
+//! The broker's three operations: reads, one pure decision, writes.
+//!
+//! Nothing here knows HTTP or Kubernetes: [`crate::server`] turns requests into
+//! calls, and a [`Cluster`] is where objects are read and written.
+
+use std::fmt;
+use std::future::Future;
+use std::sync::Arc;
+
+use assay_crds::v1alpha1::AttestationRecord;
+use assay_protocol::broker::{NonceCache, NonceError, NonceIssuer, new_session};
+use assay_protocol::jwe::Jwe;
+use assay_protocol::messages::{Challenge, ErrorInformation, Request, VERSION};
+use assay_tee::InstanceData;
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Secret;
+
+use crate::appraisal::{Appraisal, Decision, Observed, VerifierIdentity, decide_attestation};
+use crate::record::{NotRecorded, plan_record};
+use crate::release::{
+    ReleaseObserved, ReleaseRefusal, ResourcePath, check_path, decide_release, decide_secret,
+};
+use crate::submission::Submission;
+use crate::token::{Claims, InstanceClaims, TokenKey};
+
+/// Tries to record an appraisal while other replicas write the same record.
+const WRITE_ATTEMPTS: usize = 5;
+
+/// The time, handed in so that tests can say what it is.
+pub type Clock = Arc<dyn Fn() -> Timestamp + Send + Sync>;
+
+/// Why the cluster did not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum ClusterError {
+    /// The object changed since it was read.
+    #[error("the object changed since it was read")]
+    Conflict,
+    /// The API server could not be asked, or refused.
+    #[error("cannot {action}")]
+    Api {
+        /// What was asked.
+        action: &'static str,
+        /// Why it failed.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+}
+
+/// What happened, for the people who watch the objects.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Notice {
+    /// A value was released.
+    SecretReleased {
+        /// Which.
+        path: String,
+    },
+    /// A value was refused.
+    SecretRefused {
+        /// Which.
+        path: String,
+        /// Reason code.
+        reason: &'static str,
+    },
+    /// Evidence was rejected.
+    AttestationRejected {
+        /// Reason code.
+        reason: String,
+    },
+}
+
+/// Where the broker reads and writes objects.
+///
+/// # Guarantees
+/// [`Cluster::write_record`] fails with [`ClusterError::Conflict`] when the
+/// record is not the one that the new one was planned from.
+pub trait Cluster: Send + Sync + 'static {
+    /// Reads what an appraisal needs. Policies and images may be seconds old.
+    fn observe(
+        &self,
+        instance: &InstanceData,
+    ) -> impl Future<Output = Result<Observed, ClusterError>> + Send;
+    /// Reads what a release needs, as it is now.
+    fn observe_release(
+        &self,
+        instance: &InstanceClaims,
+    ) -> impl Future<Output = Result<ReleaseObserved, ClusterError>> + Send;
+    /// Reads the record of a pod, as it is now.
+    fn read_record(
+        &self,
+        namespace: &str,
+        pod: &str,
+    ) -> impl Future<Output = Result<Option<AttestationRecord>, ClusterError>> + Send;
+    /// Writes a record that was planned from `existing`.
+    fn write_record(
+        &self,
+        record: &AttestationRecord,
+        existing: Option<&AttestationRecord>,
+    ) -> impl Future<Output = Result<(), ClusterError>> + Send;
+    /// Reads a Secret.
+    fn read_secret(
+        &self,
+        namespace: &str,
+        name: &str,
+    ) -> impl Future<Output = Result<Option<Secret>, ClusterError>> + Send;
+    /// Tells people. Must not fail the operation.
+    fn notify(
+        &self,
+        namespace: &str,
+        pod: &str,
+        pod_uid: &str,
+        notice: Notice,
+    ) -> impl Future<Output = ()> + Send;
+}
+
+/// Why a request was not granted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Refusal {
+    /// The request is malformed.
+    InvalidRequest(String),
+    /// The nonce or session is not acceptable.
+    Session(NonceError),
+    /// The evidence is not acceptable; the reason code.
+    AttestationFailed(String),
+    /// The token is not acceptable.
+    TokenInvalid(String),
+    /// The resource is not released.
+    PolicyDeny(ReleaseRefusal),
+    /// The broker cannot decide now.
+    Unavailable,
+}
+
+impl Refusal {
+    /// HTTP status: as other key brokers answer, 401 for every denial.
+    pub const fn status(&self) -> u16 {
+        match self {
+            Self::InvalidRequest(_) => 400,
+            Self::Session(NonceError::CacheFull | NonceError::Generate) | Self::Unavailable => 503,
+            Self::Session(_)
+            | Self::AttestationFailed(_)
+            | Self::TokenInvalid(_)
+            | Self::PolicyDeny(_) => 401,
+        }
+    }
+
+    /// The error as the protocol shapes it.
+    pub fn information(&self) -> ErrorInformation {
+        let (kind, detail) = match self {
+            Self::InvalidRequest(detail) => ("InvalidRequest", detail.clone()),
+            Self::Session(error) => ("InvalidSession", error.to_string()),
+            Self::AttestationFailed(reason) => ("AttestationFailed", reason.clone()),
+            Self::TokenInvalid(detail) => ("TokenVerificationFailed", detail.clone()),
+            Self::PolicyDeny(refusal) => {
+                ("PolicyDeny", format!("{}: {refusal}", refusal.reason()))
+            }
+            Self::Unavailable => ("Unavailable", "try again".to_owned()),
+        };
+        ErrorInformation::new(kind, detail)
+    }
+}
+
+/// Logs an error with its causes and refuses without them.
+fn unavailable(error: &(dyn std::error::Error + 'static)) -> Refusal {
+    tracing::error!(error = %Chain(error), "cannot decide");
+    Refusal::Unavailable
+}
+
+/// An error with its causes, outermost first.
+pub struct Chain<'a>(pub &'a (dyn std::error::Error + 'static));
+
+impl fmt::Display for Chain<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0)?;
+        let mut cause = self.0.source();
+        while let Some(error) = cause {
+            write!(f, ": {error}")?;
+            cause = error.source();
+        }
+        Ok(())
+    }
+}
+
+/// What the service is made of.
+pub struct ServiceParts<C> {
+    /// Where objects are.
+    pub cluster: C,
+    /// What the broker stands for.
+    pub verifier: VerifierIdentity,
+    /// Issues nonces.
+    pub nonces: NonceIssuer,
+    /// Remembers used nonces.
+    pub used_nonces: Box<dyn NonceCache>,
+    /// Signs tokens.
+    pub tokens: TokenKey,
+    /// The time.
+    pub clock: Clock,
+}
+
+/// The broker.
+pub struct Service<C> {
+    parts: ServiceParts<C>,
+}
+
+impl<C: Cluster> Service<C> {
+    /// A broker of `parts`.
+    pub const fn new(parts: ServiceParts<C>) -> Self {
+        Self { parts }
+    }
+
+    /// The token keys as a JWK set.
+    pub fn jwks(&self) -> serde_json::Value {
+        self.parts.tokens.jwks()
+    }
+
+    fn now(&self) -> Timestamp {
+        // Records have whole seconds; an appraisal and its record must agree.
+        let now = (self.parts.clock)();
+        Timestamp::from_second(now.as_second()).unwrap_or(now)
+    }
+
+    /// Answers an authentication request with a session and its challenge.
+    ///
+    /// # Errors
+    /// When the guest speaks another protocol or is another TEE.
+    pub fn authenticate(&self, body: &[u8]) -> Result<(String, Challenge), Refusal> {
+        let request: Request = serde_json::from_slice(body)
+            .map_err(|error| Refusal::InvalidRequest(error.to_string()))?;
+        if request.version != VERSION {
+            return Err(Refusal::InvalidRequest(format!("only version {VERSION} is spoken")));
+        }
+        if request.tee != Request::TEE_SNP {
+            return Err(Refusal::InvalidRequest("only tee snp is verified".to_owned()));
+        }
+        if !request.supports_hash() {
+            return Err(Refusal::InvalidRequest("only sha384 is verified".to_owned()));
+        }
+        let session = new_session().map_err(Refusal::Session)?;
+        let nonce = self
+            .parts
+            .nonces
+            .issue(&session, seconds(self.now()))
+            .map_err(Refusal::Session)?;
+        Ok((session, Challenge::new(nonce)))
+    }
+
+    /// Appraises evidence, records the verdict, and returns a token if it is
+    /// accepted.
+    ///
+    /// # Errors
+    /// When it is not accepted, or cannot be recorded.
+    pub async fn attest(&self, session: Option<&str>, body: &[u8]) -> Result<String, Refusal> {
+        let now = self.now();
+        let submission = Submission::parse(body)
+            .map_err(|error| Refusal::InvalidRequest(Chain(&error).to_string()))?;
+        let session = session.ok_or(Refusal::Session(NonceError::NotIssued))?;
+        let nonce = self
+            .parts
+            .nonces
+            .verify(&submission.runtime_data.nonce, session, seconds(now))
+            .map_err(Refusal::Session)?;
+        let instance = &submission.instance;
+        let observed =
+            self.parts.cluster.observe(instance).await.map_err(|error| unavailable(&error))?;
+        let decision =
+            decide_attestation(&submission, &nonce, &observed, &self.parts.verifier, now)
+                .map_err(|error| unavailable(&error))?;
+        let appraisal = match decision {
+            Decision::Appraised(appraisal) => appraisal,
+            Decision::Unidentified(error) => {
+                tracing::warn!(
+                    namespace = instance.namespace, deployment = instance.deployment,
+                    pod = instance.pod.name, pod_uid = instance.pod.uid,
+                    reason = error.reason(), detail = %error, "attestation unidentified",
+                );
+                return Err(Refusal::AttestationFailed(error.reason().to_owned()));
+            }
+        };
+        // After the appraisal: only evidence that binds the nonce may use it up,
+        // so that nobody can fill the cache with noise.
+        if appraisal.authentic {
+            self.parts.used_nonces.consume(&nonce, seconds(now)).map_err(Refusal::Session)?;
+        }
+        self.log_appraisal(instance, &appraisal);
+        let recorded = self.record(&instance.namespace, &appraisal, observed.record).await?;
+        if !appraisal.is_accepted() {
+            if recorded {
+                let reason = appraisal.status.reason.clone();
+                let notice = Notice::AttestationRejected { reason };
+                self.notify(&instance.namespace, &appraisal, notice).await;
+            }
+            return Err(Refusal::AttestationFailed(appraisal.status.reason));
+        }
+        let claims = Claims::of(&appraisal, &instance.namespace, &submission.runtime_data)
+            .ok_or_else(|| Refusal::AttestationFailed(appraisal.status.reason.clone()))?;
+        self.parts.tokens.sign(&claims).map_err(|error| unavailable(&error))
+    }
+
+    /// Records an appraisal, again when another replica writes at the same time;
+    /// says whether it was recorded. An acceptance that cannot be recorded is
+    /// none.
+    async fn record(
+        &self,
+        namespace: &str,
+        appraisal: &Appraisal,
+        observed: Option<AttestationRecord>,
+    ) -> Result<bool, Refusal> {
+        let mut existing = observed;
+        for _ in 0..WRITE_ATTEMPTS {
+            let record = match plan_record(namespace, appraisal, existing.as_ref()) {
+                Ok(record) => record,
+                Err(NotRecorded::NotAuthentic) => return Ok(false),
+                Err(NotRecorded::Older) => {
+                    return Err(Refusal::AttestationFailed("AppraisalSuperseded".to_owned()));
+                }
+            };
+            match self.parts.cluster.write_record(&record, existing.as_ref()).await {
+                Ok(()) => return Ok(true),
+                Err(ClusterError::Conflict) => {
+                    let pod = &appraisal.spec.pod_ref.name;
+                    existing = self
+                        .parts
+                        .cluster
+                        .read_record(namespace, pod)
+                        .await
+                        .map_err(|error| unavailable(&error))?;
+                }
+                Err(error) => return Err(unavailable(&error)),
+            }
+        }
+        Err(unavailable(&ClusterError::Conflict))
+    }
+
+    fn log_appraisal(&self, instance: &InstanceData, appraisal: &Appraisal) {
+        let status = &appraisal.status;
+        tracing::info!(
+            namespace = instance.namespace, deployment = instance.deployment,
+            pod = instance.pod.name, pod_uid = instance.pod.uid,
+            verdict = ?status.verdict, reason = status.reason,
+            trust_domain = status.trust_domain, measurement = status.measurement,
+            reference_value = status.reference_value, authentic = appraisal.authentic,
+            "attestation appraised",
+        );
+    }
+
+    async fn notify(&self, namespace: &str, appraisal: &Appraisal, notice: Notice) {
+        let pod = &appraisal.spec.pod_ref;
+        self.parts.cluster.notify(namespace, &pod.name, &pod.uid, notice).await;
+    }
+
+    /// Releases a resource to the holder of a token, encrypted to the key in
+    /// its evidence.
+    ///
+    /// # Errors
+    /// When it is not to be released.
+    pub async fn resource(&self, token: Option<&str>, path: &ResourcePath) -> Result<Jwe, Refusal> {
+        let now = self.now();
+        let token = token.ok_or_else(|| Refusal::TokenInvalid("a token is needed".to_owned()))?;
+        let claims = self
+            .parts
+            .tokens
+            .verify(token, now)
+            .map_err(|error| Refusal::TokenInvalid(error.to_string()))?;
+        let result = self.release(&claims, path, now).await;
+        let instance = claims.instance();
+        let notice = match &result {
+            Ok(_) => Some(Notice::SecretReleased { path: path.to_string() }),
+            Err(Refusal::PolicyDeny(refusal)) => Some(Notice::SecretRefused {
+                path: path.to_string(),
+                reason: refusal.reason(),
+            }),
+            Err(_) => None,
+        };
+        tracing::info!(
+            namespace = instance.namespace, deployment = instance.deployment,
+            pod = instance.pod, pod_uid = instance.pod_uid, simulated = instance.simulated,
+            resource = %path, outcome = ?notice, "resource requested",
+        );
+        if let Some(notice) = notice {
+            let cluster = &self.parts.cluster;
+            cluster.notify(&instance.namespace, &instance.pod, &instance.pod_uid, notice).await;
+        }
+        result
+    }
+
+    async fn release(
+        &self,
+        claims: &Claims,
+        path: &ResourcePath,
+        now: Timestamp,
+    ) -> Result<Jwe, Refusal> {
+        check_path(claims, path).map_err(Refusal::PolicyDeny)?;
+        let cluster = &self.parts.cluster;
+        let observed = cluster
+            .observe_release(claims.instance())
+            .await
+            .map_err(|error| unavailable(&error))?;
+        let reference =
+            decide_release(claims, path, &observed, now).map_err(Refusal::PolicyDeny)?;
+        let secret = cluster
+            .read_secret(&path.namespace, &reference.name)
+            .await
+            .map_err(|error| unavailable(&error))?;
+        let value = decide_secret(claims, &reference, secret).map_err(Refusal::PolicyDeny)?;
+        Jwe::encrypt(&value, &claims.tee_pubkey().ec_key()).map_err(|error| unavailable(&error))
+    }
+}
+
+/// Seconds since 1970; the time before that does not exist here.
+fn seconds(now: Timestamp) -> u64 {
+    u64::try_from(now.as_second()).unwrap_or(0)
+}
+
+#[cfg(test)]
+pub(crate) mod tests;

@@ -1,0 +1,416 @@
+//! The guest's session machine against the broker's operations, in memory, with
+//! real evidence of a simulated processor.
+
+use std::sync::Mutex;
+
+use assay_crds::v1alpha1::attestation_record::Verdict;
+use assay_crds::v1alpha1::measured_image::LifecycleState;
+use assay_protocol::broker::BoundedNonceCache;
+use assay_protocol::guest::{AttestedSession, GuestSession, HttpRequest, HttpResponse};
+use assay_protocol::messages::TokenResponse;
+use jiff::{SignedDuration, ToSpan as _};
+use serde::Serialize;
+
+use super::*;
+use crate::fixtures;
+
+/// A cluster of one pod. Clones share its objects, as replicas do.
+#[derive(Clone)]
+pub(crate) struct FakeCluster(pub(crate) Arc<Mutex<World>>);
+
+/// The cluster's objects.
+pub(crate) struct World {
+    pub(crate) observed: Observed,
+    pub(crate) secret: Option<Secret>,
+    pub(crate) notices: Vec<Notice>,
+    /// Reads of Secrets.
+    pub(crate) secret_reads: usize,
+    /// Writes that another replica overtakes.
+    conflicts: usize,
+}
+
+impl FakeCluster {
+    pub(crate) fn new() -> Self {
+        Self(Arc::new(Mutex::new(World {
+            observed: fixtures::observed(),
+            secret: Some(fixtures::secret()),
+            notices: Vec::new(),
+            secret_reads: 0,
+            conflicts: 0,
+        })))
+    }
+
+    fn record(&self) -> Option<AttestationRecord> {
+        self.0.lock().unwrap().observed.record.clone()
+    }
+}
+
+impl Cluster for FakeCluster {
+    async fn observe(&self, _: &InstanceData) -> Result<Observed, ClusterError> {
+        Ok(self.0.lock().unwrap().observed.clone())
+    }
+
+    async fn observe_release(&self, _: &InstanceClaims) -> Result<ReleaseObserved, ClusterError> {
+        let observed = self.0.lock().unwrap().observed.clone();
+        Ok(ReleaseObserved {
+            record: observed.record,
+            deployment: observed.deployment.map(Arc::unwrap_or_clone),
+            image: observed.image.map(Arc::unwrap_or_clone),
+            policy: observed.policy.map(Arc::unwrap_or_clone),
+        })
+    }
+
+    async fn read_record(
+        &self,
+        _: &str,
+        _: &str,
+    ) -> Result<Option<AttestationRecord>, ClusterError> {
+        Ok(self.record())
+    }
+
+    async fn write_record(
+        &self,
+        record: &AttestationRecord,
+        existing: Option<&AttestationRecord>,
+    ) -> Result<(), ClusterError> {
+        let mut world = self.0.lock().unwrap();
+        if world.conflicts > 0 {
+            world.conflicts -= 1;
+            return Err(ClusterError::Conflict);
+        }
+        if world.observed.record.as_ref() != existing {
+            return Err(ClusterError::Conflict);
+        }
+        world.observed.record = Some(record.clone());
+        Ok(())
+    }
+
+    async fn read_secret(&self, _: &str, _: &str) -> Result<Option<Secret>, ClusterError> {
+        let mut world = self.0.lock().unwrap();
+        world.secret_reads += 1;
+        Ok(world.secret.clone())
+    }
+
+    async fn notify(&self, _: &str, _: &str, _: &str, notice: Notice) {
+        self.0.lock().unwrap().notices.push(notice);
+    }
+}
+
+/// A replica, and the clock that tests move.
+struct Replica {
+    service: Service<FakeCluster>,
+    cluster: FakeCluster,
+    clock: Arc<Mutex<Timestamp>>,
+}
+
+pub(crate) fn parts(cluster: FakeCluster, clock: Clock) -> ServiceParts<FakeCluster> {
+    ServiceParts {
+        cluster,
+        verifier: fixtures::verifier(),
+        nonces: NonceIssuer::new(&[7; 32]),
+        used_nonces: Box::new(BoundedNonceCache::new(64)),
+        tokens: fixtures::token_key(),
+        clock,
+    }
+}
+
+impl Replica {
+    fn new(cluster: &FakeCluster) -> Self {
+        let clock = Arc::new(Mutex::new(fixtures::now()));
+        let reading = clock.clone();
+        let parts = parts(cluster.clone(), Arc::new(move || *reading.lock().unwrap()));
+        Self { service: Service::new(parts), cluster: cluster.clone(), clock }
+    }
+
+    fn advance(&self, by: SignedDuration) {
+        *self.clock.lock().unwrap() += by;
+    }
+
+    /// Sends one of the guest's requests.
+    async fn send(&self, request: &HttpRequest) -> HttpResponse {
+        let header = |name: &str| {
+            request
+                .headers
+                .iter()
+                .find(|(header, _)| *header == name)
+                .map(|(_, value)| value.as_str())
+        };
+        let session = header("cookie").and_then(|cookie| cookie.split_once('=')).map(|(_, id)| id);
+        match request.path.as_str() {
+            "/kbs/v0/auth" => match self.service.authenticate(&request.body) {
+                Ok((session, challenge)) => fixtures::response(&session, &challenge),
+                Err(error) => refused(&error),
+            },
+            "/kbs/v0/attest" => match self.service.attest(session, &request.body).await {
+                Ok(token) => fixtures::response("", &TokenResponse { token }),
+                Err(error) => refused(&error),
+            },
+            path => {
+                let names: Vec<&str> =
+                    path.strip_prefix("/kbs/v0/resource/").unwrap().split('/').collect();
+                let [namespace, deployment, name] = names[..] else { panic!("{path}") };
+                let path = ResourcePath {
+                    namespace: namespace.to_owned(),
+                    deployment: deployment.to_owned(),
+                    name: name.to_owned(),
+                };
+                let token = header("authorization").and_then(|value| value.strip_prefix("Bearer "));
+                match self.service.resource(token, &path).await {
+                    Ok(jwe) => fixtures::response("", &jwe),
+                    Err(error) => refused(&error),
+                }
+            }
+        }
+    }
+
+    /// A guest whose first page is `page` asks for a token.
+    async fn attest(&self, page: u8) -> Result<AttestedSession, String> {
+        let (session, request) = self.attest_request(page).await;
+        session.on_token(&self.send(&request).await).map_err(|error| error.to_string())
+    }
+
+    async fn attest_request(
+        &self,
+        page: u8,
+    ) -> (assay_protocol::guest::ChallengedSession, HttpRequest) {
+        let instance = fixtures::instance();
+        let guest = fixtures::launch(page, &instance);
+        let session = GuestSession::new().unwrap();
+        let response = self.send(&session.auth_request().unwrap()).await;
+        let session = session.on_challenge(&response).unwrap();
+        let evidence = fixtures::evidence(&guest, session.report_data().unwrap());
+        let document = String::from_utf8(instance.encode().unwrap()).unwrap();
+        let request = session.attest_request(evidence, &document).unwrap();
+        (session, request)
+    }
+
+    async fn secret(&self, session: &AttestedSession) -> Result<Vec<u8>, String> {
+        self.resource(session, &fixtures::resource_path().to_string()).await
+    }
+
+    async fn resource(&self, session: &AttestedSession, path: &str) -> Result<Vec<u8>, String> {
+        let response = self.send(&session.resource_request(path).unwrap()).await;
+        session
+            .on_resource(&response)
+            .map(|value| value.to_vec())
+            .map_err(|error| error.to_string())
+    }
+}
+
+fn refused(refusal: &Refusal) -> HttpResponse {
+    fn body<T: Serialize>(value: &T) -> Vec<u8> {
+        serde_json::to_vec(value).unwrap()
+    }
+    HttpResponse {
+        status: refusal.status(),
+        headers: vec![],
+        body: body(&refusal.information()),
+    }
+}
+
+fn assert_refused<T>(result: Result<T, String>, status: u16, kind: &str, detail: &str) {
+    let error = result.err().unwrap();
+    assert!(error.contains(&status.to_string()), "{error}");
+    assert!(error.contains(kind), "{error}");
+    assert!(error.contains(detail), "{error}");
+}
+
+#[tokio::test]
+async fn an_attested_guest_gets_its_secret() {
+    let replica = Replica::new(&FakeCluster::new());
+    let session = replica.attest(1).await.unwrap();
+    assert_eq!(replica.secret(&session).await.unwrap(), fixtures::SECRET_VALUE);
+    let status = replica.cluster.record().unwrap().status.unwrap();
+    assert_eq!(status.verdict, Verdict::Accepted);
+    let notices = replica.cluster.0.lock().unwrap().notices.clone();
+    assert_eq!(notices, [Notice::SecretReleased { path: "shop/web/greeting".to_owned() }]);
+}
+
+#[tokio::test]
+async fn a_tampered_guest_gets_a_record_and_nothing_else() {
+    let replica = Replica::new(&FakeCluster::new());
+    assert_refused(replica.attest(9).await, 401, "AttestationFailed", "MeasurementUnknown");
+    let status = replica.cluster.record().unwrap().status.unwrap();
+    assert_eq!(status.verdict, Verdict::Rejected);
+    assert_eq!(status.reason, "MeasurementUnknown");
+    assert!(status.diagnosis.is_some());
+    let world = replica.cluster.0.lock().unwrap();
+    assert_eq!(world.secret_reads, 0);
+    let reason = "MeasurementUnknown".to_owned();
+    assert_eq!(world.notices, [Notice::AttestationRejected { reason }]);
+}
+
+#[tokio::test]
+async fn a_replayed_submission_is_refused() {
+    let cluster = FakeCluster::new();
+    let replica = Replica::new(&cluster);
+    let (_, request) = replica.attest_request(1).await;
+    assert_eq!(replica.send(&request).await.status, 200);
+    let before = cluster.record();
+    let again = replica.send(&request).await;
+    assert_eq!(again.status, 401);
+    assert!(String::from_utf8(again.body).unwrap().contains("InvalidSession"));
+    assert_eq!(cluster.record(), before);
+}
+
+/// The nonce cache is each replica's own; the record is everyone's.
+#[tokio::test]
+async fn a_submission_replayed_to_another_replica_is_refused_by_the_record() {
+    let cluster = FakeCluster::new();
+    let (first, second) = (Replica::new(&cluster), Replica::new(&cluster));
+    let (_, request) = first.attest_request(1).await;
+    first.advance(SignedDuration::from_secs(1));
+    second.advance(SignedDuration::from_secs(1));
+    assert_eq!(first.send(&request).await.status, 200);
+    let again = second.send(&request).await;
+    assert_eq!(again.status, 401);
+    assert!(String::from_utf8(again.body).unwrap().contains("NonceSuperseded"));
+}
+
+#[tokio::test]
+async fn a_nonce_serves_its_own_session_and_time_only() {
+    let replica = Replica::new(&FakeCluster::new());
+    let (_, mut request) = replica.attest_request(1).await;
+    let (_, other) = replica.attest_request(1).await;
+    let own = std::mem::replace(&mut request.headers, other.headers);
+    assert_eq!(replica.send(&request).await.status, 401);
+    request.headers = vec![];
+    assert_eq!(replica.send(&request).await.status, 401);
+    request.headers = own;
+    replica.advance(SignedDuration::from_secs(301));
+    assert_eq!(replica.send(&request).await.status, 401);
+    assert_eq!(replica.cluster.record(), None);
+    replica.advance(SignedDuration::from_secs(-301));
+    assert_eq!(replica.send(&request).await.status, 200);
+}
+
+#[tokio::test]
+async fn a_token_ends_with_time_revocation_and_the_next_attestation() {
+    let cluster = FakeCluster::new();
+    let replica = Replica::new(&cluster);
+    let first = replica.attest(1).await.unwrap();
+    replica.advance(SignedDuration::from_secs(1));
+    let second = replica.attest(1).await.unwrap();
+    assert_refused(replica.secret(&first).await, 401, "PolicyDeny", "TokenSuperseded");
+    assert!(replica.secret(&second).await.is_ok());
+
+    let image = cluster.0.lock().unwrap().observed.image.clone().unwrap();
+    let mut revoked = (*image).clone();
+    revoked.spec.lifecycle.state = LifecycleState::Revoked;
+    cluster.0.lock().unwrap().observed.image = Some(Arc::new(revoked));
+    assert_refused(replica.secret(&second).await, 401, "PolicyDeny", "ImageRevoked");
+    assert_refused(replica.attest(1).await, 401, "AttestationFailed", "ImageRevoked");
+    cluster.0.lock().unwrap().observed.image = Some(image);
+    assert_refused(replica.secret(&second).await, 401, "PolicyDeny", "RecordNotInForce");
+
+    let third = replica.attest(1).await.unwrap();
+    replica.advance(SignedDuration::from_secs(300));
+    assert_refused(replica.secret(&third).await, 401, "TokenVerification", "expired");
+}
+
+#[tokio::test]
+async fn another_workload_s_resource_is_not_even_read() {
+    let replica = Replica::new(&FakeCluster::new());
+    let session = replica.attest(1).await.unwrap();
+    for path in ["other/web/greeting", "shop/db/greeting"] {
+        let result = replica.resource(&session, path).await;
+        assert_refused(result, 401, "PolicyDeny", "IdentityMismatch");
+    }
+    let result = replica.resource(&session, "shop/web/other").await;
+    assert_refused(result, 401, "PolicyDeny", "NotReleased");
+    assert_eq!(replica.cluster.0.lock().unwrap().secret_reads, 0);
+}
+
+#[tokio::test]
+async fn a_simulated_guest_gets_no_secret_of_another_class() {
+    let cluster = FakeCluster::new();
+    cluster.0.lock().unwrap().secret.as_mut().unwrap().metadata.labels = None;
+    let replica = Replica::new(&cluster);
+    let session = replica.attest(1).await.unwrap();
+    assert_refused(replica.secret(&session).await, 401, "PolicyDeny", "ReleaseClassMismatch");
+}
+
+#[tokio::test]
+async fn a_released_value_is_for_the_attested_key_only() {
+    let replica = Replica::new(&FakeCluster::new());
+    let session = replica.attest(1).await.unwrap();
+    let request = session.resource_request("shop/web/greeting").unwrap();
+    let response = replica.send(&request).await;
+    replica.advance(SignedDuration::from_secs(1));
+    let other = replica.attest(1).await.unwrap();
+    assert!(other.on_resource(&response).is_err());
+    assert!(!response.body.windows(7).any(|bytes| bytes == b"correct"));
+}
+
+#[tokio::test]
+async fn an_unknown_pod_leaves_no_trace() {
+    let cluster = FakeCluster::new();
+    cluster.0.lock().unwrap().observed.lineage.pod = None;
+    let replica = Replica::new(&cluster);
+    assert_refused(replica.attest(1).await, 401, "AttestationFailed", "PodMissing");
+    assert_eq!(cluster.record(), None);
+    assert_eq!(cluster.0.lock().unwrap().notices, []);
+}
+
+/// Whoever knows a pod's name must not be able to take it out of its Services.
+#[tokio::test]
+async fn noise_in_a_pod_s_name_does_not_touch_its_acceptance() {
+    let cluster = FakeCluster::new();
+    let replica = Replica::new(&cluster);
+    replica.attest(1).await.unwrap();
+    let before = cluster.record();
+    replica.advance(1.seconds().try_into().unwrap());
+    let (_, mut request) = replica.attest_request(1).await;
+    let mut body: serde_json::Value = serde_json::from_slice(&request.body).unwrap();
+    *body.pointer_mut("/tee-evidence/primary_evidence/report").unwrap() = "AAAA".into();
+    request.body = serde_json::to_vec(&body).unwrap();
+    assert_eq!(replica.send(&request).await.status, 401);
+    assert_eq!(cluster.record(), before);
+    assert_eq!(cluster.0.lock().unwrap().notices, []);
+}
+
+#[tokio::test]
+async fn a_guest_that_turns_bad_loses_its_acceptance() {
+    let cluster = FakeCluster::new();
+    let replica = Replica::new(&cluster);
+    let session = replica.attest(1).await.unwrap();
+    replica.advance(SignedDuration::from_secs(1));
+    assert!(replica.attest(9).await.is_err());
+    let status = cluster.record().unwrap().status.unwrap();
+    assert_eq!(status.verdict, Verdict::Rejected);
+    assert_eq!(status.history.len(), 1);
+    assert_refused(replica.secret(&session).await, 401, "PolicyDeny", "RecordNotInForce");
+}
+
+#[tokio::test]
+async fn writes_of_other_replicas_are_taken_into_account() {
+    let cluster = FakeCluster::new();
+    let replica = Replica::new(&cluster);
+    cluster.0.lock().unwrap().conflicts = WRITE_ATTEMPTS - 1;
+    replica.attest(1).await.unwrap();
+    replica.advance(SignedDuration::from_secs(1));
+    cluster.0.lock().unwrap().conflicts = WRITE_ATTEMPTS;
+    assert_refused(replica.attest(1).await, 503, "Unavailable", "");
+}
+
+#[test]
+fn other_protocols_are_refused() {
+    let replica = Replica::new(&FakeCluster::new());
+    let request = |change: fn(&mut Request)| {
+        let mut request = Request::snp();
+        change(&mut request);
+        serde_json::to_vec(&request).unwrap()
+    };
+    assert!(replica.service.authenticate(&request(|_| {})).is_ok());
+    for body in [
+        request(|request| request.version = "0.1.1".to_owned()),
+        request(|request| request.tee = "sample".to_owned()),
+        request(|request| {
+            request.extra_params = serde_json::json!({ "supported-hash-algorithms": ["sha256"] });
+        }),
+        b"junk".to_vec(),
+    ] {
+        let refusal = replica.service.authenticate(&body).unwrap_err();
+        assert_eq!(refusal.status(), 400);
+    }
+}

@@ -1,0 +1,199 @@
+//! What a guest submits, read strictly. Nothing in it is believed yet.
+
+use assay_protocol::jwe::KEY_ALGORITHM;
+use assay_protocol::messages::{
+    Attestation, INIT_DATA_FORMAT, NO_ADDITIONAL_EVIDENCE, RuntimeData, SnpEvidence,
+};
+use assay_tee::InstanceData;
+use assay_tee::guest_message::{CertificateTable, GuestMessageError};
+
+/// Most bytes of instance data. It is stored in the record with the evidence.
+const MAX_INSTANCE_DATA: usize = 64 * 1024;
+/// Most bytes of a certificate table: three times what processors hand out.
+const MAX_CERTIFICATES: usize = 48 * 1024;
+
+/// Why a submission cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub enum ParseSubmissionError {
+    /// The body is not an attestation of KBS 0.4.0 with raw SNP evidence.
+    #[error("the body is not an attestation with SNP evidence")]
+    Attestation(#[source] serde_json::Error),
+    /// There is no init-data, or it is not instance data.
+    #[error("init-data of format {INIT_DATA_FORMAT:?} is needed")]
+    InitDataMissing,
+    /// The instance data cannot be read.
+    #[error("init-data is not instance data")]
+    InstanceData(#[source] serde_json::Error),
+    /// The instance data has another version.
+    #[error("instance data of version {got} is not known, only {}", InstanceData::VERSION)]
+    InstanceVersion {
+        /// The version.
+        got: u32,
+    },
+    /// A name in the instance data is not one of Kubernetes.
+    #[error("{field} in the instance data is not a name: {got:?}")]
+    Name {
+        /// The field.
+        field: &'static str,
+        /// Its value.
+        got: String,
+    },
+    /// There is evidence of devices, which nobody would appraise.
+    #[error("additional evidence is not supported")]
+    AdditionalEvidence,
+    /// The key is not one that resources can be encrypted to.
+    #[error("tee-pubkey is not a P-256 key for {KEY_ALGORITHM}")]
+    TeePublicKey,
+    /// A part is larger than it can be.
+    #[error("{part} has more than {limit} bytes")]
+    TooLarge {
+        /// The part.
+        part: &'static str,
+        /// The most bytes that it may have.
+        limit: usize,
+    },
+    /// The certificate table cannot be read.
+    #[error("the certificate table is malformed")]
+    Certificates(#[source] GuestMessageError),
+}
+
+/// What a guest submits.
+#[derive(Debug, Clone)]
+pub struct Submission {
+    /// The instance data.
+    pub instance: InstanceData,
+    /// The instance data, byte for byte.
+    pub instance_document: String,
+    /// What the evidence must bind.
+    pub runtime_data: RuntimeData,
+    /// Evidence of devices: none, in one of two spellings.
+    pub additional_evidence: String,
+    /// The SNP evidence.
+    pub evidence: SnpEvidence,
+    /// Its certificates, read from the table.
+    pub certificates: CertificateTable,
+}
+
+impl Submission {
+    /// Reads the body of an attestation request.
+    ///
+    /// # Errors
+    /// When any part of it is not what a guest of ours sends.
+    pub fn parse(body: &[u8]) -> Result<Self, ParseSubmissionError> {
+        let Attestation { init_data, runtime_data, tee_evidence } =
+            serde_json::from_slice(body).map_err(ParseSubmissionError::Attestation)?;
+        let init_data = init_data
+            .filter(|data| data.format == INIT_DATA_FORMAT)
+            .ok_or(ParseSubmissionError::InitDataMissing)?;
+        let evidence = tee_evidence.primary_evidence;
+        for (part, len, limit) in [
+            ("init-data", init_data.body.len(), MAX_INSTANCE_DATA),
+            ("the certificate table", evidence.certificates.len(), MAX_CERTIFICATES),
+        ] {
+            if len > limit {
+                return Err(ParseSubmissionError::TooLarge { part, limit });
+            }
+        }
+        let additional_evidence = tee_evidence.additional_evidence;
+        if !["", NO_ADDITIONAL_EVIDENCE].contains(&additional_evidence.as_str()) {
+            return Err(ParseSubmissionError::AdditionalEvidence);
+        }
+        let key = &runtime_data.tee_pubkey;
+        if key.alg != KEY_ALGORITHM || key.ec_key().to_point().is_err() {
+            return Err(ParseSubmissionError::TeePublicKey);
+        }
+        let certificates = if evidence.certificates.is_empty() {
+            CertificateTable::default()
+        } else {
+            CertificateTable::parse(&evidence.certificates)
+                .map_err(ParseSubmissionError::Certificates)?
+        };
+        let instance = parse_instance(&init_data.body)?;
+        Ok(Self {
+            instance,
+            instance_document: init_data.body,
+            runtime_data,
+            additional_evidence,
+            evidence,
+            certificates,
+        })
+    }
+}
+
+fn parse_instance(document: &str) -> Result<InstanceData, ParseSubmissionError> {
+    let instance: InstanceData =
+        serde_json::from_str(document).map_err(ParseSubmissionError::InstanceData)?;
+    if instance.version != InstanceData::VERSION {
+        return Err(ParseSubmissionError::InstanceVersion { got: instance.version });
+    }
+    // These become parts of paths at the API server.
+    for (field, name) in [
+        ("namespace", &instance.namespace),
+        ("deployment", &instance.deployment),
+        ("pod.name", &instance.pod.name),
+    ] {
+        if !is_name(name) {
+            return Err(ParseSubmissionError::Name { field, got: name.clone() });
+        }
+    }
+    Ok(instance)
+}
+
+/// Whether `name` is a DNS subdomain (RFC 1123), as names of Kubernetes are.
+pub(crate) fn is_name(name: &str) -> bool {
+    name.len() <= 253
+        && name.split('.').all(|label| {
+            !label.is_empty()
+                && !label.starts_with('-')
+                && !label.ends_with('-')
+                && label
+                    .bytes()
+                    .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fixtures;
+
+    #[test]
+    fn a_guest_s_submission_is_read() {
+        let submission = Submission::parse(&fixtures::attestation_body()).unwrap();
+        assert_eq!(submission.instance, fixtures::instance());
+        assert_eq!(submission.certificates.0.len(), 3);
+    }
+
+    #[test]
+    fn anything_else_is_refused() {
+        let good: serde_json::Value =
+            serde_json::from_slice(&fixtures::attestation_body()).unwrap();
+        let instance = |change: fn(&mut InstanceData)| {
+            let mut instance = fixtures::instance();
+            change(&mut instance);
+            serde_json::Value::String(String::from_utf8(instance.encode().unwrap()).unwrap())
+        };
+        let rows: Vec<(&str, serde_json::Value, &str)> = vec![
+            ("/init-data", serde_json::Value::Null, "InitDataMissing"),
+            ("/init-data/format", "toml".into(), "InitDataMissing"),
+            ("/init-data/body", "{}".into(), "InstanceData"),
+            ("/init-data/body", " ".repeat(MAX_INSTANCE_DATA + 1).into(), "TooLarge"),
+            ("/init-data/body", instance(|i| i.version = 2), "InstanceVersion"),
+            ("/init-data/body", instance(|i| i.namespace = "a/../b".to_owned()), "Name"),
+            ("/init-data/body", instance(|i| i.pod.name = String::new()), "Name"),
+            ("/init-data/body", instance(|i| i.deployment = "Web".to_owned()), "Name"),
+            ("/runtime-data/tee-pubkey/alg", "ECDH-ES".into(), "TeePublicKey"),
+            ("/runtime-data/tee-pubkey/x", "AAAA".into(), "TeePublicKey"),
+            ("/tee-evidence/additional_evidence", "{\"nvidia\":1}".into(), "AdditionalEvidence"),
+            ("/tee-evidence/primary_evidence/report", "?".into(), "Attestation"),
+            ("/tee-evidence/primary_evidence/certificates", "AAAA".into(), "Certificates"),
+        ];
+        for (pointer, value, expected) in rows {
+            let mut changed = good.clone();
+            *changed.pointer_mut(pointer).unwrap() = value;
+            let error = Submission::parse(changed.to_string().as_bytes()).unwrap_err();
+            let name = format!("{error:?}");
+            assert!(name.starts_with(expected), "{pointer}: {name}");
+        }
+    }
+}

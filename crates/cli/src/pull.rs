@@ -1,0 +1,51 @@
+//! `assay pull`: an artifact's files, every hash recomputed before one of them
+//! is written.
+
+use std::fs;
+use std::path::PathBuf;
+
+use anyhow::{Context as _, Result};
+use assay_image::manifest::{FIRMWARE_PATH, ROOT_DISK_PATH, UKI_PATH};
+use assay_image::read::read_artifact;
+use assay_registry::{Registry, RegistryOptions};
+
+/// Options of `assay pull`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// The artifact: host/repository@sha256:…
+    reference: String,
+    /// Directory to write uki.efi, firmware.fd and rootfs.img to
+    #[arg(short, long, value_name = "DIR")]
+    output: PathBuf,
+    /// Registry host that speaks plain HTTP; may be given more than once
+    #[arg(long, value_name = "HOST")]
+    plain_http: Vec<String>,
+}
+
+/// Pulls, verifies, writes.
+pub(crate) fn run(args: &Args) -> Result<()> {
+    let options = RegistryOptions {
+        plain_http_hosts: args.plain_http.clone(),
+        ..RegistryOptions::default()
+    };
+    let registry = Registry::new(options).context("set up the registry client")?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("start the async runtime")?;
+    let pulled = runtime
+        .block_on(registry.pull(&args.reference))
+        .with_context(|| format!("pull {}", args.reference))?;
+    let artifact = read_artifact(&pulled.config, &pulled.stored_layers()?)?;
+    fs::create_dir_all(&args.output)
+        .with_context(|| format!("create {}", args.output.display()))?;
+    for (name, bytes) in [
+        (UKI_PATH, &artifact.uki),
+        (FIRMWARE_PATH, &artifact.firmware),
+        (ROOT_DISK_PATH, &artifact.root_disk),
+    ] {
+        let path = args.output.join(name);
+        fs::write(&path, bytes).with_context(|| format!("write {}", path.display()))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,411 @@
+//! `assay verify`: appraises evidence again, with nothing but files.
+//!
+//! Everything that evidence is compared with must be given, or waived by the
+//! word `any`, which the output repeats: nothing is left out in silence.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use anyhow::{Context as _, bail};
+use assay_attest::evidence::parse_certificates;
+use assay_attest::policy::{ProductPolicy, RevocationListMode, SigningKeyPolicy};
+use assay_attest::{
+    AppraisalPolicy, Binding, Check, CheckName, CheckResult, Evidence, ReferenceState,
+    ReferenceValue, ReferenceValues, TrustAnchors, Verdict, appraise,
+};
+use assay_tee::guest_message::CertificateTable;
+use assay_tee::{
+    AttestationReport, InstanceData, LaunchDigest, Product, Sha256Digest, TcbVersion, Tee,
+};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use jiff::Timestamp;
+use serde_json::Value;
+use sha2::{Digest as _, Sha384};
+
+/// What a person may type.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Attestation report, 1184 bytes
+    #[arg(
+        long,
+        value_name = "FILE",
+        required_unless_present = "record",
+        conflicts_with = "record"
+    )]
+    report: Option<PathBuf>,
+    /// AttestationRecord, YAML or JSON: report, certificates, REPORT_DATA and
+    /// HOST_DATA are taken from its status
+    #[arg(long, value_name = "FILE")]
+    record: Option<PathBuf>,
+    /// Certificate table of an extended report
+    #[arg(long, value_name = "FILE", conflicts_with = "record")]
+    certs: Option<PathBuf>,
+    /// Endorsement key (VCEK or VLEK), PEM or DER
+    #[arg(long, value_name = "FILE")]
+    vek: Option<PathBuf>,
+    /// Intermediate (ASK or ASVK), PEM or DER
+    #[arg(long, value_name = "FILE")]
+    ask: Option<PathBuf>,
+    /// Root (ARK), PEM or DER; believed only if it is AMD's or --simulated-root
+    #[arg(long, value_name = "FILE")]
+    ark: Option<PathBuf>,
+    /// Revocation list of the root, DER; consulted if given
+    #[arg(long, value_name = "FILE")]
+    crl: Option<PathBuf>,
+    /// Launch digest to accept, sha384:<hex>, or `any`; may be repeated
+    #[arg(long, value_name = "DIGEST", required = true)]
+    measurement: Vec<Expected<LaunchDigest>>,
+    /// REPORT_DATA as 128 hex digits, or `any`
+    #[arg(long, value_name = "HEX", required_unless_present = "record")]
+    report_data: Option<Expected<Hex<64>>>,
+    /// HOST_DATA as 64 hex digits, or `any`
+    #[arg(long, value_name = "HEX", required_unless_present = "record")]
+    host_data: Option<Expected<Hex<32>>>,
+    /// Root of a simulation to believe, PEM or DER. Its evidence protects nothing
+    #[arg(long, value_name = "FILE")]
+    simulated_root: Option<PathBuf>,
+    /// Appraisal policy, YAML or JSON [default: VCEK, VMPL 0, no debugging, no
+    /// migration, aliasing ruled out, any TCB]
+    #[arg(long, value_name = "FILE")]
+    policy: Option<PathBuf>,
+    /// Time of the appraisal, RFC 3339 [default: now]
+    #[arg(long, value_name = "TIME")]
+    now: Option<Timestamp>,
+    /// Print the verdict as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// An expected value, or the explicit wish not to compare.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Expected<T> {
+    Any,
+    Value(T),
+}
+
+impl<T: FromStr> FromStr for Expected<T> {
+    type Err = T::Err;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if text == "any" {
+            Ok(Self::Any)
+        } else {
+            text.parse().map(Self::Value)
+        }
+    }
+}
+
+/// Exactly `N` bytes in hexadecimal.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Hex<const N: usize>([u8; N]);
+
+impl<const N: usize> FromStr for Hex<N> {
+    type Err = hex::FromHexError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let mut bytes = [0; N];
+        hex::decode_to_slice(text, &mut bytes)?;
+        Ok(Self(bytes))
+    }
+}
+
+/// Appraises the evidence and prints every check.
+///
+/// # Errors
+/// When a file cannot be read, or the evidence is refused.
+pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
+    let record = args.record.as_deref().map(Record::read).transpose()?;
+    let evidence = evidence(args, record.as_ref())?;
+    let anchors = match &args.simulated_root {
+        Some(path) => TrustAnchors::with_simulated(Sha256Digest::of(&certificate(path)?)),
+        None => TrustAnchors::amd(),
+    };
+    let policy = policy(args)?;
+    let claimed = AttestationReport::read_layout(&evidence.report)
+        .unwrap_or_else(|_| AttestationReport::zeroed());
+
+    let mut waived = Vec::new();
+    let report_data = match expected(
+        args.report_data.as_ref(),
+        record.as_ref().map(|record| record.report_data),
+    )? {
+        Expected::Value(Hex(bytes)) => bytes,
+        Expected::Any => {
+            waived.push(CheckName::ReportData);
+            claimed.report_data
+        }
+    };
+    let host_data = match expected(
+        args.host_data.as_ref(),
+        record.as_ref().map(|record| record.host_data),
+    )? {
+        Expected::Value(Hex(bytes)) => bytes,
+        Expected::Any => {
+            waived.push(CheckName::HostData);
+            claimed.host_data
+        }
+    };
+    let reference_values = reference_values(&args.measurement, &claimed, &mut waived);
+
+    let now = args.now.unwrap_or_else(Timestamp::now);
+    let binding = Binding {
+        report_data,
+        host_data,
+    };
+    let mut verdict = appraise(
+        &evidence,
+        &anchors,
+        &reference_values,
+        &policy,
+        &binding,
+        now,
+    );
+    for check in &mut verdict.checks {
+        if waived.contains(&check.name) && check.result == CheckResult::Pass {
+            check.result = CheckResult::NotApplicable;
+            check.expected = Some("not compared, as asked by `any`".to_owned());
+        }
+    }
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&verdict)?);
+    } else {
+        print!("{}", render(&verdict));
+    }
+    match (verdict.is_accepted(), verdict.first_failure()) {
+        (true, _) => Ok(()),
+        (
+            false,
+            Some(Check {
+                name,
+                reason: Some(reason),
+                ..
+            }),
+        ) => {
+            bail!("the evidence is refused: {name}: {reason}")
+        }
+        (false, _) => bail!("the evidence is refused"),
+    }
+}
+
+/// What the command line says, or else the record.
+fn expected<const N: usize>(
+    given: Option<&Expected<Hex<N>>>,
+    recorded: Option<[u8; N]>,
+) -> anyhow::Result<Expected<Hex<N>>> {
+    match (given, recorded) {
+        (Some(given), _) => Ok(given.clone()),
+        (None, Some(recorded)) => Ok(Expected::Value(Hex(recorded))),
+        (None, None) => bail!("--report-data and --host-data, or --record, are needed"),
+    }
+}
+
+fn evidence(args: &Args, record: Option<&Record>) -> anyhow::Result<Evidence> {
+    let mut evidence = match (record, &args.report) {
+        (Some(record), _) => {
+            Evidence::from_table(record.report.clone(), record.certificates.clone())
+        }
+        (None, Some(path)) => Evidence::new(read(path)?, Vec::new()),
+        (None, None) => bail!("neither --report nor --record"),
+    };
+    if let Some(path) = &args.certs {
+        let table = CertificateTable::parse(&read(path)?)
+            .with_context(|| format!("cannot read the certificate table {}", path.display()))?;
+        evidence
+            .certificates
+            .extend(table.0.into_iter().map(|entry| entry.der));
+    }
+    for path in [&args.vek, &args.ask, &args.ark].into_iter().flatten() {
+        let certificates = parse_certificates(&read(path)?)
+            .with_context(|| format!("cannot read {}", path.display()))?;
+        evidence.certificates.extend(certificates);
+    }
+    evidence.revocation_list = args.crl.as_deref().map(read).transpose()?;
+    Ok(evidence)
+}
+
+fn policy(args: &Args) -> anyhow::Result<AppraisalPolicy> {
+    if let Some(path) = &args.policy {
+        let text = String::from_utf8(read(path)?)
+            .with_context(|| format!("{} is not text", path.display()))?;
+        return serde_saphyr::from_str(&text)
+            .with_context(|| format!("{} is not an appraisal policy", path.display()));
+    }
+    let any_tcb = |product| ProductPolicy {
+        product,
+        minimum_tcb: TcbVersion {
+            fmc: (product == Product::Turin).then_some(0),
+            bootloader: 0,
+            tee: 0,
+            snp: 0,
+            microcode: 0,
+        },
+        minimum_firmware: None,
+    };
+    let mut policy = AppraisalPolicy::strict(Product::ALL.map(any_tcb).to_vec());
+    policy.signing_keys = vec![SigningKeyPolicy::Vcek];
+    if args.crl.is_none() {
+        policy.revocation_list = RevocationListMode::NotRequired;
+    }
+    if args.simulated_root.is_some() {
+        policy.tees.push(Tee::SimulatedSnp);
+    }
+    eprintln!("note: no --policy, so any TCB is accepted");
+    Ok(policy)
+}
+
+fn reference_values(
+    expected: &[Expected<LaunchDigest>],
+    claimed: &AttestationReport,
+    waived: &mut Vec<CheckName>,
+) -> ReferenceValues {
+    let value = |expected: &Expected<LaunchDigest>| {
+        let (id, digest) = match expected {
+            Expected::Value(digest) => ("--measurement", *digest),
+            Expected::Any => {
+                waived.push(CheckName::Measurement);
+                ("any", claimed.launch_digest())
+            }
+        };
+        ReferenceValue {
+            id: id.to_owned(),
+            digest,
+            state: ReferenceState::Accepted,
+        }
+    };
+    ReferenceValues(expected.iter().map(value).collect())
+}
+
+/// What an AttestationRecord holds of the evidence. Read loosely: a record of a
+/// later version has more fields.
+struct Record {
+    report: Vec<u8>,
+    certificates: CertificateTable,
+    report_data: [u8; 64],
+    host_data: [u8; 32],
+}
+
+impl Record {
+    fn read(path: &Path) -> anyhow::Result<Self> {
+        let text = String::from_utf8(read(path)?)
+            .with_context(|| format!("{} is not text", path.display()))?;
+        let document: Value = serde_saphyr::from_str(&text)
+            .with_context(|| format!("{} is neither YAML nor JSON", path.display()))?;
+        Self::parse(&document).with_context(|| format!("cannot read the record {}", path.display()))
+    }
+
+    fn parse(document: &Value) -> anyhow::Result<Self> {
+        let text = |field: &str| {
+            document
+                .pointer(&format!("/status/evidence/{field}"))
+                .and_then(Value::as_str)
+                .with_context(|| format!("it has no status.evidence.{field}"))
+        };
+        let bytes = |field: &str| {
+            STANDARD
+                .decode(text(field)?)
+                .with_context(|| format!("status.evidence.{field} is not base64"))
+        };
+        // KBS 0.4.0: the SHA-384 of the canonical runtime data, then zeros.
+        let mut report_data = [0; 64];
+        let (digest, _) = report_data.split_at_mut(48);
+        digest.copy_from_slice(&Sha384::digest(text("runtimeData")?));
+        Ok(Self {
+            report: bytes("report")?,
+            certificates: CertificateTable::parse(&bytes("certificates")?)?,
+            report_data,
+            host_data: *InstanceData::host_data(text("instanceData")?.as_bytes()).as_bytes(),
+        })
+    }
+}
+
+fn certificate(path: &Path) -> anyhow::Result<Vec<u8>> {
+    let mut certificates = parse_certificates(&read(path)?)
+        .with_context(|| format!("cannot read {}", path.display()))?;
+    match (certificates.pop(), certificates.is_empty()) {
+        (Some(certificate), true) => Ok(certificate),
+        _ => bail!("{} must hold one certificate", path.display()),
+    }
+}
+
+fn read(path: &Path) -> anyhow::Result<Vec<u8>> {
+    fs::read(path).with_context(|| format!("cannot read {}", path.display()))
+}
+
+/// The verdict as a table, one check a line.
+fn render(verdict: &Verdict) -> String {
+    let mut lines = Vec::new();
+    for check in &verdict.checks {
+        let result = match check.result {
+            CheckResult::Pass => "pass",
+            CheckResult::Fail => "FAIL",
+            CheckResult::Skipped => "skipped",
+            CheckResult::NotApplicable => "n/a",
+        };
+        let details = [
+            check.reason.map(|reason| reason.to_string()),
+            check
+                .expected
+                .as_ref()
+                .map(|expected| format!("expected {expected}")),
+            check.observed.clone(),
+        ];
+        let details: Vec<String> = details.into_iter().flatten().collect();
+        let line = format!("{:<20} {:<8} {}", check.name, result, details.join("; "));
+        lines.push(line.trim_end().to_owned());
+    }
+    let domain = match verdict.trust_domain {
+        Some(domain) if domain.tee().is_hardware() => domain.to_string(),
+        Some(domain) => format!("{domain}: protects nothing"),
+        None => "no trust anchor".to_owned(),
+    };
+    lines.push(format!(
+        "{:<20} {:?} ({domain})",
+        "Verdict", verdict.outcome
+    ));
+    lines.join("\n") + "\n"
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn expected_values_are_exact_or_waived_by_name() {
+        assert_eq!("any".parse(), Ok(Expected::<Hex<32>>::Any));
+        assert_eq!("00".repeat(32).parse(), Ok(Expected::Value(Hex([0; 32]))));
+        for text in ["", "ANY", "00", &"00".repeat(33)] {
+            assert!(text.parse::<Expected<Hex<32>>>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_record_binds_runtime_and_instance_data() {
+        let document = serde_json::json!({"status": {"evidence": {
+            "report": STANDARD.encode([7; 1184]),
+            "certificates": "",
+            "instanceData": "{}",
+            "nonce": "",
+            "runtimeData": "{\"nonce\":\"\"}",
+        }}});
+        let record = Record::parse(&document).unwrap();
+        assert_eq!(record.report, [7; 1184]);
+        assert_eq!(record.host_data, *Sha256Digest::of(b"{}").as_bytes());
+        assert_eq!(
+            record.report_data[..48],
+            *Sha384::digest(b"{\"nonce\":\"\"}")
+        );
+        assert_eq!(record.report_data[48..], [0; 16]);
+
+        for field in ["report", "certificates", "instanceData", "runtimeData"] {
+            let mut document = document.clone();
+            document["status"]["evidence"]
+                .as_object_mut()
+                .unwrap()
+                .remove(field);
+            let error = Record::parse(&document).err().unwrap();
+            assert!(error.to_string().contains(field), "{error}");
+        }
+    }
+}

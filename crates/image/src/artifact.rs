@@ -1,0 +1,267 @@
+//! From inputs to an artifact: the one pure function behind `assay build`.
+//!
+//! # Guarantees
+//! The same inputs give the same bytes, whatever the machine, the time, and the
+//! order in which the layers' archives list their files.
+
+use assay_tee::canonical::{EncodeCanonicalError, encode_canonical};
+use assay_tee::guest_config::RootFs;
+use assay_tee::{GuestConfig, Sha256Digest};
+use bytes::Bytes;
+
+use crate::boot_kit::{BootKit, BootKitError};
+use crate::erofs::{EncodeErofsError, encode_erofs};
+use crate::flatten::{FlattenError, StoredLayer, flatten, prepare_root};
+use crate::initramfs::{EncodeInitramfsError, encode_initramfs, module_path};
+use crate::manifest::{
+    Builder, FIRMWARE_PATH, FileEntry, Inputs, MANIFEST_PATH, Manifest, ROOT_DISK_PATH,
+    ROOT_DISK_SERIAL, RootDisk, Section, UKI_PATH, Uki,
+};
+use crate::oci::{ImageConfig, ImageOptions, Layer, OciImage};
+use crate::process::{ProcessError, resolve_process};
+use crate::recipe::{Layout, ValidRecipe};
+use crate::rope::Rope;
+use crate::tarball::{Owner, TarBuilder};
+use crate::uki::{EncodeUkiError, ParseUkiError, UkiParts, encode_uki, parse_uki};
+use crate::verity::{self, VerityError, VerityParameters, append_verity};
+
+/// An OCI image as it was pulled: configuration and layers, verified against
+/// the digest in the recipe by whoever pulled it.
+#[derive(Debug, Clone)]
+pub struct SourceImage {
+    /// The image configuration's bytes.
+    pub config: Bytes,
+    /// The layers, lowest first.
+    pub layers: Vec<StoredLayer>,
+}
+
+/// Everything that an artifact is made of.
+#[derive(Debug, Clone)]
+pub struct BuildInputs {
+    /// What to build.
+    pub recipe: ValidRecipe,
+    /// The workload's image.
+    pub rootfs: SourceImage,
+    /// The boot kit.
+    pub boot_kit: SourceImage,
+    /// The guest agent: a static executable for linux/amd64.
+    pub agent: Bytes,
+}
+
+/// Inputs that give no artifact.
+#[derive(Debug, thiserror::Error)]
+pub enum BuildError {
+    /// An image's configuration is not one.
+    #[error("{image}: cannot read the image configuration")]
+    Config {
+        /// `rootfs` or `bootKit`.
+        image: &'static str,
+        /// Why.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// An image is for another machine.
+    #[error("{image}: the image is for {platform}, guests are linux/amd64")]
+    Platform {
+        /// `rootfs` or `bootKit`.
+        image: &'static str,
+        /// `os/architecture` of the image.
+        platform: String,
+    },
+    /// An image's layers cannot be flattened.
+    #[error("{image}: cannot flatten the layers")]
+    Flatten {
+        /// `rootfs` or `bootKit`.
+        image: &'static str,
+        /// Why.
+        #[source]
+        source: FlattenError,
+    },
+    /// The boot kit lacks something.
+    #[error("bootKit: not usable")]
+    BootKit(#[source] BootKitError),
+    /// The workload's image names no process.
+    #[error("rootfs: cannot tell what to run")]
+    Process(#[source] ProcessError),
+    /// The agent is no executable.
+    #[error("the guest agent is no ELF executable for x86-64")]
+    Agent,
+    /// The root file system cannot be written.
+    #[error("cannot write the root file system")]
+    Erofs(#[source] EncodeErofsError),
+    /// The root disk cannot be protected.
+    #[error("cannot protect the root disk")]
+    Verity(#[source] VerityError),
+    /// The initramfs cannot be written.
+    #[error("cannot write the initramfs")]
+    Initramfs(#[source] EncodeInitramfsError),
+    /// The UKI cannot be written.
+    #[error("cannot write the UKI")]
+    Uki(#[source] EncodeUkiError),
+    /// The UKI that was written cannot be read back.
+    #[error("cannot read back the UKI")]
+    ReadBack(#[source] ParseUkiError),
+    /// A document has no JSON form.
+    #[error("cannot encode a document")]
+    Encode(#[source] EncodeCanonicalError),
+}
+
+/// An artifact: its files and their manifest.
+#[derive(Debug, Clone)]
+pub struct Artifact {
+    /// The table of contents.
+    pub manifest: Manifest,
+    /// Name and content of every file, the manifest first.
+    pub files: Vec<(&'static str, Rope)>,
+}
+
+impl Artifact {
+    /// The OCI image that carries the files in one uncompressed layer, at its
+    /// root, so that an image volume shows them.
+    ///
+    /// # Errors
+    /// Never for these types; the JSON encoder's error is passed on.
+    pub fn to_image(&self) -> Result<OciImage, EncodeCanonicalError> {
+        let mut tar = TarBuilder::new();
+        for (name, content) in &self.files {
+            tar.file(name, 0o444, Owner::ROOT, content.clone());
+        }
+        OciImage::assemble(ImageOptions::default(), &[Layer::tar(tar.finish())])
+    }
+}
+
+/// Builds an artifact.
+pub fn build(inputs: &BuildInputs) -> Result<Artifact, BuildError> {
+    let BuildInputs { recipe, rootfs, boot_kit, agent } = inputs;
+    let kit = BootKit::from_tree(&open("bootKit", boot_kit)?.0).map_err(BuildError::BootKit)?;
+    if !agent.starts_with(b"\x7fELF\x02\x01") {
+        return Err(BuildError::Agent);
+    }
+
+    let (mut tree, image_config) = open("rootfs", rootfs)?;
+    let process = resolve_process(&image_config.config, &tree).map_err(BuildError::Process)?;
+    prepare_root(&mut tree);
+    let Layout::DmVerity = recipe.layout;
+    let (root_disk, root) = dm_verity_disk(&tree, recipe.rootfs.digest())?;
+
+    let modules: Vec<_> = kit
+        .modules
+        .iter()
+        .map(|(path, content)| (module_path(&kit.release, path), content.clone()))
+        .collect();
+    let config = GuestConfig {
+        version: GuestConfig::VERSION,
+        cmdline: recipe.cmdline.clone(),
+        modules: modules.iter().map(|(path, _)| path.clone()).collect(),
+        root: root.clone(),
+        process,
+    };
+    let initrd = encode_initramfs(agent, &config, &modules).map_err(BuildError::Initramfs)?;
+    let uki = encode_uki(&UkiParts {
+        stub: &kit.stub,
+        kernel: &kit.kernel,
+        initrd: &initrd,
+        cmdline: &recipe.cmdline,
+        uname: &kit.release,
+    })
+    .map_err(BuildError::Uki)?;
+
+    let firmware = Rope::from(kit.firmware);
+    let entry = |path: &str, content: &Rope| FileEntry {
+        path: path.to_owned(),
+        sha256: content.sha256(),
+        size: content.len(),
+    };
+    let uki_entry = entry(UKI_PATH, &uki);
+    let disk_entry = entry(ROOT_DISK_PATH, &root_disk);
+    let manifest = Manifest {
+        version: Manifest::VERSION,
+        uki: Uki {
+            path: uki_entry.path,
+            sha256: uki_entry.sha256,
+            size: uki_entry.size,
+            sections: uki_sections(&uki.to_bytes()).map_err(BuildError::ReadBack)?,
+            cmdline: recipe.cmdline.clone(),
+            uname: kit.release,
+        },
+        firmware: entry(FIRMWARE_PATH, &firmware),
+        root_disk: RootDisk {
+            path: disk_entry.path,
+            sha256: disk_entry.sha256,
+            size: disk_entry.size,
+            root,
+        },
+        inputs: Inputs {
+            rootfs: recipe.rootfs.clone(),
+            boot_kit: recipe.boot_kit.clone(),
+            agent: Sha256Digest::of(agent),
+        },
+        builder: Builder { version: env!("CARGO_PKG_VERSION").to_owned() },
+    };
+    let manifest_bytes = encode_canonical(&manifest).map_err(BuildError::Encode)?;
+    Ok(Artifact {
+        manifest,
+        files: vec![
+            (MANIFEST_PATH, manifest_bytes.into()),
+            (FIRMWARE_PATH, firmware),
+            (UKI_PATH, uki),
+            (ROOT_DISK_PATH, root_disk),
+        ],
+    })
+}
+
+/// The manifest's rows for a UKI's sections.
+pub(crate) fn uki_sections(uki: &Bytes) -> Result<Vec<Section>, ParseUkiError> {
+    let content = parse_uki(uki)?;
+    let row = |(name, content): &(&str, Bytes)| Section {
+        name: (*name).to_owned(),
+        size: content.len() as u64,
+        sha256: Sha256Digest::of(content),
+    };
+    Ok(content.sections.iter().map(row).collect())
+}
+
+fn open(
+    image: &'static str,
+    source: &SourceImage,
+) -> Result<(crate::tree::Tree, ImageConfig), BuildError> {
+    let config: ImageConfig = serde_json::from_slice(&source.config)
+        .map_err(|source| BuildError::Config { image, source })?;
+    if (config.os.as_str(), config.architecture.as_str()) != ("linux", "amd64") {
+        let platform = format!("{}/{}", config.os, config.architecture);
+        return Err(BuildError::Platform { image, platform });
+    }
+    let tree = flatten(&source.layers, &config.rootfs.diff_ids)
+        .map_err(|source| BuildError::Flatten { image, source })?;
+    Ok((tree, config))
+}
+
+/// The root disk and what the guest must know about it. Salt and identifiers
+/// follow from the image's digest.
+fn dm_verity_disk(
+    tree: &crate::tree::Tree,
+    image: Sha256Digest,
+) -> Result<(Rope, RootFs), BuildError> {
+    let salt = *derive("assay dm-verity salt v1", image).as_bytes();
+    let uuid = |label| derive(label, image).as_bytes().first_chunk().copied().unwrap_or_default();
+    let mut disk =
+        encode_erofs(tree, uuid("assay erofs uuid v1")).map_err(BuildError::Erofs)?;
+    let parameters = VerityParameters { salt, uuid: uuid("assay dm-verity uuid v1") };
+    let tree = append_verity(&mut disk, &parameters).map_err(BuildError::Verity)?;
+    let root = RootFs::DmVerity {
+        serial: ROOT_DISK_SERIAL.to_owned(),
+        block_size: verity::BLOCK,
+        data_blocks: tree.data_blocks,
+        hash_start_block: tree.hash_start_block,
+        root_hash: tree.root_hash,
+        salt: hex::encode(salt),
+    };
+    Ok((disk, root))
+}
+
+fn derive(label: &str, image: Sha256Digest) -> Sha256Digest {
+    Sha256Digest::of(&[label.as_bytes(), b"\0", image.as_bytes()].concat())
+}
+
+#[cfg(test)]
+pub(crate) mod tests;

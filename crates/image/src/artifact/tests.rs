@@ -1,0 +1,270 @@
+use std::collections::BTreeMap;
+
+use super::*;
+use crate::oci::{LayerCompression, RunConfig};
+use crate::recipe::{ImageSource, Output, Recipe};
+use crate::uki::tests::{pe_image, stub};
+
+const RELEASE: &str = "6.12.1-test";
+
+/// A GUID in the byte order of the wire.
+fn guid(text: &str) -> Vec<u8> {
+    let bytes = hex::decode(text.replace('-', "")).unwrap();
+    let order = [3, 2, 1, 0, 5, 4, 7, 6, 8, 9, 10, 11, 12, 13, 14, 15];
+    order.iter().map(|index| bytes[*index]).collect()
+}
+
+/// Firmware that says what OVMF says about the hashes table, if it has one.
+pub(crate) fn firmware(with_table: bool) -> Bytes {
+    let mut out = vec![0xf4_u8; 8192];
+    let metadata_at = 4096;
+    let mut metadata = b"ASEV".to_vec();
+    for number in [28_u32, 1, 1, 0x81_0000, 0x1000, 0x10] {
+        metadata.extend(number.to_le_bytes());
+    }
+    out[metadata_at..metadata_at + 28].copy_from_slice(&metadata);
+
+    let entry = |data: &[u8], name: &str| {
+        [data, &((data.len() + 18) as u16).to_le_bytes(), &guid(name)].concat()
+    };
+    let mut table = Vec::new();
+    if with_table {
+        let area = [0x81_0c00_u32.to_le_bytes(), 0x400_u32.to_le_bytes()].concat();
+        table.extend(entry(&area, "7255371f-3a3b-4b04-927b-1da6efa8d454"));
+    }
+    let offset = ((out.len() - metadata_at) as u32).to_le_bytes();
+    table.extend(entry(&offset, "dc886566-984a-4798-a75e-5585a7bf67cc"));
+    table.extend(((table.len() + 18) as u16).to_le_bytes());
+    table.extend(guid("96b582de-1fb2-45f7-baea-a366c55a082d"));
+    let end = out.len() - 32;
+    out[end - table.len()..end].copy_from_slice(&table);
+    out.into()
+}
+
+/// An EFI kernel that names its release in a boot header.
+fn kernel() -> Bytes {
+    let mut text = vec![0; 0x1000];
+    // The section starts at 0x400 in the file; the header counts from 0x200.
+    text[..RELEASE.len()].copy_from_slice(RELEASE.as_bytes());
+    let mut kernel = pe_image(true, &[(".text", &text)]).to_vec();
+    kernel[0x202..0x206].copy_from_slice(b"HdrS");
+    kernel[0x20e..0x210].copy_from_slice(&0x200_u16.to_le_bytes());
+    kernel.into()
+}
+
+type Files = BTreeMap<String, Bytes>;
+
+fn kit_files() -> Files {
+    let modules = format!("usr/lib/modules/{RELEASE}");
+    let mut files: Files = [
+        (format!("{modules}/vmlinuz"), kernel()),
+        (crate::boot_kit::STUB_PATH.to_owned(), stub()),
+        (crate::boot_kit::FIRMWARE_PATH.to_owned(), firmware(true)),
+        (format!("{modules}/modules.builtin"), Bytes::from_static(b"kernel/x/virtio_pci.ko\n")),
+    ]
+    .into();
+    let mut dep = String::new();
+    for name in [
+        "virtio_console", "qemu_fw_cfg", "virtio_blk", "dm-verity", "erofs", "overlay",
+        "virtio_net", "sev-guest",
+    ] {
+        let path = format!("kernel/x/{name}.ko.xz");
+        files.insert(format!("{modules}/{path}"), Bytes::from(format!("module {name}")));
+        dep.push_str(&format!("{path}:\n"));
+    }
+    files.insert(format!("{modules}/modules.dep"), dep.into());
+    files
+}
+
+fn image(tar: Rope, run: RunConfig) -> SourceImage {
+    let options = ImageOptions { run, ..ImageOptions::default() };
+    let image = OciImage::assemble(options, &[Layer::tar(tar)]).unwrap();
+    let bytes = image.layers[0].content().to_bytes();
+    SourceImage {
+        config: image.config.content().to_bytes(),
+        layers: vec![StoredLayer { bytes, compression: LayerCompression::None }],
+    }
+}
+
+fn kit(files: &Files) -> SourceImage {
+    let mut tar = TarBuilder::new();
+    for (path, content) in files {
+        tar.file(path, 0o644, Owner::ROOT, content.clone());
+    }
+    image(tar.finish(), RunConfig::default())
+}
+
+fn web_config() -> RunConfig {
+    RunConfig {
+        entrypoint: Some(vec!["/bin/web".to_owned()]),
+        user: Some("web".to_owned()),
+        ..RunConfig::default()
+    }
+}
+
+fn web(write: impl FnOnce(&mut TarBuilder)) -> SourceImage {
+    let mut tar = TarBuilder::new();
+    write(&mut tar);
+    image(tar.finish(), web_config())
+}
+
+const PASSWD: &[u8] = b"web:x:101:102::/:/\n";
+
+pub(crate) fn inputs() -> BuildInputs {
+    let reference = |name: &str| ImageSource {
+        image: format!("registry.example/{name}@{}", Sha256Digest::of(name.as_bytes())),
+    };
+    let recipe = Recipe {
+        version: Recipe::VERSION,
+        rootfs: reference("web"),
+        boot_kit: reference("kit"),
+        layout: Layout::DmVerity,
+        cmdline: Some("test=1".to_owned()),
+        output: Output { repository: "registry.example/guest".to_owned() },
+    };
+    BuildInputs {
+        recipe: recipe.validate().unwrap(),
+        rootfs: web(|tar| {
+            tar.file("bin/web", 0o755, Owner::ROOT, vec![1; 5000])
+                .file("etc/passwd", 0o644, Owner::ROOT, PASSWD.to_vec());
+        }),
+        boot_kit: kit(&kit_files()),
+        agent: Bytes::from_static(b"\x7fELF\x02\x01agent"),
+    }
+}
+
+#[test]
+fn the_artifact_is_pinned() {
+    // Changing this changes launch digests: see CHANGELOG, MEASUREMENT.
+    let artifact = build(&inputs()).unwrap();
+    let manifest = &artifact.manifest;
+    assert_eq!(manifest.uki.uname, RELEASE);
+    assert!(manifest.uki.cmdline.starts_with("console="));
+    assert!(manifest.uki.cmdline.ends_with(" test=1"));
+    assert_eq!(
+        [manifest.uki.sha256, manifest.root_disk.sha256].map(|digest| digest.to_string()),
+        [
+            "sha256:b8b02428bc93980a538e222756c90683124d832c654e8dc3f6e41523b65ccc71",
+            "sha256:23858ecc8058e2427aabdb26315d7aafddd5fb43b25e4d317db22dcf3024febe"
+        ]
+    );
+    let names: Vec<_> = artifact.files.iter().map(|(name, _)| *name).collect();
+    assert_eq!(names, ["manifest.json", "firmware.fd", "uki.efi", "rootfs.img"]);
+}
+
+#[test]
+fn order_and_times_in_an_archive_do_not_matter() {
+    let expected = build(&inputs()).unwrap().to_image().unwrap().manifest_digest;
+    let mut builder = tar::Builder::new(Vec::new());
+    let web = [1; 5000];
+    for (path, mode, content) in
+        [("./etc/passwd", 0o644, PASSWD), ("bin/web", 0o755, web.as_slice())]
+    {
+        let mut header = tar::Header::new_gnu();
+        header.set_mode(mode);
+        header.set_uid(0);
+        header.set_gid(0);
+        header.set_mtime(1_700_000_000);
+        header.set_size(content.len() as u64);
+        header.set_username("builder").unwrap();
+        builder.append_data(&mut header, path, content).unwrap();
+    }
+    let tar = Rope::from(builder.into_inner().unwrap());
+    let shuffled = BuildInputs { rootfs: image(tar, web_config()), ..inputs() };
+    assert_eq!(build(&shuffled).unwrap().to_image().unwrap().manifest_digest, expected);
+}
+
+#[test]
+fn every_input_counts() {
+    let base = build(&inputs()).unwrap().manifest;
+    let with = |change: &dyn Fn(&mut BuildInputs)| {
+        let mut inputs = inputs();
+        change(&mut inputs);
+        build(&inputs).unwrap().manifest
+    };
+    let agent = with(&|inputs| inputs.agent = Bytes::from_static(b"\x7fELF\x02\x01other"));
+    assert_ne!(agent.uki.sha256, base.uki.sha256);
+    assert_eq!(agent.root_disk, base.root_disk);
+    let file = with(&|inputs| {
+        inputs.rootfs = web(|tar| {
+            tar.file("bin/web", 0o755, Owner::ROOT, vec![2; 5000])
+                .file("etc/passwd", 0o644, Owner::ROOT, PASSWD.to_vec());
+        });
+    });
+    assert_ne!(file.root_disk.root, base.root_disk.root);
+    assert_ne!(file.uki.sha256, base.uki.sha256);
+    let user = with(&|inputs| {
+        let run = RunConfig { user: Some("7".to_owned()), ..web_config() };
+        let config: ImageConfig = serde_json::from_slice(&inputs.rootfs.config).unwrap();
+        let config = ImageConfig { config: run, ..config };
+        inputs.rootfs.config = serde_json::to_vec(&config).unwrap().into();
+    });
+    assert_eq!(user.root_disk, base.root_disk);
+    assert_ne!(user.uki.sha256, base.uki.sha256);
+}
+
+#[test]
+fn unusable_inputs_are_named() {
+    let refused = |change: &dyn Fn(&mut BuildInputs)| {
+        let mut inputs = inputs();
+        change(&mut inputs);
+        build(&inputs).unwrap_err()
+    };
+    let kit_without = |change: &dyn Fn(&mut Files)| {
+        let mut files = kit_files();
+        change(&mut files);
+        match refused(&|inputs| inputs.boot_kit = kit(&files)) {
+            BuildError::BootKit(error) => error,
+            other => panic!("{other}"),
+        }
+    };
+    let modules = format!("usr/lib/modules/{RELEASE}");
+    assert!(matches!(
+        kit_without(&|files| {
+            files.insert(crate::boot_kit::FIRMWARE_PATH.to_owned(), firmware(false));
+        }),
+        BootKitError::FirmwareLacksHashTable
+    ));
+    assert!(matches!(
+        kit_without(&|files| drop(files.remove(&format!("{modules}/vmlinuz")))),
+        BootKitError::Kernels { found } if found.is_empty()
+    ));
+    assert!(matches!(
+        kit_without(&|files| drop(files.insert("boot/vmlinuz-7".to_owned(), kernel())
+            .or(files.insert("usr/lib/modules/7/modules.dep".to_owned(), Bytes::new())))),
+        BootKitError::Kernels { found } if found.len() == 2
+    ));
+    assert!(matches!(
+        kit_without(&|files| drop(files.remove(&format!("{modules}/kernel/x/erofs.ko.xz")))),
+        BootKitError::MissingFile { path } if path.ends_with("erofs.ko.xz")
+    ));
+    assert!(matches!(
+        kit_without(&|files| {
+            files.insert(format!("{modules}/modules.dep"), Bytes::new());
+        }),
+        BootKitError::Modules(_)
+    ));
+    assert!(matches!(
+        kit_without(&|files| drop(files.remove(crate::boot_kit::STUB_PATH))),
+        BootKitError::MissingFile { .. }
+    ));
+    assert!(matches!(
+        refused(&|inputs| inputs.agent = Bytes::from_static(b"#!/bin/sh")),
+        BuildError::Agent
+    ));
+    assert!(matches!(
+        refused(&|inputs| inputs.rootfs.config = Bytes::from_static(b"{}")),
+        BuildError::Config { image: "rootfs", .. }
+    ));
+    assert!(matches!(
+        refused(&|inputs| {
+            let text = String::from_utf8(inputs.rootfs.config.to_vec()).unwrap();
+            inputs.rootfs.config = text.replace("amd64", "arm64").into();
+        }),
+        BuildError::Platform { image: "rootfs", platform } if platform == "linux/arm64"
+    ));
+    assert!(matches!(
+        refused(&|inputs| inputs.rootfs.layers.clear()),
+        BuildError::Flatten { image: "rootfs", .. }
+    ));
+}

@@ -1,0 +1,139 @@
+use std::process::Command;
+
+use super::*;
+use crate::tarball::Owner;
+use crate::tree::Metadata;
+
+fn put(tree: &mut Tree, path: &str, inode: Inode) -> InodeId {
+    let (parent, name) = path.rsplit_once('/').unwrap_or(("", path));
+    let parent = tree.resolve_or_create(parent.as_bytes()).unwrap();
+    let id = tree.add(inode);
+    tree.entries_mut(parent).unwrap().insert(Bytes::copy_from_slice(name.as_bytes()), id);
+    id
+}
+
+fn file(mode: u32, content: Vec<u8>) -> Inode {
+    Inode { metadata: Metadata::root(mode), content: Content::File(content.into()) }
+}
+
+/// A tree with everything that the format treats differently.
+fn rich_tree() -> Tree {
+    let mut tree = Tree::new();
+    put(&mut tree, "empty", file(0o600, Vec::new()));
+    put(&mut tree, "exact", file(0o644, vec![1; 4096]));
+    put(&mut tree, "large", file(0o644, (0..100_000_u32).map(|i| i as u8).collect()));
+    let mut owned = file(0o6755, b"tool".to_vec());
+    owned.metadata.owner = Owner { uid: 4_000_000_000, gid: 65534 };
+    owned.metadata.capability =
+        Some(Bytes::from_static(b"\x01\0\0\x02\0\x20\0\0\0\0\0\0\0\0\0\0\0\0\0\0"));
+    let id = put(&mut tree, "usr/bin/tool", owned);
+    let dir = tree.resolve_or_create(b"usr/sbin").unwrap();
+    tree.entries_mut(dir).unwrap().insert(Bytes::from_static(b"again"), id);
+    let link = Content::Symlink(Bytes::from_static(b"usr/bin"));
+    put(&mut tree, "bin", Inode { metadata: Metadata::root(0o777), content: link });
+    tree.resolve_or_create(b"var/empty").unwrap();
+    // Several directory blocks, names around "." and "..", and every length.
+    for i in 0..700 {
+        put(&mut tree, &format!("many/{i}-{}", "n".repeat(i % 200)), file(0o644, vec![7; i]));
+    }
+    for name in ["!", "-", "...", ".a", "a"] {
+        put(&mut tree, &format!("many/{name}"), file(0o644, name.into()));
+    }
+    tree
+}
+
+#[test]
+fn the_bytes_are_pinned() {
+    // Changing this changes the launch digest of every image: see CHANGELOG, MEASUREMENT.
+    let image = encode_erofs(&rich_tree(), *b"0123456789abcdef").unwrap();
+    assert_eq!(image.len() % BLOCK, 0);
+    assert_eq!(
+        image.sha256().to_string(),
+        "sha256:f44b3f562083aa7fddf17edf5ca28b7c300dfc360ec249494124c9bc222093a0"
+    );
+}
+
+#[test]
+fn checksum_is_crc32c() {
+    // The check value of CRC-32C/ISCSI, before its final inversion.
+    assert_eq!(!crc32c(b"123456789"), 0xe306_9283);
+}
+
+#[test]
+fn directories_split_into_blocks_that_stand_alone() {
+    let tree = rich_tree();
+    let many = tree.lookup(b"many").unwrap().unwrap();
+    let entries = tree.entries(many).unwrap();
+    let blocks = directory_blocks(entries);
+    assert!(blocks.len() > 10);
+    assert_eq!(blocks.iter().map(Vec::len).sum::<usize>(), entries.len() + 2);
+    for block in &blocks {
+        let len: usize = block.iter().map(|entry| DIRENT_LEN + entry.name.len()).sum();
+        assert!(len as u64 <= BLOCK);
+    }
+    let names: Vec<_> = blocks.iter().flatten().map(|entry| entry.name).collect();
+    assert!(names.is_sorted());
+}
+
+#[test]
+fn nesting_deeper_than_a_stack_is_no_problem() {
+    let mut tree = Tree::new();
+    let mut directory = Tree::ROOT;
+    for _ in 0..100_000 {
+        directory = tree.make_directory(directory, &Bytes::from_static(b"d"), 0o755);
+    }
+    encode_erofs(&tree, [0; 16]).unwrap();
+}
+
+/// Runs an oracle, or says why it did not.
+fn oracle(program: &str, arguments: &[&str]) -> Option<String> {
+    match Command::new(program).args(arguments).output() {
+        Ok(output) => {
+            let text = [output.stdout, output.stderr].concat();
+            let text = String::from_utf8_lossy(&text).into_owned();
+            assert!(output.status.success(), "{program} {arguments:?}: {text}");
+            Some(text)
+        }
+        Err(error) => {
+            eprintln!("skipped: cannot run {program}: {error}");
+            None
+        }
+    }
+}
+
+#[test]
+fn fsck_finds_nothing_and_extracts_the_same_tree() {
+    use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+
+    let directory = tempfile::tempdir().unwrap();
+    let image = directory.path().join("image");
+    std::fs::write(&image, encode_erofs(&rich_tree(), [7; 16]).unwrap().to_bytes()).unwrap();
+    let image = image.to_str().unwrap();
+    let Some(report) = oracle("fsck.erofs", &["-d3", image]) else { return };
+    assert!(report.contains("No errors found"), "{report}");
+
+    let out = directory.path().join("out");
+    let extract = format!("--extract={}", out.display());
+    let options = ["--no-preserve-owner", "--preserve-perms", &extract, image];
+    if oracle("fsck.erofs", &options).is_none() {
+        return;
+    }
+    let metadata = |path: &str| std::fs::symlink_metadata(out.join(path)).unwrap();
+    assert_eq!(std::fs::read(out.join("exact")).unwrap(), vec![1; 4096]);
+    assert_eq!(
+        std::fs::read(out.join("large")).unwrap(),
+        (0..100_000_u32).map(|i| i as u8).collect::<Vec<_>>()
+    );
+    assert_eq!(metadata("empty").permissions().mode() & 0o7777, 0o600);
+    assert_eq!(metadata("exact").mtime(), 0);
+    assert_eq!(metadata("usr/bin/tool").permissions().mode() & 0o7777, 0o6755);
+    assert_eq!(std::fs::read_link(out.join("bin")).unwrap().to_str(), Some("usr/bin"));
+    assert_eq!(std::fs::read_dir(out.join("many")).unwrap().count(), 705);
+    assert_eq!(std::fs::read(out.join("many/...")).unwrap(), b"...");
+
+    for path in ["--path=/usr/bin/tool", "--path=/usr/sbin/again"] {
+        let Some(dump) = oracle("dump.erofs", &[path, image]) else { return };
+        assert!(dump.contains("Links: 2"), "{dump}");
+        assert!(dump.contains("Uid: 4000000000"), "{dump}");
+    }
+}

@@ -1,0 +1,129 @@
+//! `manifest.json`: what an artifact consists of.
+//!
+//! It is a table of contents, not evidence. Whoever relies on an artifact reads
+//! it with [`crate::read`], which recomputes every value here from the bytes.
+
+use assay_tee::Sha256Digest;
+use assay_tee::guest_config::RootFs;
+use serde::{Deserialize, Serialize};
+
+use crate::recipe::PinnedReference;
+
+/// File name of the manifest in an artifact.
+pub const MANIFEST_PATH: &str = "manifest.json";
+/// File name of the UKI in an artifact.
+pub const UKI_PATH: &str = "uki.efi";
+/// File name of the firmware in an artifact.
+pub const FIRMWARE_PATH: &str = "firmware.fd";
+/// File name of the root disk in an artifact.
+pub const ROOT_DISK_PATH: &str = "rootfs.img";
+/// Serial of the virtio disk that carries the root disk.
+pub const ROOT_DISK_SERIAL: &str = "assay-root";
+
+/// What an artifact consists of.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Manifest {
+    /// Version of this document: [`Manifest::VERSION`].
+    pub version: u32,
+    /// The unified kernel image.
+    pub uki: Uki,
+    /// The firmware.
+    pub firmware: FileEntry,
+    /// The root disk.
+    pub root_disk: RootDisk,
+    /// What it was made of.
+    pub inputs: Inputs,
+    /// What made it.
+    pub builder: Builder,
+}
+
+impl Manifest {
+    /// The version that this crate reads and writes.
+    pub const VERSION: u32 = 1;
+}
+
+/// A file of the artifact.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct FileEntry {
+    /// Path relative to the artifact's root.
+    pub path: String,
+    /// SHA-256 of the content.
+    pub sha256: Sha256Digest,
+    /// Number of bytes.
+    pub size: u64,
+}
+
+/// The unified kernel image.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Uki {
+    /// Path relative to the artifact's root.
+    pub path: String,
+    /// SHA-256 of the content.
+    pub sha256: Sha256Digest,
+    /// Number of bytes.
+    pub size: u64,
+    /// The PE sections that are a UKI's, in file order.
+    pub sections: Vec<Section>,
+    /// Content of `.cmdline`.
+    pub cmdline: String,
+    /// Content of `.uname`: the kernel's release.
+    pub uname: String,
+}
+
+/// A PE section.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Section {
+    /// Name, such as `.linux`.
+    pub name: String,
+    /// Virtual size in bytes.
+    pub size: u64,
+    /// SHA-256 of those bytes: what the stub measures.
+    pub sha256: Sha256Digest,
+}
+
+/// The root disk.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct RootDisk {
+    /// Path relative to the artifact's root.
+    pub path: String,
+    /// SHA-256 of the content.
+    pub sha256: Sha256Digest,
+    /// Number of bytes.
+    pub size: u64,
+    /// Serial of the virtio disk, and the parameters that the guest checks
+    /// every block against.
+    pub root: RootFs,
+}
+
+impl RootDisk {
+    /// Serial of the virtio disk.
+    pub fn serial(&self) -> &str {
+        let RootFs::DmVerity { serial, .. } = &self.root;
+        serial
+    }
+}
+
+/// What an artifact was made of.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Inputs {
+    /// The workload's container image.
+    pub rootfs: PinnedReference,
+    /// The boot kit.
+    pub boot_kit: PinnedReference,
+    /// SHA-256 of the guest agent.
+    pub agent: Sha256Digest,
+}
+
+/// What made an artifact.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Builder {
+    /// Version of this crate.
+    pub version: String,
+}

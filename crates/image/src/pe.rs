@@ -1,0 +1,176 @@
+//! The part of PE/COFF (PE32+) that UKIs are made of: headers and sections.
+
+use bytes::Bytes;
+
+/// Length of a section header.
+pub const SECTION_HEADER_LEN: usize = 40;
+/// IMAGE_DLLCHARACTERISTICS_NX_COMPAT.
+pub const NX_COMPAT: u16 = 0x100;
+/// IMAGE_SCN_MEM_READ | IMAGE_SCN_CNT_INITIALIZED_DATA.
+pub const READ_DATA: u32 = 0x4000_0040;
+/// IMAGE_SCN_MEM_READ | IMAGE_SCN_CNT_CODE.
+pub const READ_CODE: u32 = 0x4000_0020;
+
+const PE_OFFSET: usize = 0x3c;
+const PE32_PLUS: u16 = 0x20b;
+/// Index of the attribute certificate table among the data directories.
+const SECURITY_DIRECTORY: usize = 4;
+
+/// Offsets of header fields from the start of the PE signature.
+pub mod field {
+    /// NumberOfSections, u16.
+    pub const NUMBER_OF_SECTIONS: usize = 6;
+    /// PointerToSymbolTable, u32.
+    pub const POINTER_TO_SYMBOL_TABLE: usize = 12;
+    /// SizeOfOptionalHeader, u16.
+    pub const SIZE_OF_OPTIONAL_HEADER: usize = 20;
+    /// Start of the optional header: Magic, u16.
+    pub const OPTIONAL_HEADER: usize = 24;
+    /// SizeOfInitializedData, u32.
+    pub const SIZE_OF_INITIALIZED_DATA: usize = OPTIONAL_HEADER + 8;
+    /// SectionAlignment, u32.
+    pub const SECTION_ALIGNMENT: usize = OPTIONAL_HEADER + 32;
+    /// FileAlignment, u32.
+    pub const FILE_ALIGNMENT: usize = OPTIONAL_HEADER + 36;
+    /// SizeOfImage, u32.
+    pub const SIZE_OF_IMAGE: usize = OPTIONAL_HEADER + 56;
+    /// SizeOfHeaders, u32.
+    pub const SIZE_OF_HEADERS: usize = OPTIONAL_HEADER + 60;
+    /// CheckSum, u32.
+    pub const CHECKSUM: usize = OPTIONAL_HEADER + 64;
+    /// DllCharacteristics, u16.
+    pub const DLL_CHARACTERISTICS: usize = OPTIONAL_HEADER + 70;
+    /// First data directory: address and size, u32 each.
+    pub const DATA_DIRECTORIES: usize = OPTIONAL_HEADER + 112;
+}
+
+/// Bytes are not a PE32+ image.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("not a PE32+ image: {0}")]
+pub struct ParsePeError(&'static str);
+
+/// Headers of an image.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PeImage {
+    /// Offset of the PE signature.
+    pub pe_offset: usize,
+    /// Offset of the section table.
+    pub section_table: usize,
+    /// SectionAlignment.
+    pub section_alignment: u32,
+    /// FileAlignment.
+    pub file_alignment: u32,
+    /// SizeOfHeaders.
+    pub size_of_headers: u32,
+    /// SizeOfInitializedData.
+    pub size_of_initialized_data: u32,
+    /// DllCharacteristics.
+    pub dll_characteristics: u16,
+    /// Whether there are COFF symbols.
+    pub has_symbols: bool,
+    /// Whether there is a signature.
+    pub is_signed: bool,
+    /// The sections in the table's order.
+    pub sections: Vec<PeSection>,
+}
+
+/// A section.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PeSection {
+    /// Name without padding.
+    pub name: String,
+    /// VirtualSize.
+    pub virtual_size: u32,
+    /// VirtualAddress.
+    pub virtual_address: u32,
+    /// SizeOfRawData.
+    pub raw_size: u32,
+    /// PointerToRawData.
+    pub raw_offset: u32,
+}
+
+impl PeSection {
+    /// The section's content in `image`: VirtualSize bytes. `None` when the file
+    /// does not have that many.
+    pub fn content(&self, image: &Bytes) -> Option<Bytes> {
+        if self.virtual_size > self.raw_size {
+            return None;
+        }
+        let start = usize::try_from(self.raw_offset).ok()?;
+        let end = start.checked_add(usize::try_from(self.virtual_size).ok()?)?;
+        (end <= image.len()).then(|| image.slice(start..end))
+    }
+}
+
+/// Little-endian numbers at offsets.
+pub fn u16_at(bytes: &[u8], offset: usize) -> Option<u16> {
+    Some(u16::from_le_bytes(*bytes.get(offset..)?.first_chunk()?))
+}
+
+/// As [`u16_at`].
+pub fn u32_at(bytes: &[u8], offset: usize) -> Option<u32> {
+    Some(u32::from_le_bytes(*bytes.get(offset..)?.first_chunk()?))
+}
+
+impl PeImage {
+    /// Parses the headers of `image`.
+    pub fn parse(image: &[u8]) -> Result<Self, ParsePeError> {
+        if !image.starts_with(b"MZ") {
+            return Err(ParsePeError("no MZ signature"));
+        }
+        let truncated = || ParsePeError("truncated headers");
+        let pe_offset = u32_at(image, PE_OFFSET).ok_or_else(truncated)?;
+        let pe_offset = usize::try_from(pe_offset).map_err(|_| truncated())?;
+        let headers = image.get(pe_offset..).ok_or_else(truncated)?;
+        if !headers.starts_with(b"PE\0\0") {
+            return Err(ParsePeError("no PE signature"));
+        }
+        let short = |offset| u16_at(headers, offset).ok_or_else(truncated);
+        let long = |offset| u32_at(headers, offset).ok_or_else(truncated);
+        if short(field::OPTIONAL_HEADER)? != PE32_PLUS {
+            return Err(ParsePeError("optional header is not PE32+"));
+        }
+        let section_alignment = long(field::SECTION_ALIGNMENT)?;
+        let file_alignment = long(field::FILE_ALIGNMENT)?;
+        if !section_alignment.is_power_of_two() || !file_alignment.is_power_of_two() {
+            return Err(ParsePeError("an alignment is no power of two"));
+        }
+        let optional_len = usize::from(short(field::SIZE_OF_OPTIONAL_HEADER)?);
+        let table = field::OPTIONAL_HEADER + optional_len;
+        let section = |index: usize| {
+            let start = table + index * SECTION_HEADER_LEN;
+            let header = headers.get(start..start + SECTION_HEADER_LEN)?;
+            let name = header.get(..8)?;
+            let name_len = name.iter().position(|byte| *byte == 0).unwrap_or(name.len());
+            Some(PeSection {
+                name: String::from_utf8_lossy(name.get(..name_len)?).into_owned(),
+                virtual_size: u32_at(header, 8)?,
+                virtual_address: u32_at(header, 12)?,
+                raw_size: u32_at(header, 16)?,
+                raw_offset: u32_at(header, 20)?,
+            })
+        };
+        let count = usize::from(short(field::NUMBER_OF_SECTIONS)?);
+        let sections =
+            (0..count).map(section).collect::<Option<Vec<_>>>().ok_or_else(truncated)?;
+        let security = field::DATA_DIRECTORIES + 8 * SECURITY_DIRECTORY;
+        let is_signed = security + 8 <= table && long(security)? != 0;
+        Ok(Self {
+            pe_offset,
+            section_table: pe_offset + table,
+            section_alignment,
+            file_alignment,
+            size_of_headers: long(field::SIZE_OF_HEADERS)?,
+            size_of_initialized_data: long(field::SIZE_OF_INITIALIZED_DATA)?,
+            dll_characteristics: short(field::DLL_CHARACTERISTICS)?,
+            has_symbols: long(field::POINTER_TO_SYMBOL_TABLE)? != 0,
+            is_signed,
+            sections,
+        })
+    }
+
+    /// The first section of that name.
+    pub fn section(&self, name: &str) -> Option<&PeSection> {
+        self.sections.iter().find(|section| section.name == name)
+    }
+}

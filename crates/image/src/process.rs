@@ -1,0 +1,268 @@
+//! From an image's configuration to the process that a guest starts, with the
+//! meanings that container runtimes give it (image-spec 1.1, `config.md`).
+
+use assay_tee::guest_config::Process;
+
+use crate::oci::RunConfig;
+use crate::tree::{ResolveError, Tree};
+
+const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+const DEFAULT_STOP_SIGNAL: &str = "SIGTERM";
+
+/// A configuration that names no process that can be started.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ProcessError {
+    /// Neither entrypoint nor command.
+    #[error("the image has neither an entrypoint nor a command")]
+    NoCommand,
+    /// Something that C strings cannot hold, or a variable without a name.
+    #[error("the image's {field} {value:?} is malformed")]
+    Malformed {
+        /// Member of the configuration.
+        field: &'static str,
+        /// Its value.
+        value: String,
+    },
+    /// A user that `/etc/passwd` does not have.
+    #[error("the image's user {name:?} is not in its /etc/passwd")]
+    UnknownUser {
+        /// The name.
+        name: String,
+    },
+    /// A group that `/etc/group` does not have.
+    #[error("the image's group {name:?} is not in its /etc/group")]
+    UnknownGroup {
+        /// The name.
+        name: String,
+    },
+    /// A path leads nowhere.
+    #[error("cannot read the image's {path}")]
+    Resolve {
+        /// The file.
+        path: &'static str,
+        /// Why.
+        #[source]
+        source: ResolveError,
+    },
+}
+
+/// Resolves an image's configuration against its files.
+pub fn resolve_process(config: &RunConfig, tree: &Tree) -> Result<Process, ProcessError> {
+    let parts = [&config.entrypoint, &config.cmd];
+    let args: Vec<String> = parts.into_iter().flatten().flatten().cloned().collect();
+    if args.first().is_none_or(String::is_empty) {
+        return Err(ProcessError::NoCommand);
+    }
+    check("argument", &args, |arg| !arg.contains('\0'))?;
+
+    let mut env = config.env.clone().unwrap_or_default();
+    check("environment", &env, |variable| {
+        !variable.contains('\0') && variable.find('=').is_some_and(|at| at > 0)
+    })?;
+
+    let cwd = match config.working_dir.as_deref() {
+        None | Some("") => "/".to_owned(),
+        Some(cwd) => cwd.to_owned(),
+    };
+    check("working directory", std::slice::from_ref(&cwd), |cwd| {
+        cwd.starts_with('/') && !cwd.contains('\0')
+    })?;
+
+    let user = resolve_user(config.user.as_deref().unwrap_or_default(), tree)?;
+    if !env.iter().any(|variable| variable.starts_with("PATH=")) {
+        env.push(DEFAULT_PATH.to_owned());
+    }
+    if !env.iter().any(|variable| variable.starts_with("HOME=")) {
+        env.push(format!("HOME={}", user.home));
+    }
+    let stop_signal = match config.stop_signal.as_deref() {
+        None | Some("") => DEFAULT_STOP_SIGNAL.to_owned(),
+        Some(signal) => signal.to_owned(),
+    };
+    Ok(Process {
+        args,
+        env,
+        cwd,
+        uid: user.uid,
+        gid: user.gid,
+        additional_gids: user.additional_gids,
+        stop_signal,
+    })
+}
+
+fn check(
+    field: &'static str,
+    values: &[String],
+    good: impl Fn(&str) -> bool,
+) -> Result<(), ProcessError> {
+    match values.iter().find(|value| !good(value)) {
+        Some(value) => Err(ProcessError::Malformed { field, value: value.clone() }),
+        None => Ok(()),
+    }
+}
+
+struct User {
+    uid: u32,
+    gid: u32,
+    additional_gids: Vec<u32>,
+    home: String,
+}
+
+/// Resolves `user`, `user:group`, by name or number. A number needs no entry in
+/// `/etc/passwd`; a name does.
+fn resolve_user(text: &str, tree: &Tree) -> Result<User, ProcessError> {
+    let (user, group) = match text.split_once(':') {
+        Some((user, group)) => (user, Some(group)),
+        None => (text, None),
+    };
+    let user = if user.is_empty() { "0" } else { user };
+    let passwd = database(tree, "/etc/passwd")?;
+    let groups = database(tree, "/etc/group")?;
+
+    // A number that is also somebody's name is the name, as for runc.
+    let number = user.parse::<u32>().ok();
+    let entry = passwd
+        .iter()
+        .find(|fields| column(fields, 0) == user)
+        .or_else(|| passwd.iter().find(|fields| number.is_some() && id(fields, 2) == number));
+    let uid = match (entry.and_then(|fields| id(fields, 2)), number) {
+        (Some(uid), _) | (None, Some(uid)) => uid,
+        (None, None) => return Err(ProcessError::UnknownUser { name: user.to_owned() }),
+    };
+    let name = entry.map(|fields| column(fields, 0));
+    let home = entry.map(|fields| column(fields, 5)).filter(|home| home.starts_with('/'));
+
+    let mut additional_gids = Vec::new();
+    let gid = match group {
+        Some(group) => {
+            let by_name = groups.iter().find(|fields| column(fields, 0) == group);
+            match (by_name.and_then(|fields| id(fields, 2)), group.parse().ok()) {
+                (Some(gid), _) | (None, Some(gid)) => gid,
+                (None, None) => return Err(ProcessError::UnknownGroup { name: group.to_owned() }),
+            }
+        }
+        None => {
+            let member = |fields: &&Vec<String>| {
+                name.is_some_and(|name| column(fields, 3).split(',').any(|user| user == name))
+            };
+            additional_gids = groups.iter().filter(member).filter_map(|f| id(f, 2)).collect();
+            entry.and_then(|fields| id(fields, 3)).unwrap_or(0)
+        }
+    };
+    let home = home.unwrap_or("/").to_owned();
+    Ok(User { uid, gid, additional_gids, home })
+}
+
+/// Lines of a colon-separated file; none where the image has no such file.
+fn database(tree: &Tree, path: &'static str) -> Result<Vec<Vec<String>>, ProcessError> {
+    let content =
+        tree.file(path.as_bytes()).map_err(|source| ProcessError::Resolve { path, source })?;
+    let text = content.map(|content| String::from_utf8_lossy(content)).unwrap_or_default();
+    let row = |line: &str| line.trim().split(':').map(str::to_owned).collect();
+    Ok(text.lines().filter(|line| !line.starts_with('#')).map(row).collect())
+}
+
+fn column(fields: &[String], index: usize) -> &str {
+    fields.get(index).map_or("", String::as_str)
+}
+
+fn id(fields: &[String], index: usize) -> Option<u32> {
+    column(fields, index).parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::tree::{Content, Inode, Metadata};
+
+    const PASSWD: &str = "root:x:0:0:root:/root:/bin/sh\n\
+        web:x:101:102:Web:/var/web:/bin/false\n\
+        broken:x:abc:1::/:\n";
+    const GROUP: &str = "root:x:0:\nweb:x:102:\nssl:x:110:other,web\nlogs:x:111:web\n";
+
+    fn tree() -> Tree {
+        let mut tree = Tree::new();
+        let etc = tree.resolve_or_create(b"etc").unwrap();
+        for (name, text) in [("passwd", PASSWD), ("group", GROUP)] {
+            let content = Content::File(Bytes::from_static(text.as_bytes()));
+            let id = tree.add(Inode { metadata: Metadata::root(0o644), content });
+            tree.entries_mut(etc).unwrap().insert(Bytes::from_static(name.as_bytes()), id);
+        }
+        tree
+    }
+
+    fn config(user: &str) -> RunConfig {
+        RunConfig {
+            user: Some(user.to_owned()),
+            entrypoint: Some(vec!["/bin/web".to_owned()]),
+            ..RunConfig::default()
+        }
+    }
+
+    #[test]
+    fn users_are_resolved_as_runtimes_do() {
+        let web = vec![110, 111];
+        let table = [
+            ("", (0, 0, vec![]), "/root"),
+            ("root", (0, 0, vec![]), "/root"),
+            ("web", (101, 102, web.clone()), "/var/web"),
+            ("101", (101, 102, web), "/var/web"),
+            ("web:ssl", (101, 110, vec![]), "/var/web"),
+            ("web:7", (101, 7, vec![]), "/var/web"),
+            ("65532", (65532, 0, vec![]), "/"),
+            ("65532:65532", (65532, 65532, vec![]), "/"),
+        ];
+        for (user, expected, home) in table {
+            let process = resolve_process(&config(user), &tree()).unwrap();
+            let got = (process.uid, process.gid, process.additional_gids);
+            assert_eq!(got, expected, "{user}");
+            assert_eq!(process.env, [DEFAULT_PATH, &format!("HOME={home}")], "{user}");
+        }
+    }
+
+    #[test]
+    fn unknown_names_are_named() {
+        let error = |user| resolve_process(&config(user), &tree()).unwrap_err();
+        let unknown = |name: &str| ProcessError::UnknownUser { name: name.to_owned() };
+        assert_eq!(error("nobody"), unknown("nobody"));
+        assert_eq!(error("broken"), unknown("broken"));
+        assert_eq!(error("-1"), unknown("-1"));
+        assert_eq!(error("web:none"), ProcessError::UnknownGroup { name: "none".to_owned() });
+        // Without the files, numbers still work.
+        resolve_process(&config("5:6"), &Tree::new()).unwrap();
+    }
+
+    #[test]
+    fn the_rest_of_the_configuration_is_carried_or_refused() {
+        let text = |items: &[&str]| Some(items.iter().map(|item| (*item).to_owned()).collect());
+        let full = RunConfig {
+            entrypoint: text(&["/bin/web"]),
+            cmd: text(&["-v", "x y"]),
+            env: text(&["PATH=/bin", "HOME=/h", "EMPTY="]),
+            working_dir: Some("/srv".to_owned()),
+            stop_signal: Some("SIGQUIT".to_owned()),
+            ..RunConfig::default()
+        };
+        let process = resolve_process(&full, &tree()).unwrap();
+        assert_eq!(process.args, ["/bin/web", "-v", "x y"]);
+        assert_eq!(process.env, ["PATH=/bin", "HOME=/h", "EMPTY="]);
+        assert_eq!((process.cwd.as_str(), process.stop_signal.as_str()), ("/srv", "SIGQUIT"));
+
+        let only_cmd = RunConfig { entrypoint: None, ..full.clone() };
+        assert_eq!(resolve_process(&only_cmd, &tree()).unwrap().args, ["-v", "x y"]);
+
+        let refused = |config: RunConfig| resolve_process(&config, &tree()).unwrap_err();
+        assert_eq!(refused(RunConfig::default()), ProcessError::NoCommand);
+        let malformed = [
+            RunConfig { env: text(&["=x"]), ..full.clone() },
+            RunConfig { env: text(&["x"]), ..full.clone() },
+            RunConfig { working_dir: Some("srv".to_owned()), ..full.clone() },
+            RunConfig { cmd: text(&["a\0b"]), ..full },
+        ];
+        for config in malformed {
+            assert!(matches!(refused(config), ProcessError::Malformed { .. }));
+        }
+    }
+}

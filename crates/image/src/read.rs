@@ -1,0 +1,273 @@
+//! Reading an artifact back without believing its builder.
+//!
+//! Every value of the manifest is recomputed from the bytes, and what the UKI
+//! will enforce (`guest.json`) is read from the UKI itself. An artifact whose
+//! manifest says anything else is refused as a whole.
+
+use assay_tee::guest_config::{GUEST_CONFIG_PATH, RootFs};
+use assay_tee::{GuestConfig, Sha256Digest};
+use bytes::Bytes;
+
+use crate::artifact::uki_sections;
+use crate::boot_kit::{BootKitError, check_firmware};
+use crate::bzimage::{ParseKernelReleaseError, parse_kernel_release};
+use crate::flatten::{FlattenError, StoredLayer, flatten};
+use crate::initramfs::AGENT_PATH;
+use crate::manifest::{
+    FIRMWARE_PATH, MANIFEST_PATH, Manifest, ROOT_DISK_PATH, ROOT_DISK_SERIAL, UKI_PATH,
+};
+use crate::newc::{NewcEntry, ParseNewcError, parse_newc};
+use crate::oci::ImageConfig;
+use crate::rope::Rope;
+use crate::tree::ResolveError;
+use crate::uki::{CMDLINE, INITRD, LINUX, ParseUkiError, UNAME, UkiContent, parse_uki};
+use crate::verity::{self, VerityError, VerityParameters, append_verity};
+
+/// An artifact whose manifest was found to be true.
+#[derive(Debug, Clone)]
+pub struct ReadArtifact {
+    /// The manifest.
+    pub manifest: Manifest,
+    /// What the guest agent will obey: from the UKI.
+    pub guest_config: GuestConfig,
+    /// The UKI.
+    pub uki: Bytes,
+    /// The firmware.
+    pub firmware: Bytes,
+    /// The root disk.
+    pub root_disk: Bytes,
+}
+
+/// The files of an artifact.
+#[derive(Debug, Clone)]
+pub struct ArtifactContent {
+    /// `manifest.json`.
+    pub manifest: Bytes,
+    /// `uki.efi`.
+    pub uki: Bytes,
+    /// `firmware.fd`.
+    pub firmware: Bytes,
+    /// `rootfs.img`.
+    pub root_disk: Bytes,
+}
+
+/// An artifact that cannot be relied on.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadArtifactError {
+    /// The image configuration is not one.
+    #[error("artifact: cannot read the image configuration")]
+    Config(#[source] serde_json::Error),
+    /// The layers cannot be flattened.
+    #[error("artifact: cannot flatten the layers")]
+    Flatten(#[source] FlattenError),
+    /// A file is missing.
+    #[error("artifact: no file {path}")]
+    MissingFile {
+        /// Its name.
+        path: &'static str,
+    },
+    /// A path leads nowhere.
+    #[error("artifact: cannot follow a path")]
+    Resolve(#[source] ResolveError),
+    /// The manifest is not one.
+    #[error("artifact: cannot read {MANIFEST_PATH}")]
+    Manifest(#[source] serde_json::Error),
+    /// A manifest of another builder.
+    #[error("artifact: manifest version {0} is not supported, expected {expected}",
+        expected = Manifest::VERSION)]
+    Version(u32),
+    /// The manifest says what is not so.
+    #[error("artifact: the manifest's {field} is {claimed}, the files say {actual}")]
+    Untrue {
+        /// Path of the manifest's member.
+        field: &'static str,
+        /// The manifest's value.
+        claimed: String,
+        /// The value recomputed.
+        actual: String,
+    },
+    /// The UKI is not one of ours.
+    #[error("artifact: cannot read the UKI")]
+    Uki(#[source] ParseUkiError),
+    /// The kernel does not say its release.
+    #[error("artifact: cannot read the kernel's release")]
+    Kernel(#[source] ParseKernelReleaseError),
+    /// The initrd is not one of ours.
+    #[error("artifact: cannot read the initrd")]
+    Initrd(#[source] ParseNewcError),
+    /// A file of the initrd is missing or there twice.
+    #[error("artifact: the initrd must have {path} exactly once")]
+    InitrdFile {
+        /// Its path.
+        path: &'static str,
+    },
+    /// `guest.json` is not one.
+    #[error("artifact: cannot read guest.json")]
+    GuestConfig(#[source] serde_json::Error),
+    /// The root disk's parameters are not ours.
+    #[error("artifact: the root disk's {field} is not what this version writes")]
+    RootDisk {
+        /// Which parameter.
+        field: &'static str,
+    },
+    /// The root disk has no whole blocks.
+    #[error("artifact: cannot hash the root disk")]
+    Verity(#[source] VerityError),
+    /// The firmware would boot anything.
+    #[error("artifact: the firmware is not usable")]
+    Firmware(#[source] BootKitError),
+}
+
+/// Reads an artifact from the OCI image that carries it: its configuration and
+/// its layers, verified against their digests by whoever pulled them.
+pub fn read_artifact(
+    config: &[u8],
+    layers: &[StoredLayer],
+) -> Result<ReadArtifact, ReadArtifactError> {
+    let config: ImageConfig =
+        serde_json::from_slice(config).map_err(ReadArtifactError::Config)?;
+    let tree = flatten(layers, &config.rootfs.diff_ids).map_err(ReadArtifactError::Flatten)?;
+    let file = |path: &'static str| {
+        let found = tree.file(path.as_bytes()).map_err(ReadArtifactError::Resolve)?;
+        found.cloned().ok_or(ReadArtifactError::MissingFile { path })
+    };
+    read_artifact_content(&ArtifactContent {
+        manifest: file(MANIFEST_PATH)?,
+        uki: file(UKI_PATH)?,
+        firmware: file(FIRMWARE_PATH)?,
+        root_disk: file(ROOT_DISK_PATH)?,
+    })
+}
+
+/// Reads an artifact from its files.
+pub fn read_artifact_content(
+    content: &ArtifactContent,
+) -> Result<ReadArtifact, ReadArtifactError> {
+    let manifest: Manifest =
+        serde_json::from_slice(&content.manifest).map_err(ReadArtifactError::Manifest)?;
+    if manifest.version != Manifest::VERSION {
+        return Err(ReadArtifactError::Version(manifest.version));
+    }
+    check_files(&manifest, content)?;
+    check_firmware(&content.firmware).map_err(ReadArtifactError::Firmware)?;
+    let uki = parse_uki(&content.uki).map_err(ReadArtifactError::Uki)?;
+    check_uki(&manifest, content, &uki)?;
+    let guest_config = check_initrd(&manifest, &uki)?;
+    check_root_disk(&guest_config.root, &content.root_disk)?;
+    Ok(ReadArtifact {
+        manifest,
+        guest_config,
+        uki: content.uki.clone(),
+        firmware: content.firmware.clone(),
+        root_disk: content.root_disk.clone(),
+    })
+}
+
+fn same<T: PartialEq + std::fmt::Debug>(
+    field: &'static str,
+    claimed: &T,
+    actual: &T,
+) -> Result<(), ReadArtifactError> {
+    if claimed == actual {
+        return Ok(());
+    }
+    Err(ReadArtifactError::Untrue {
+        field,
+        claimed: format!("{claimed:?}"),
+        actual: format!("{actual:?}"),
+    })
+}
+
+fn check_files(manifest: &Manifest, content: &ArtifactContent) -> Result<(), ReadArtifactError> {
+    let Manifest { uki, firmware, root_disk, .. } = manifest;
+    same("uki.path", &uki.path.as_str(), &UKI_PATH)?;
+    same("uki.size", &uki.size, &(content.uki.len() as u64))?;
+    same("uki.sha256", &uki.sha256, &Sha256Digest::of(&content.uki))?;
+    same("firmware.path", &firmware.path.as_str(), &FIRMWARE_PATH)?;
+    same("firmware.size", &firmware.size, &(content.firmware.len() as u64))?;
+    same("firmware.sha256", &firmware.sha256, &Sha256Digest::of(&content.firmware))?;
+    same("rootDisk.path", &root_disk.path.as_str(), &ROOT_DISK_PATH)?;
+    same("rootDisk.size", &root_disk.size, &(content.root_disk.len() as u64))?;
+    same("rootDisk.sha256", &root_disk.sha256, &Sha256Digest::of(&content.root_disk))
+}
+
+fn check_uki(
+    manifest: &Manifest,
+    content: &ArtifactContent,
+    uki: &UkiContent,
+) -> Result<(), ReadArtifactError> {
+    let sections = uki_sections(&content.uki).map_err(ReadArtifactError::Uki)?;
+    same("uki.sections", &manifest.uki.sections, &sections)?;
+    same("uki.cmdline", &manifest.uki.cmdline.as_bytes(), &section(uki, CMDLINE)?.as_ref())?;
+    same("uki.uname", &manifest.uki.uname.as_bytes(), &section(uki, UNAME)?.as_ref())?;
+    let release =
+        parse_kernel_release(section(uki, LINUX)?).map_err(ReadArtifactError::Kernel)?;
+    same("uki.uname", &manifest.uki.uname, &release)
+}
+
+fn section<'a>(uki: &'a UkiContent, name: &'static str) -> Result<&'a Bytes, ReadArtifactError> {
+    uki.section(name).ok_or(ReadArtifactError::Uki(ParseUkiError::Missing(name)))
+}
+
+fn check_initrd(manifest: &Manifest, uki: &UkiContent) -> Result<GuestConfig, ReadArtifactError> {
+    let entries = parse_newc(section(uki, INITRD)?).map_err(ReadArtifactError::Initrd)?;
+    let agent = only_file(&entries, AGENT_PATH)?;
+    same("inputs.agent", &manifest.inputs.agent, &Sha256Digest::of(agent))?;
+    let config = only_file(&entries, GUEST_CONFIG_PATH)?;
+    let config: GuestConfig =
+        serde_json::from_slice(config).map_err(ReadArtifactError::GuestConfig)?;
+    same("uki.cmdline", &manifest.uki.cmdline, &config.cmdline)?;
+    same("rootDisk.root", &manifest.root_disk.root, &config.root)?;
+    Ok(config)
+}
+
+/// The kernel lets a later entry replace an earlier one, so there may be one
+/// only, however its path is spelled.
+fn only_file<'a>(
+    entries: &'a [NewcEntry],
+    path: &'static str,
+) -> Result<&'a Bytes, ReadArtifactError> {
+    let components = |path: &str| -> Vec<String> {
+        path.split('/').filter(|part| !matches!(*part, "" | ".")).map(str::to_owned).collect()
+    };
+    let wanted = components(path);
+    let mut found = entries.iter().filter(|entry| components(&entry.path) == wanted);
+    match (found.next(), found.next()) {
+        (Some(entry), None) if entry.is_file() => Ok(&entry.content),
+        _ => Err(ReadArtifactError::InitrdFile { path }),
+    }
+}
+
+/// Hashes the data again and compares the whole tree with what the disk has.
+fn check_root_disk(root: &RootFs, disk: &Bytes) -> Result<(), ReadArtifactError> {
+    let RootFs::DmVerity { serial, block_size, data_blocks, hash_start_block, root_hash, salt } =
+        root;
+    let unlike = |field| ReadArtifactError::RootDisk { field };
+    if serial != ROOT_DISK_SERIAL {
+        return Err(unlike("serial"));
+    }
+    if *block_size != verity::BLOCK {
+        return Err(unlike("block size"));
+    }
+    let mut parameters = VerityParameters { salt: [0; 32], uuid: [0; 16] };
+    hex::decode_to_slice(salt, &mut parameters.salt).map_err(|_| unlike("salt"))?;
+    let data_len = data_blocks
+        .checked_mul(u64::from(verity::BLOCK))
+        .and_then(|len| usize::try_from(len).ok())
+        .filter(|len| *len <= disk.len())
+        .ok_or_else(|| unlike("number of data blocks"))?;
+    let mut rebuilt = Rope::from(disk.slice(..data_len));
+    // The superblock's identifier is the only part that nothing else says.
+    let uuid = disk.get(data_len + 16..).and_then(|rest| rest.first_chunk());
+    parameters.uuid = *uuid.ok_or_else(|| unlike("superblock"))?;
+    let tree = append_verity(&mut rebuilt, &parameters).map_err(ReadArtifactError::Verity)?;
+    same("rootDisk.root.rootHash", root_hash, &tree.root_hash)?;
+    same("rootDisk.root.hashStartBlock", hash_start_block, &tree.hash_start_block)?;
+    if rebuilt.len() != disk.len() as u64 || rebuilt.sha256() != Sha256Digest::of(disk) {
+        return Err(unlike("hash tree"));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

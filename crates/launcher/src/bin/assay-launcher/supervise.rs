@@ -1,0 +1,361 @@
+//! Starts QEMU and stays with it to the end.
+//!
+//! Guarantees: QEMU does not outlive the launcher (when the launcher is killed,
+//! the kernel ends everything in its container); the exit code is the
+//! workload's, and zero only when the guest said so; a request to stop ends
+//! within the grace period plus [`QUIT_TIMEOUT`].
+
+use std::collections::VecDeque;
+use std::fs;
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use assay_launcher::plan::LaunchPlan;
+use assay_psp_sim::Guest;
+use assay_tee::Tee;
+use rustix::process::{Pid, WaitStatus};
+use tokio::net::UnixListener;
+use tokio::net::unix::pipe;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep_until, timeout};
+use tracing::{debug, error, info, warn};
+
+use crate::events::{self, GuestEnd, Phase, Progress};
+use crate::lines::Lines;
+use crate::qmp::Qmp;
+use crate::reaper::Child;
+use crate::simulation;
+use crate::status::{self, Probes};
+
+/// How long QEMU may take to follow `quit` before it is killed.
+const QUIT_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// How long the streams of a dead QEMU may take to end.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Last lines of QEMU's standard error that are repeated in the final message.
+const STDERR_TAIL: usize = 10;
+
+/// What to supervise.
+pub(crate) struct Supervision {
+    /// QEMU, by path or by name in PATH.
+    pub(crate) qemu: PathBuf,
+    /// The plan, its files written.
+    pub(crate) plan: LaunchPlan,
+    /// The guest of a simulated processor.
+    pub(crate) guest: Option<Guest>,
+    /// What protects the guest, for the status.
+    pub(crate) tee: Tee,
+    /// Address of /healthz and /readyz.
+    pub(crate) status_address: SocketAddr,
+    /// Time that the guest has to power off when asked to stop.
+    pub(crate) grace_period: Duration,
+    /// What asks it to stop.
+    pub(crate) stop_signals: StopSignals,
+}
+
+/// SIGTERM, and SIGINT for a person.
+#[derive(Debug)]
+pub(crate) struct StopSignals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl StopSignals {
+    /// From now on the signals are kept until they are asked for.
+    pub(crate) fn listen() -> io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
+    }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}
+
+/// The guest did not end by its workload's end.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum SuperviseError {
+    /// A socket cannot be made.
+    #[error("cannot listen on {path:?}")]
+    Listen {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    /// The status address cannot be served.
+    #[error("cannot serve the status on {address}")]
+    Status {
+        address: SocketAddr,
+        #[source]
+        source: io::Error,
+    },
+    /// QEMU cannot be started.
+    #[error("cannot start {program:?}")]
+    Spawn {
+        program: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    /// QEMU's end cannot be learnt.
+    #[error("cannot wait for QEMU")]
+    Wait,
+    /// QEMU failed.
+    #[error("QEMU died unexpectedly: {status}{stderr}")]
+    QemuDied {
+        /// How it died.
+        status: String,
+        /// The last lines of its standard error, each on its own line.
+        stderr: String,
+    },
+    /// The guest said that it cannot go on.
+    #[error("the guest failed: {0:?}")]
+    GuestFailed(String),
+    /// The guest was ended because it did not end by itself.
+    #[error("stopped before the guest reported its workload's end (last phase: {0})")]
+    Stopped(Phase),
+    /// The guest is gone and never said why.
+    #[error(
+        "the guest powered off or reset without reporting its workload's end (last phase: {0})"
+    )]
+    Silent(Phase),
+}
+
+/// Runs QEMU to its end and returns the workload's exit code.
+pub(crate) async fn run(supervision: Supervision) -> Result<u8, SuperviseError> {
+    let Supervision {
+        qemu,
+        plan,
+        guest,
+        tee,
+        status_address,
+        grace_period,
+        mut stop_signals,
+    } = supervision;
+    let (progress_sender, progress) = watch::channel(Progress::default());
+    let events = tokio::spawn(events::follow(
+        listen(&plan.sockets.events)?,
+        progress_sender,
+    ));
+    let (qmp, qmp_connection) = Qmp::new(listen(&plan.sockets.qmp)?);
+    tokio::spawn(async move {
+        if let Err(error) = qmp_connection.await {
+            error!("{:#}", anyhow::Error::new(error));
+        }
+    });
+    if let (Some(guest), Some(socket)) = (guest, &plan.sockets.psp) {
+        tokio::spawn(simulation::serve(listen(socket)?, guest));
+    }
+    let probes = Probes {
+        qmp: qmp.clone(),
+        progress: progress.clone(),
+        tee,
+    };
+    let status_error = |source| SuperviseError::Status {
+        address: status_address,
+        source,
+    };
+    tokio::spawn(
+        status::bind(status_address, probes)
+            .await
+            .map_err(status_error)?,
+    );
+
+    let (mut child, stderr) = spawn(&qemu, &plan.argv)?;
+    let mut stop = Stop::NotAsked;
+    let status = loop {
+        tokio::select! {
+            status = child.exited() => break status.ok_or(SuperviseError::Wait)?,
+            () = stop_signals.next() => {
+                let phase = progress.borrow().phase;
+                stop = stop.asked(&qmp, phase, grace_period);
+            }
+            () = stop.deadline() => stop = stop.expired(&qmp, &child),
+        }
+    };
+    drain("events", events).await;
+    let tail = drain("stderr", stderr).await.unwrap_or_default();
+    let progress = progress.borrow().clone();
+    verdict(status, &progress, &stop, &tail)
+}
+
+/// Listens on `path`, which may be left over from a former container of the
+/// same pod.
+fn listen(path: &Path) -> Result<UnixListener, SuperviseError> {
+    let error = |source| SuperviseError::Listen {
+        path: path.to_owned(),
+        source,
+    };
+    match fs::remove_file(path) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => return Err(error(source)),
+        _ => {}
+    }
+    UnixListener::bind(path).map_err(error)
+}
+
+fn spawn(
+    program: &Path,
+    argv: &[String],
+) -> Result<(Child, JoinHandle<VecDeque<String>>), SuperviseError> {
+    let error = |source| SuperviseError::Spawn {
+        program: program.to_owned(),
+        source,
+    };
+    debug!(?argv, "QEMU");
+    // Waited for by the reaper and so not by this handle.
+    let mut handle = Command::new(program)
+        .args(argv)
+        .stdin(Stdio::null())
+        .stderr(Stdio::piped())
+        .process_group(0)
+        .spawn()
+        .map_err(error)?;
+    let child = i32::try_from(handle.id())
+        .ok()
+        .and_then(Pid::from_raw)
+        .ok_or_else(|| io::Error::other("process id out of range"))
+        .and_then(Child::watch)
+        .map_err(error)?;
+    let stderr = handle.stderr.take().map(OwnedFd::from);
+    let stderr = stderr
+        .ok_or_else(|| io::Error::other("no standard error"))
+        .map_err(error)?;
+    let stderr = pipe::Receiver::from_owned_fd(stderr).map_err(error)?;
+    Ok((child, tokio::spawn(follow_stderr(stderr))))
+}
+
+async fn follow_stderr(stderr: pipe::Receiver) -> VecDeque<String> {
+    let mut lines = Lines::new(stderr);
+    let mut tail = VecDeque::new();
+    while let Ok(Some(line)) = lines.next().await {
+        // QEMU repeats names and values of others: none shall steer a terminal.
+        let line = String::from_utf8_lossy(&line).replace(char::is_control, "\u{fffd}");
+        warn!("QEMU: {line}");
+        if tail.len() == STDERR_TAIL {
+            tail.pop_front();
+        }
+        tail.push_back(line);
+    }
+    tail
+}
+
+/// Waits for a task that ends with QEMU's end of its stream.
+async fn drain<T>(name: &str, task: JoinHandle<T>) -> Option<T> {
+    match timeout(DRAIN_TIMEOUT, task).await {
+        Ok(Ok(value)) => Some(value),
+        Ok(Err(_)) | Err(_) => {
+            debug!(name, "stream did not end with QEMU");
+            None
+        }
+    }
+}
+
+/// How far a stop is.
+#[derive(Debug)]
+enum Stop {
+    NotAsked,
+    /// The guest was asked to power off.
+    PowerDown(Instant),
+    /// QEMU was asked to quit.
+    Quit(Instant),
+    Killed,
+}
+
+impl Stop {
+    /// Someone asks to stop.
+    fn asked(self, qmp: &Qmp, phase: Phase, grace_period: Duration) -> Self {
+        match self {
+            // A guest whose agent never spoke does not hear a power button.
+            Self::NotAsked if phase == Phase::Starting => {
+                info!("asked to stop before the guest has booted");
+                Self::quit(qmp)
+            }
+            Self::NotAsked => {
+                info!("asked to stop: pressing the guest's power button");
+                command(qmp, "system_powerdown");
+                Self::PowerDown(Instant::now() + grace_period)
+            }
+            Self::PowerDown(_) | Self::Quit(_) | Self::Killed => self,
+        }
+    }
+
+    /// The deadline has passed.
+    fn expired(self, qmp: &Qmp, child: &Child) -> Self {
+        match self {
+            Self::NotAsked | Self::Killed => self,
+            Self::PowerDown(_) => {
+                warn!("the guest did not power off in time");
+                Self::quit(qmp)
+            }
+            Self::Quit(_) => {
+                error!("QEMU does not quit: killing it");
+                child.kill();
+                Self::Killed
+            }
+        }
+    }
+
+    fn quit(qmp: &Qmp) -> Self {
+        command(qmp, "quit");
+        Self::Quit(Instant::now() + QUIT_TIMEOUT)
+    }
+
+    async fn deadline(&self) {
+        match self {
+            Self::PowerDown(deadline) | Self::Quit(deadline) => sleep_until(*deadline).await,
+            Self::NotAsked | Self::Killed => std::future::pending().await,
+        }
+    }
+}
+
+/// Sends a command without waiting for its answer.
+fn command(qmp: &Qmp, command: &'static str) {
+    let qmp = qmp.clone();
+    tokio::spawn(async move {
+        if let Err(error) = qmp.execute(command).await {
+            // `quit` may close the connection before it is answered.
+            debug!(%error, command, "QEMU");
+        }
+    });
+}
+
+/// What the end of QEMU means.
+fn verdict(
+    status: WaitStatus,
+    progress: &Progress,
+    stop: &Stop,
+    stderr: &VecDeque<String>,
+) -> Result<u8, SuperviseError> {
+    if status.exit_status() != Some(0) {
+        let status = match (status.exit_status(), status.terminating_signal()) {
+            (Some(code), _) => format!("exit status {code}"),
+            (None, Some(signal)) => format!("signal {signal}"),
+            (None, None) => format!("{status:?}"),
+        };
+        let stderr = stderr.iter().map(|line| format!("\n  {line}")).collect();
+        return Err(SuperviseError::QemuDied { status, stderr });
+    }
+    match &progress.end {
+        // Whatever is no exit status must not become success.
+        Some(GuestEnd::Exited(code)) => Ok(u8::try_from(*code).unwrap_or(1)),
+        Some(GuestEnd::Failed(message)) => Err(SuperviseError::GuestFailed(message.clone())),
+        None => Err(match stop {
+            Stop::NotAsked => SuperviseError::Silent(progress.phase),
+            Stop::PowerDown(_) | Stop::Quit(_) | Stop::Killed => {
+                SuperviseError::Stopped(progress.phase)
+            }
+        }),
+    }
+}

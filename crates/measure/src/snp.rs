@@ -1,0 +1,306 @@
+//! The SEV-SNP launch digest of a guest that QEMU starts from OVMF, and of the
+//! clouds that do the same with small differences.
+//!
+//! Order (QEMU `target/i386/sev.c`, Linux `arch/x86/kvm/svm/sev.c`): the
+//! firmware's pages, its metadata sections in file order, then the save area of
+//! every virtual CPU, the boot processor first.
+
+use std::ops::RangeInclusive;
+
+use assay_tee::cpu::{CpuModel, CpuSignature, UnknownCpuModelError};
+use assay_tee::hashes_table::TableCrossesPageError;
+use assay_tee::ovmf::{ParseOvmfError, Section, SectionKind, validate_sections};
+use assay_tee::page_info::PageType;
+use assay_tee::vmsa::{KVM_VMSA_GPA, Vcpu, Vmm, build_vmsa};
+use assay_tee::{BootMethod, GuestFeatures, LaunchDigest, LaunchShape, Sha384Digest, VcpuCount};
+use serde::Serialize;
+use zerocopy::IntoBytes as _;
+
+use crate::context::{LaunchContext, UpdateError, Updating};
+use crate::inputs::MeasurementInputs;
+use crate::trace::{MeasuredRegion, RegionKind};
+
+/// A launch digest and how it came about.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Measurement {
+    /// The launch digest.
+    pub digest: LaunchDigest,
+    /// What was measured, in order.
+    pub trace: Vec<MeasuredRegion>,
+}
+
+/// What a virtual CPU's initial state depends on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct VcpuProfile {
+    /// The VMM that starts the guest.
+    pub vmm: Vmm,
+    /// CPUID signature of the guest's CPU model. Ignored for VMMs that do not
+    /// measure it.
+    pub cpu_signature: CpuSignature,
+    /// SEV_FEATURES.
+    pub guest_features: GuestFeatures,
+}
+
+impl VcpuProfile {
+    /// The profile of a shape under today's QEMU.
+    ///
+    /// # Errors
+    /// When the shape's CPU model is none of QEMU's.
+    pub fn from_shape(shape: &LaunchShape) -> Result<Self, UnknownCpuModelError> {
+        Ok(Self {
+            vmm: Vmm::Qemu,
+            cpu_signature: CpuModel::by_name(&shape.cpu_model)?.signature(),
+            guest_features: shape.guest_features,
+        })
+    }
+}
+
+/// There is no launch digest, because there would be no such launch or its
+/// digest would not protect the kernel.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum MeasureError {
+    /// The CPU model is none of QEMU's.
+    #[error("look up the shape's CPU model")]
+    CpuModel(#[source] UnknownCpuModelError),
+    /// SEV_FEATURES lacks SNPActive (bit 0).
+    #[error(
+        "guest features {features:#x} lack bit 0 (SNPActive), which every SEV-SNP guest has; \
+         use 0x1, or 0x21 for Linux 6.6 and 6.7"
+    )]
+    SnpNotActive {
+        /// The features asked for.
+        features: u64,
+    },
+    /// The firmware names no sections, so it cannot start an SNP guest.
+    #[error("firmware has no SEV metadata sections; use an OVMF built for SEV-SNP")]
+    NoSevMetadata,
+    /// The sections contradict each other.
+    #[error("check the firmware's SEV metadata sections")]
+    Sections(#[source] ParseOvmfError),
+    /// A section has a type that this version does not know.
+    #[error(
+        "firmware's SEV metadata section {index} has unknown type {kind:#x}: how a VMM measures it \
+         is not known; use firmware with the section types 1 to 4 and 0x10"
+    )]
+    UnknownSection {
+        /// Position in the file, from zero.
+        index: usize,
+        /// Type of the section.
+        kind: u32,
+    },
+    /// A kernel is given, but no measured page takes its hashes.
+    #[error(
+        "a kernel is given, but the firmware has no KERNEL_HASHES section, so the kernel would \
+         be unmeasured; use the AmdSev build of OVMF"
+    )]
+    NoKernelHashesSection,
+    /// A kernel is given, but the firmware would never look at its hashes.
+    #[error(
+        "a kernel is given, but the firmware has no hashes table area (SEV_HASH_TABLE_RV), so it \
+         would boot the kernel unverified; use the AmdSev build of OVMF"
+    )]
+    NoHashesTable,
+    /// The hashes table does not fit into its page.
+    #[error("encode the kernel hashes page")]
+    HashesTable(#[source] TableCrossesPageError),
+    /// More than one vCPU, but the firmware does not say where they start.
+    #[error(
+        "{vcpus} vCPUs are asked for, but the firmware names no address for application \
+         processors (SEV_ES_RESET_BLOCK); use one vCPU or an OVMF built for SEV-ES and SEV-SNP"
+    )]
+    NoResetAddress {
+        /// The vCPU count asked for.
+        vcpus: u32,
+    },
+    /// A region cannot be measured as described.
+    #[error("measure a region")]
+    Update(#[source] UpdateError),
+}
+
+/// The launch digest of a guest under QEMU and KVM.
+///
+/// # Errors
+/// See [`MeasureError`].
+pub fn measure_snp(
+    inputs: &MeasurementInputs,
+    shape: &LaunchShape,
+) -> Result<Measurement, MeasureError> {
+    let LaunchShape {
+        tee: _,
+        boot: BootMethod::DirectKernel,
+        vcpus,
+        ..
+    } = shape;
+    let profile = VcpuProfile::from_shape(shape).map_err(MeasureError::CpuModel)?;
+    measure_snp_launch(inputs, &profile, *vcpus)
+}
+
+/// The launch digest of `vcpus` virtual CPUs of one profile.
+///
+/// # Errors
+/// See [`MeasureError`].
+pub fn measure_snp_launch(
+    inputs: &MeasurementInputs,
+    profile: &VcpuProfile,
+    vcpus: VcpuCount,
+) -> Result<Measurement, MeasureError> {
+    let mut context = measure_memory(inputs, profile)?;
+    let pages = VmsaPages::build(inputs, profile);
+    for index in 0..vcpus.get() {
+        pages.update(&mut context, index)?;
+    }
+    let context = context.finish();
+    Ok(Measurement {
+        digest: context.digest(),
+        trace: context.into_trace(),
+    })
+}
+
+/// The launch digests of every count in `range`, ascending. A further vCPU only
+/// extends the digest, so this takes no longer than the largest count alone.
+///
+/// # Errors
+/// See [`MeasureError`].
+pub fn measure_vcpu_range(
+    inputs: &MeasurementInputs,
+    profile: &VcpuProfile,
+    range: RangeInclusive<VcpuCount>,
+) -> Result<Vec<(VcpuCount, LaunchDigest)>, MeasureError> {
+    let mut context = measure_memory(inputs, profile)?;
+    let pages = VmsaPages::build(inputs, profile);
+    let mut digests = Vec::new();
+    for index in 0..range.end().get() {
+        pages.update(&mut context, index)?;
+        if let Ok(count) = VcpuCount::try_from(index + 1)
+            && range.contains(&count)
+        {
+            digests.push((count, context.branch().finish().digest()));
+        }
+    }
+    Ok(digests)
+}
+
+/// Measures firmware and sections: all that does not depend on the vCPU count.
+fn measure_memory(
+    inputs: &MeasurementInputs,
+    profile: &VcpuProfile,
+) -> Result<LaunchContext<Updating>, MeasureError> {
+    let MeasurementInputs {
+        firmware,
+        kernel_hashes,
+    } = inputs;
+    if profile.guest_features.0 & 1 == 0 {
+        return Err(MeasureError::SnpNotActive {
+            features: profile.guest_features.0,
+        });
+    }
+    if firmware.sections.is_empty() {
+        return Err(MeasureError::NoSevMetadata);
+    }
+    validate_sections(&firmware.sections, firmware.base_gpa).map_err(MeasureError::Sections)?;
+    let hashes_page = match kernel_hashes {
+        None => None,
+        Some(_) if !has_kernel_hashes_section(&firmware.sections) => {
+            return Err(MeasureError::NoKernelHashesSection);
+        }
+        Some(hashes) => {
+            let gpa = firmware
+                .hashes_table_gpa
+                .ok_or(MeasureError::NoHashesTable)?;
+            Some(hashes.encode_page(gpa).map_err(MeasureError::HashesTable)?)
+        }
+    };
+
+    let length = (1_u64 << 32).saturating_sub(firmware.base_gpa);
+    let mut context = LaunchContext::after_firmware(firmware.digest, firmware.base_gpa, length);
+    for (index, section) in in_order_of_measurement(&firmware.sections, profile.vmm) {
+        let (gpa, size) = (u64::from(section.gpa), u64::from(section.size));
+        let (kind, page_type) = match section.kind {
+            SectionKind::SecMem if profile.vmm == Vmm::Gce => {
+                (RegionKind::SecMem, PageType::Unmeasured)
+            }
+            SectionKind::SecMem => (RegionKind::SecMem, PageType::Zero),
+            SectionKind::SnpSecrets => (RegionKind::Secrets, PageType::Secrets),
+            SectionKind::Cpuid => (RegionKind::Cpuid, PageType::Cpuid),
+            SectionKind::SvsmCaa => (RegionKind::SvsmCaa, PageType::Zero),
+            // Without a kernel QEMU leaves the page to the processor's zeros.
+            SectionKind::KernelHashes => match &hashes_page {
+                None => (RegionKind::KernelHashes, PageType::Zero),
+                Some(page) => {
+                    context
+                        .update_normal(RegionKind::KernelHashes, gpa, page)
+                        .map_err(MeasureError::Update)?;
+                    continue;
+                }
+            },
+            SectionKind::Unknown(kind) => {
+                return Err(MeasureError::UnknownSection { index, kind });
+            }
+        };
+        context
+            .update_without_contents(kind, page_type, gpa, size)
+            .map_err(MeasureError::Update)?;
+    }
+    Ok(context)
+}
+
+fn has_kernel_hashes_section(sections: &[Section]) -> bool {
+    sections
+        .iter()
+        .any(|section| section.kind == SectionKind::KernelHashes)
+}
+
+/// Sections with their position in the file. EC2 measures the CPUID page after
+/// all others, everybody else in file order.
+fn in_order_of_measurement(sections: &[Section], vmm: Vmm) -> Vec<(usize, &Section)> {
+    let mut ordered: Vec<_> = sections.iter().enumerate().collect();
+    if matches!(vmm, Vmm::Ec2 | Vmm::Ec2BeforeRdx) {
+        ordered.sort_by_key(|(_, section)| section.kind == SectionKind::Cpuid);
+    }
+    ordered
+}
+
+/// Digests of the save areas: all application processors share one.
+struct VmsaPages {
+    boot: Sha384Digest,
+    application: Option<Sha384Digest>,
+}
+
+impl VmsaPages {
+    fn build(inputs: &MeasurementInputs, profile: &VcpuProfile) -> Self {
+        let digest = |vcpu| {
+            let vmsa = build_vmsa(
+                profile.vmm,
+                vcpu,
+                profile.cpu_signature,
+                profile.guest_features,
+            );
+            Sha384Digest::of(vmsa.as_bytes())
+        };
+        Self {
+            boot: digest(Vcpu::Boot),
+            application: inputs
+                .firmware
+                .reset_eip
+                .map(|reset_eip| digest(Vcpu::Application { reset_eip })),
+        }
+    }
+
+    /// Measures the save area of virtual CPU `index`.
+    fn update(
+        &self,
+        context: &mut LaunchContext<Updating>,
+        index: u32,
+    ) -> Result<(), MeasureError> {
+        let contents = if index == 0 {
+            self.boot
+        } else {
+            self.application
+                .ok_or(MeasureError::NoResetAddress { vcpus: index + 1 })?
+        };
+        context
+            .update_vmsa(index, KVM_VMSA_GPA, contents)
+            .map_err(MeasureError::Update)
+    }
+}

@@ -1,0 +1,177 @@
+//! A registry in memory, honest or lying.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+
+use assay_image::oci::{ImageOptions, Layer};
+use assay_image::tarball::{Owner, TarBuilder};
+use axum::Router;
+use axum::body::Bytes as Body;
+use axum::extract::State;
+use axum::http::{HeaderMap, Method, StatusCode, Uri};
+use axum::response::{IntoResponse, Response};
+
+use super::*;
+
+/// Paths to content, and the uploads that were made.
+#[derive(Default)]
+struct Store {
+    content: HashMap<String, Vec<u8>>,
+    uploads: usize,
+}
+
+type Shared = Arc<Mutex<Store>>;
+
+async fn handle(
+    State(store): State<Shared>,
+    method: Method,
+    uri: Uri,
+    headers: HeaderMap,
+    body: Body,
+) -> Response {
+    let mut store = store.lock().unwrap();
+    let path = uri.path().to_owned();
+    match method {
+        Method::GET | Method::HEAD if path == "/v2/" => StatusCode::OK.into_response(),
+        Method::GET | Method::HEAD => match store.content.get(&path) {
+            Some(content) => content.clone().into_response(),
+            None => StatusCode::NOT_FOUND.into_response(),
+        },
+        Method::POST => {
+            (StatusCode::ACCEPTED, [("Location", "/upload/1?state=x".to_owned())]).into_response()
+        }
+        Method::PUT => {
+            let key = if path == "/upload/1" {
+                store.uploads += 1;
+                let length: usize = headers["content-length"].to_str().unwrap().parse().unwrap();
+                assert_eq!(length, body.len());
+                let digest = uri.query().unwrap().rsplit_once("digest=").unwrap().1;
+                format!("/v2/team/app/blobs/{}", digest.replace("%3A", ":"))
+            } else {
+                assert_eq!(headers["content-type"], media_type::MANIFEST);
+                let by_digest = format!("/v2/team/app/manifests/{}", Sha256Digest::of(&body));
+                store.content.insert(by_digest, body.to_vec());
+                path
+            };
+            store.content.insert(key.clone(), body.to_vec());
+            (StatusCode::CREATED, [("Location", key)]).into_response()
+        }
+        _ => StatusCode::METHOD_NOT_ALLOWED.into_response(),
+    }
+}
+
+async fn serve() -> (String, Registry, Shared) {
+    let store = Shared::default();
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let host = listener.local_addr().unwrap().to_string();
+    let router = Router::new().fallback(handle).with_state(Arc::clone(&store));
+    tokio::spawn(async move { axum::serve(listener, router).await });
+    let options = RegistryOptions { plain_http_hosts: vec![host.clone()], docker_config: None };
+    (host, Registry::new(options).unwrap(), store)
+}
+
+fn image() -> OciImage {
+    let mut tar = TarBuilder::new();
+    tar.file("hello", 0o644, Owner::ROOT, vec![7; 100_000]);
+    let layers = [Layer::tar(tar.finish()), Layer::gzip(&TarBuilder::new().finish()).unwrap()];
+    OciImage::assemble(ImageOptions::default(), &layers).unwrap()
+}
+
+#[tokio::test]
+async fn what_is_pushed_is_pulled() {
+    let (host, registry, store) = serve().await;
+    let image = image();
+    let reference = registry.push(&format!("{host}/team/app:v1"), &image).await.unwrap();
+    assert_eq!(reference, format!("{host}/team/app@{}", image.manifest_digest));
+    assert_eq!(store.lock().unwrap().uploads, 3);
+
+    for reference in [reference, format!("{host}/team/app:v1")] {
+        let pulled = registry.pull(&reference).await.unwrap();
+        assert_eq!(pulled.digest, image.manifest_digest);
+        assert_eq!(pulled.manifest_digest, image.manifest_digest);
+        assert_eq!(pulled.config, image.config.content().to_bytes());
+        let layers: Vec<_> = image.layers.iter().map(|layer| layer.content().to_bytes()).collect();
+        assert_eq!(pulled.layers, layers);
+    }
+
+    // Without a tag, and with every blob there already.
+    let again = registry.push(&format!("{host}/team/app"), &image).await.unwrap();
+    assert!(again.ends_with(&image.manifest_digest.to_string()));
+    assert_eq!(store.lock().unwrap().uploads, 3);
+}
+
+#[tokio::test]
+async fn an_index_is_followed_to_linux_amd64() {
+    let (host, registry, store) = serve().await;
+    let image = image();
+    registry.push(&format!("{host}/team/app:amd64"), &image).await.unwrap();
+    let entry = |digest: Sha256Digest, architecture: &str| {
+        format!(
+            r#"{{"mediaType":"{}","digest":"{digest}","size":1,
+                "platform":{{"os":"linux","architecture":"{architecture}"}}}}"#,
+            media_type::MANIFEST
+        )
+    };
+    let index = |entries: &[String]| {
+        format!(r#"{{"schemaVersion":2,"manifests":[{}]}}"#, entries.join(",")).into_bytes()
+    };
+    let arm = entry(Sha256Digest::of(b"arm"), "arm64");
+    let both = index(&[arm.clone(), entry(image.manifest_digest, "amd64")]);
+    let index_digest = Sha256Digest::of(&both);
+    {
+        let content = &mut store.lock().unwrap().content;
+        content.insert(format!("/v2/team/app/manifests/{index_digest}"), both);
+        content.insert("/v2/team/app/manifests/arm".to_owned(), index(&[arm]));
+    }
+    let pulled = registry.pull(&format!("{host}/team/app@{index_digest}")).await.unwrap();
+    assert_eq!(pulled.digest, index_digest);
+    assert_eq!(pulled.manifest_digest, image.manifest_digest);
+
+    let error = registry.pull(&format!("{host}/team/app:arm")).await.unwrap_err();
+    assert!(matches!(error, RegistryError::NoPlatform { .. }), "{error}");
+}
+
+#[tokio::test]
+async fn a_lying_registry_is_caught() {
+    let (host, registry, store) = serve().await;
+    let image = image();
+    let reference = registry.push(&format!("{host}/team/app:v1"), &image).await.unwrap();
+    let layer = format!("/v2/team/app/blobs/{}", image.layers[0].digest());
+    let manifest = format!("/v2/team/app/manifests/{}", image.manifest_digest);
+
+    let set = |key: &str, change: &dyn Fn(&mut Vec<u8>)| {
+        let mut store = store.lock().unwrap();
+        let content = store.content.get_mut(key).unwrap();
+        let before = content.clone();
+        change(content);
+        before
+    };
+    let flips: [&dyn Fn(&mut Vec<u8>); 3] =
+        [&|bytes| bytes[600] ^= 1, &|bytes| bytes.push(0), &|bytes| bytes.truncate(1000)];
+    for flip in flips {
+        let before = set(&layer, flip);
+        registry.pull(&reference).await.unwrap_err();
+        set(&layer, &|bytes| bytes.clone_from(&before));
+    }
+    registry.pull(&reference).await.unwrap();
+
+    set(&manifest, &|bytes| bytes.push(b' '));
+    registry.pull(&reference).await.unwrap_err();
+}
+
+#[tokio::test]
+async fn references_are_checked_before_the_network() {
+    let registry = Registry::new(RegistryOptions::default()).unwrap();
+    let error = registry.pull("registry.invalid/UPPER").await.unwrap_err();
+    assert!(matches!(error, RegistryError::ParseReference { .. }), "{error}");
+    let by_digest = format!("registry.invalid/app@{}", Sha256Digest::of(b""));
+    let error = registry.push(&by_digest, &image()).await.unwrap_err();
+    assert!(matches!(error, RegistryError::PushToDigest { .. }), "{error}");
+}
+
+#[test]
+fn only_a_written_tag_is_a_tag() {
+    assert_eq!(explicit_tag("localhost:5000/team/app"), None);
+    assert_eq!(explicit_tag("localhost:5000/team/app:v1"), Some("v1"));
+    assert_eq!(explicit_tag("app:v1"), Some("v1"));
+}

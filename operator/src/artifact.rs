@@ -1,0 +1,270 @@
+//! Artifacts that were pulled, hashed and prepared for measuring.
+//!
+//! An artifact is named by digest, so what was once read of it stays true. What
+//! is kept is small: its hashes, and the few hundred bytes that a launch digest
+//! depends on.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use assay_crds::v1alpha1::measured_image::{
+    ArtifactFile, ArtifactStatus, MeasuredImageReason as Reason, RootDiskStatus,
+};
+use assay_image::flatten::StoredLayer;
+use assay_image::oci::LayerCompression;
+use assay_image::read::{ReadArtifact, read_artifact};
+use assay_measure::inputs::FirmwareInputsError;
+use assay_measure::{MeasurementInputs, measure_snp};
+use assay_registry::{Pulled, Registry, RegistryError};
+use assay_tee::guest_config::RootFs;
+use assay_tee::hashes_table::KernelHashes;
+use assay_tee::{LaunchDigest, LaunchShape};
+use jiff::Timestamp;
+use tokio::runtime::Handle;
+use tokio::sync::Semaphore;
+
+/// Artifacts that are read at the same time: each is held in memory meanwhile.
+const CONCURRENT_READS: usize = 2;
+/// Most artifacts that are remembered. Each takes about 2 KiB.
+const MAX_REMEMBERED: usize = 4096;
+/// Delay after the first failure to read; it doubles up to [`LAST_RETRY`].
+const FIRST_RETRY: Duration = Duration::from_secs(2);
+/// Longest delay after a failure.
+const LAST_RETRY: Duration = Duration::from_mins(5);
+
+/// An artifact whose bytes were hashed.
+#[derive(Debug, Clone)]
+pub struct MeasuredArtifact {
+    status: ArtifactStatus,
+    inputs: MeasurementInputs,
+}
+
+impl MeasuredArtifact {
+    /// From its parts.
+    pub fn new(status: ArtifactStatus, inputs: MeasurementInputs) -> Self {
+        Self { status, inputs }
+    }
+
+    /// What the status says of it.
+    pub fn status(&self) -> &ArtifactStatus {
+        &self.status
+    }
+
+    /// The launch digest of a shape.
+    ///
+    /// # Errors
+    /// A sentence that says why there is none.
+    pub fn launch_digest(&self, shape: &LaunchShape) -> Result<LaunchDigest, String> {
+        match measure_snp(&self.inputs, shape) {
+            Ok(measurement) => Ok(measurement.digest),
+            Err(error) => Err(chain(&error)),
+        }
+    }
+}
+
+/// How far the reading of an artifact is.
+#[derive(Debug, Clone)]
+pub enum ArtifactState {
+    /// It is being read.
+    Pulling,
+    /// It was read.
+    Measured(Arc<MeasuredArtifact>),
+    /// It could not be read.
+    Failed {
+        /// The cause.
+        reason: Reason,
+        /// The same, for a person.
+        message: String,
+        /// When it is tried again.
+        retry_at: Timestamp,
+    },
+}
+
+enum Entry {
+    Pulling { waiting: Vec<Box<dyn FnOnce() + Send>>, failures: u32 },
+    Measured(Arc<MeasuredArtifact>),
+    Failed { reason: Reason, message: String, retry_at: Timestamp, failures: u32 },
+}
+
+/// Reads artifacts, each once.
+#[derive(Clone)]
+pub struct Artifacts {
+    registry: Registry,
+    slots: Arc<Semaphore>,
+    entries: Arc<Mutex<HashMap<String, Entry>>>,
+}
+
+/// An artifact could not be read.
+#[derive(Debug, thiserror::Error)]
+enum ReadArtifactError {
+    #[error("cannot pull the artifact")]
+    Pull(#[source] RegistryError),
+    #[error("layer {index} has the media type {media_type:?}, which no artifact has")]
+    MediaType { index: usize, media_type: String },
+    #[error("the artifact is not what it says")]
+    Read(#[source] assay_image::read::ReadArtifactError),
+    #[error("the artifact's firmware cannot be measured")]
+    Firmware(#[source] FirmwareInputsError),
+}
+
+impl ReadArtifactError {
+    fn reason(&self) -> Reason {
+        match self {
+            Self::Pull(_) => Reason::PullFailed,
+            Self::MediaType { .. } | Self::Read(_) | Self::Firmware(_) => Reason::ArtifactInvalid,
+        }
+    }
+}
+
+impl Artifacts {
+    /// A reader that pulls from `registry`.
+    pub fn new(registry: Registry) -> Self {
+        Self {
+            registry,
+            slots: Arc::new(Semaphore::new(CONCURRENT_READS)),
+            entries: Arc::default(),
+        }
+    }
+
+    /// How far the artifact is. When it is not read yet, that begins, and
+    /// `when_read` is called at its end, well or not.
+    pub fn state(
+        &self,
+        reference: &str,
+        now: Timestamp,
+        when_read: impl FnOnce() + Send + 'static,
+    ) -> ArtifactState {
+        let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
+        let failures = match entries.get_mut(reference) {
+            Some(Entry::Measured(artifact)) => return ArtifactState::Measured(artifact.clone()),
+            Some(Entry::Pulling { waiting, .. }) => {
+                waiting.push(Box::new(when_read));
+                return ArtifactState::Pulling;
+            }
+            Some(Entry::Failed { reason, message, retry_at, .. }) if *retry_at > now => {
+                return ArtifactState::Failed {
+                    reason: *reason,
+                    message: message.clone(),
+                    retry_at: *retry_at,
+                };
+            }
+            Some(Entry::Failed { failures, .. }) => *failures,
+            None => 0,
+        };
+        if entries.len() >= MAX_REMEMBERED {
+            entries.retain(|_, entry| matches!(entry, Entry::Pulling { .. }));
+        }
+        let waiting: Vec<Box<dyn FnOnce() + Send>> = vec![Box::new(when_read)];
+        entries.insert(reference.to_owned(), Entry::Pulling { waiting, failures });
+        drop(entries);
+        let reader = self.clone();
+        let reference = reference.to_owned();
+        let runtime = Handle::current();
+        // On a thread of its own: hashing a disk takes as long as pulling it.
+        tokio::task::spawn_blocking(move || {
+            let result = runtime.block_on(reader.read(&reference));
+            reader.finish(&reference, result, Timestamp::now());
+        });
+        ArtifactState::Pulling
+    }
+
+    async fn read(&self, reference: &str) -> Result<MeasuredArtifact, ReadArtifactError> {
+        // The semaphore is never closed.
+        let _slot = self.slots.acquire().await;
+        tracing::info!(reference, "reading an artifact");
+        let pulled = self.registry.pull(reference).await.map_err(ReadArtifactError::Pull)?;
+        prepare(reference, &pulled)
+    }
+
+    fn finish(
+        &self,
+        reference: &str,
+        result: Result<MeasuredArtifact, ReadArtifactError>,
+        now: Timestamp,
+    ) {
+        let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
+        let (waiting, failures) = match entries.remove(reference) {
+            Some(Entry::Pulling { waiting, failures }) => (waiting, failures),
+            _ => (Vec::new(), 0),
+        };
+        let entry = match result {
+            Ok(artifact) => Entry::Measured(Arc::new(artifact)),
+            Err(error) => {
+                let delay =
+                    FIRST_RETRY.saturating_mul(2_u32.saturating_pow(failures)).min(LAST_RETRY);
+                let message = chain(&error);
+                tracing::warn!(reference, error = message, "cannot read an artifact");
+                Entry::Failed {
+                    reason: error.reason(),
+                    message,
+                    retry_at: now.saturating_add(delay).unwrap_or(Timestamp::MAX),
+                    failures: failures.saturating_add(1),
+                }
+            }
+        };
+        entries.insert(reference.to_owned(), entry);
+        drop(entries);
+        for wake in waiting {
+            wake();
+        }
+    }
+}
+
+/// Recomputes every hash of an artifact and keeps what measuring needs.
+fn prepare(reference: &str, pulled: &Pulled) -> Result<MeasuredArtifact, ReadArtifactError> {
+    let layers = pulled.manifest.layers.iter().zip(&pulled.layers).enumerate();
+    let layers: Vec<StoredLayer> = layers
+        .map(|(index, (descriptor, bytes))| {
+            let media_type = &descriptor.media_type;
+            let compression = LayerCompression::from_media_type(media_type).ok_or_else(|| {
+                ReadArtifactError::MediaType { index, media_type: media_type.clone() }
+            })?;
+            Ok(StoredLayer { bytes: bytes.clone(), compression })
+        })
+        .collect::<Result<_, _>>()?;
+    let artifact = read_artifact(&pulled.config, &layers).map_err(ReadArtifactError::Read)?;
+    // The UKI is booted without an initrd and a command line of QEMU's: its own
+    // are inside.
+    let hashes = KernelHashes::from_digests(artifact.manifest.uki.sha256, None, "");
+    let inputs = MeasurementInputs::from_bytes(&artifact.firmware, Some(hashes))
+        .map_err(ReadArtifactError::Firmware)?;
+    Ok(MeasuredArtifact::new(describe(reference, &artifact), inputs))
+}
+
+fn describe(reference: &str, artifact: &ReadArtifact) -> ArtifactStatus {
+    let manifest = &artifact.manifest;
+    let size = |bytes: u64| i64::try_from(bytes).unwrap_or(i64::MAX);
+    let RootFs::DmVerity { serial, root_hash, .. } = &artifact.guest_config.root;
+    ArtifactStatus {
+        reference: reference.to_owned(),
+        uki: ArtifactFile {
+            path: manifest.uki.path.clone(),
+            sha256: manifest.uki.sha256.to_string(),
+            size_bytes: size(manifest.uki.size),
+        },
+        firmware: ArtifactFile {
+            path: manifest.firmware.path.clone(),
+            sha256: manifest.firmware.sha256.to_string(),
+            size_bytes: size(manifest.firmware.size),
+        },
+        root_disk: Some(RootDiskStatus {
+            path: manifest.root_disk.path.clone(),
+            sha256: manifest.root_disk.sha256.to_string(),
+            size_bytes: size(manifest.root_disk.size),
+            serial: serial.clone(),
+            verity_root_hash: root_hash.to_string(),
+        }),
+    }
+}
+
+/// An error and its causes in one line, for a condition.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    text
+}

@@ -1,0 +1,122 @@
+//! What is read about a deployment: stores only.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use assay_crds::names;
+use assay_crds::v1alpha1::{AttestationPolicy, ConfidentialDeployment, MeasuredImage};
+use jiff::Timestamp;
+use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::core::v1::{ConfigMap, Pod, Service};
+use k8s_openapi::api::rbac::v1::{Role, RoleBinding};
+use kube::ResourceExt as _;
+
+use super::plan::role_name;
+use crate::context::{Context, find};
+use crate::manifest::is_controlled_by;
+use crate::simulation::SimulationPki;
+
+/// What was read.
+#[derive(Debug, Clone, Default)]
+pub struct Observed {
+    /// The image that the deployment names.
+    pub image: Option<Arc<MeasuredImage>>,
+    /// The policy that the deployment names.
+    pub policy: Option<Arc<AttestationPolicy>>,
+    /// The Deployment that was made of it.
+    pub workload: Option<Arc<Deployment>>,
+    /// Its Service.
+    pub service: Option<Arc<Service>>,
+    /// The broker's right to read its Secrets.
+    pub role: Option<Arc<Role>>,
+    /// Who has that right.
+    pub role_binding: Option<Arc<RoleBinding>>,
+    /// Launch ConfigMaps of all its revisions.
+    pub launches: Vec<Arc<ConfigMap>>,
+    /// Revisions that ReplicaSets and pods still name.
+    pub revisions_in_use: BTreeSet<String>,
+    /// Its pods, but for those that have ended.
+    pub pods: Vec<Arc<Pod>>,
+    /// When the oldest attestation of a pod that counts as attested was made.
+    pub oldest_attestation: Option<Timestamp>,
+    /// How guests reach the broker.
+    pub broker: Option<Broker>,
+    /// The installation.
+    pub installation: Installation,
+}
+
+/// How guests reach the broker.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Broker {
+    /// Address of the Service, without port.
+    pub cluster_ip: String,
+    /// PEM of its certificate authority.
+    pub ca: String,
+}
+
+/// What the installation decides.
+#[derive(Debug, Clone, Default)]
+pub struct Installation {
+    /// Its namespace.
+    pub namespace: String,
+    /// Image of the launcher.
+    pub launcher_image: String,
+    /// The development PKI, where simulation is enabled.
+    pub simulation: Option<Arc<SimulationPki>>,
+}
+
+pub(super) fn observe(deployment: &ConfidentialDeployment, context: &Context) -> Observed {
+    let stores = &context.stores;
+    let settings = &context.settings;
+    let namespace = deployment.namespace().unwrap_or_default();
+    let name = deployment.name_any();
+    let uid = deployment.uid().unwrap_or_default();
+    let ours = |labels: &std::collections::BTreeMap<String, String>, other: Option<String>| {
+        other.as_deref() == Some(&namespace) && labels.get(names::DEPLOYMENT_LABEL) == Some(&name)
+    };
+
+    let replica_sets = stores.replica_sets.state_filter(|set| ours(set.labels(), set.namespace()));
+    let pods = stores.pods.state_filter(|pod| ours(pod.labels(), pod.namespace()));
+    let mut revisions_in_use: BTreeSet<String> = BTreeSet::new();
+    revisions_in_use
+        .extend(replica_sets.iter().filter_map(|set| set.labels().get(names::REVISION_LABEL)).cloned());
+    revisions_in_use
+        .extend(pods.iter().filter_map(|pod| pod.labels().get(names::REVISION_LABEL)).cloned());
+
+    let oldest_attestation = pods
+        .iter()
+        .filter(|pod| super::status::is_attested(pod))
+        .filter_map(|pod| find(&stores.records, &namespace, &pod.name_any()))
+        .filter_map(|record| record.status.as_ref().map(|status| status.verified_at.0))
+        .min();
+
+    let broker_service = find(&stores.broker_service, &settings.namespace, names::BROKER);
+    let broker_ca = find(&stores.broker_ca, &settings.namespace, names::BROKER_CA_CONFIG_MAP);
+    let broker = broker_service.zip(broker_ca).and_then(|(service, ca)| {
+        let cluster_ip = service.spec.as_ref()?.cluster_ip.clone()?;
+        let ca = ca.data.as_ref()?.get(names::BROKER_CA_KEY)?.clone();
+        let usable = cluster_ip.parse::<std::net::IpAddr>().is_ok() && !ca.trim().is_empty();
+        usable.then_some(Broker { cluster_ip, ca })
+    });
+
+    Observed {
+        image: find(&stores.images, &namespace, &deployment.spec.image_ref.name),
+        policy: find(&stores.policies, &namespace, &deployment.spec.policy_ref.name),
+        workload: find(&stores.workloads, &namespace, &name),
+        service: find(&stores.services, &namespace, &name),
+        role: find(&stores.roles, &namespace, &role_name(&name)),
+        role_binding: find(&stores.role_bindings, &namespace, &role_name(&name)),
+        launches: stores.config_maps.state_filter(|map| {
+            ours(map.labels(), map.namespace()) && is_controlled_by(&map.metadata, &uid)
+        }),
+        revisions_in_use,
+        pods: pods.into_iter().filter(|pod| !super::status::is_over(pod)).collect(),
+        oldest_attestation,
+        broker,
+        installation: Installation {
+            namespace: settings.namespace.clone(),
+            launcher_image: settings.launcher_image.clone(),
+            simulation: context.simulation.clone(),
+        },
+    }
+}

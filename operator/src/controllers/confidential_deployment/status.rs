@@ -1,0 +1,272 @@
+//! What is said about a deployment.
+
+use assay_crds::conditions::{ConditionState, ConditionStatus};
+use assay_crds::names;
+use assay_crds::v1alpha1::confidential_deployment::{
+    ConfidentialDeploymentReason as Reason, ReplicaSummary,
+};
+use assay_crds::v1alpha1::{ConfidentialDeployment, ConfidentialDeploymentStatus, TeeType};
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use kube::ResourceExt as _;
+
+use super::observe::Observed;
+use super::validate::{Rejection, Valid};
+use crate::apply::ApplyError;
+use crate::controllers::attestation_gate::{GateReason, gate_condition};
+use crate::controllers::{own_conditions, same_conditions, state};
+use crate::manifest::Manifest;
+use crate::plan::{Note, Plan, transitions};
+
+/// Conditions whose changes are events.
+const NEWSWORTHY: [&str; 2] = ["Ready", "Attested"];
+
+/// Replicas, counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Counts {
+    wanted: i32,
+    existing: i32,
+    updated: i32,
+    ready: i32,
+    available: i32,
+    attested: i32,
+    /// The Deployment's controller has seen the newest specification.
+    observed: bool,
+}
+
+pub(super) fn status(
+    deployment: &ConfidentialDeployment,
+    observed: &Observed,
+    verdict: Result<&Valid, &Rejection>,
+    writes: &[Manifest],
+    now: Timestamp,
+) -> (ConfidentialDeploymentStatus, Vec<Note>) {
+    let counts = count(deployment, observed);
+    let attested = attested(&counts, observed);
+    let available = available(&counts);
+    let hardware = hardware(deployment, &counts);
+    let rolling = !writes.is_empty()
+        || !counts.observed
+        || counts.updated < counts.wanted
+        || counts.existing > counts.updated;
+    let (ready, reconciling, stalled) = match verdict {
+        Err(why) => (
+            state("Ready", false, why.reason.as_str(), why.message.clone()),
+            abnormal("Reconciling", !why.stalled, why.reason, &why.message),
+            abnormal("Stalled", why.stalled, why.reason, &why.message),
+        ),
+        Ok(_) => (
+            ready(&counts, rolling, &attested),
+            abnormal("Reconciling", rolling, Reason::Progressing, "pods are being made or replaced"),
+            abnormal("Stalled", false, Reason::UpToDate, ""),
+        ),
+    };
+    let states = [ready, attested, available, hardware, reconciling, stalled];
+    let before = conditions_of(deployment);
+    let conditions = own_conditions(before, &states, deployment.metadata.generation, now);
+    let events = transitions(before, &conditions, &NEWSWORTHY, is_ordinary);
+    let expected = verdict.ok().map(|valid| valid.expected_digest.to_string());
+    let kept = deployment.status.as_ref().and_then(|status| status.expected_digest.clone());
+    let status = ConfidentialDeploymentStatus {
+        observed_generation: deployment.metadata.generation,
+        replicas: counts.existing,
+        updated_replicas: counts.updated,
+        ready_replicas: counts.ready,
+        attested_replicas: counts.attested,
+        summary: Some(ReplicaSummary {
+            ready: format!("{}/{}", counts.ready, counts.wanted),
+            attested: format!("{}/{}", counts.attested, counts.wanted),
+        }),
+        selector: Some(format!("{}={}", names::DEPLOYMENT_LABEL, deployment.name_any())),
+        // While a change cannot be planned, what runs is what was.
+        expected_digest: expected.or(kept.filter(|_| observed.workload.is_some())),
+        oldest_attestation: observed.oldest_attestation.map(Time),
+        conditions,
+    };
+    (status, events)
+}
+
+fn conditions_of(deployment: &ConfidentialDeployment) -> &[Condition] {
+    deployment.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default()
+}
+
+fn count(deployment: &ConfidentialDeployment, observed: &Observed) -> Counts {
+    let workload = observed.workload.as_deref();
+    let spec = workload.and_then(|workload| workload.spec.as_ref());
+    let status = workload.and_then(|workload| workload.status.as_ref());
+    let generation = workload.and_then(|workload| workload.metadata.generation);
+    let attested = observed.pods.iter().filter(|pod| is_attested(pod)).count();
+    Counts {
+        wanted: deployment.spec.replicas.or(spec.and_then(|spec| spec.replicas)).unwrap_or(1),
+        existing: status.and_then(|status| status.replicas).unwrap_or(0),
+        updated: status.and_then(|status| status.updated_replicas).unwrap_or(0),
+        ready: status.and_then(|status| status.ready_replicas).unwrap_or(0),
+        available: status.and_then(|status| status.available_replicas).unwrap_or(0),
+        attested: i32::try_from(attested).unwrap_or(i32::MAX),
+        observed: status.is_some_and(|status| status.observed_generation >= generation),
+    }
+}
+
+/// Whether the pod's gate is open.
+pub(super) fn is_attested(pod: &Pod) -> bool {
+    gate_condition(pod).is_some_and(|condition| condition.status == "True")
+}
+
+/// Whether the pod has ended or is about to.
+pub(super) fn is_over(pod: &Pod) -> bool {
+    let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
+    pod.metadata.deletion_timestamp.is_some() || matches!(phase, Some("Succeeded" | "Failed"))
+}
+
+fn attested(counts: &Counts, observed: &Observed) -> ConditionState {
+    let mut closed: Vec<(&str, String, String)> = observed
+        .pods
+        .iter()
+        .filter_map(|pod| Some((pod, gate_condition(pod)?)))
+        .filter(|(_, gate)| gate.status != "True")
+        .map(|(pod, gate)| {
+            let reason = gate.reason.as_deref().unwrap_or_default();
+            (reason, pod.name_any(), gate.message.clone().unwrap_or_default())
+        })
+        .collect();
+    closed.sort();
+    let awaiting = GateReason::AwaitingAttestation.as_str();
+    let expired = GateReason::AttestationExpired.as_str();
+    if let Some((reason, pod, message)) = closed
+        .iter()
+        .find(|(reason, ..)| *reason != awaiting && *reason != expired)
+    {
+        // Revocation, a changed policy and the like say more than "rejected".
+        let text = if *reason == GateReason::AttestationRejected.as_str() {
+            format!("pod {pod}: {message}")
+        } else {
+            format!("pod {pod}: {reason}: {message}")
+        };
+        return state("Attested", false, Reason::AttestationRejected.as_str(), text);
+    }
+    if let Some((_, pod, message)) = closed.iter().find(|(reason, ..)| *reason == expired) {
+        let text = format!("pod {pod}: {message}");
+        return state("Attested", false, Reason::AttestationExpired.as_str(), text);
+    }
+    if counts.attested < counts.wanted {
+        let text = format!("{} of {} guests have attested", counts.attested, counts.wanted);
+        return state("Attested", false, Reason::AwaitingAttestation.as_str(), text);
+    }
+    let text = match counts.wanted {
+        0 => "no guests are wanted".to_owned(),
+        wanted => format!("{wanted} of {wanted} guests are attested and fresh"),
+    };
+    state("Attested", true, Reason::AllReplicasFresh.as_str(), text)
+}
+
+fn available(counts: &Counts) -> ConditionState {
+    let text = format!("{} of {} guests are available", counts.available, counts.wanted);
+    if counts.available >= counts.wanted {
+        state("Available", true, Reason::AllReplicasReady.as_str(), text)
+    } else {
+        state("Available", false, Reason::ReplicasNotReady.as_str(), text)
+    }
+}
+
+fn hardware(deployment: &ConfidentialDeployment, counts: &Counts) -> ConditionState {
+    match deployment.spec.machine.tee {
+        TeeType::SimulatedSnp => state(
+            "HardwareBacked",
+            false,
+            Reason::Simulated.as_str(),
+            "the guests are simulated: nothing protects them",
+        ),
+        TeeType::Snp if counts.attested > 0 => state(
+            "HardwareBacked",
+            true,
+            Reason::Hardware.as_str(),
+            "the guests have proved to run on SEV-SNP hardware",
+        ),
+        TeeType::Snp => state(
+            "HardwareBacked",
+            ConditionStatus::Unknown,
+            Reason::AwaitingAttestation.as_str(),
+            "no guest has proved yet what it runs on",
+        ),
+    }
+}
+
+fn ready(counts: &Counts, rolling: bool, attested: &ConditionState) -> ConditionState {
+    let text = format!(
+        "{} of {} guests are ready, {} attested",
+        counts.ready, counts.wanted, counts.attested
+    );
+    let refused = attested.status == ConditionStatus::False
+        && attested.reason != Reason::AwaitingAttestation.as_str();
+    if refused {
+        state("Ready", false, attested.reason, attested.message.clone())
+    } else if rolling {
+        state("Ready", false, Reason::Progressing.as_str(), text)
+    } else if attested.status != ConditionStatus::True {
+        state("Ready", false, attested.reason, text)
+    } else if counts.ready < counts.wanted {
+        state("Ready", false, Reason::ReplicasNotReady.as_str(), text)
+    } else {
+        state("Ready", true, Reason::AllReplicasReady.as_str(), text)
+    }
+}
+
+/// A condition that is True when something is out of the ordinary (kstatus).
+fn abnormal(type_: &'static str, holds: bool, reason: Reason, message: &str) -> ConditionState {
+    if holds {
+        state(type_, true, reason.as_str(), message)
+    } else {
+        state(type_, false, Reason::UpToDate.as_str(), "")
+    }
+}
+
+/// Steps on the way of every deployment, which are no events.
+fn is_ordinary(condition: &Condition) -> bool {
+    let ordinary = [Reason::Progressing, Reason::AwaitingAttestation, Reason::ReplicasNotReady];
+    let refused = condition.type_ == "Ready"
+        && [Reason::AttestationRejected, Reason::AttestationExpired]
+            .iter()
+            .any(|reason| reason.as_str() == condition.reason);
+    // Of a refusal the condition Attested tells.
+    refused || ordinary.iter().any(|reason| reason.as_str() == condition.reason)
+}
+
+/// Puts a failure that only a person can mend into the status.
+pub(super) fn blame(
+    deployment: &ConfidentialDeployment,
+    plan: &mut Plan<ConfidentialDeploymentStatus>,
+    error: &ApplyError,
+    now: Timestamp,
+) {
+    let reason = match error {
+        ApplyError::ChildConflict { .. } => Reason::ChildConflict,
+        _ => Reason::ApplyFailed,
+    };
+    let message = error.chain();
+    let states = [
+        state("Ready", false, reason.as_str(), message.clone()),
+        abnormal("Reconciling", false, reason, &message),
+        abnormal("Stalled", true, reason, &message),
+    ];
+    let before = conditions_of(deployment);
+    let blamed = own_conditions(before, &states, deployment.metadata.generation, now);
+    plan.status.conditions.retain(|old| blamed.iter().all(|new| new.type_ != old.type_));
+    plan.status.conditions.extend(blamed);
+    plan.status.conditions.sort_by(|a, b| a.type_.cmp(&b.type_));
+    plan.events = transitions(before, &plan.status.conditions, &NEWSWORTHY, is_ordinary);
+}
+
+/// Whether the deployment has this status already.
+pub(super) fn is_current(
+    deployment: &ConfidentialDeployment,
+    next: &ConfidentialDeploymentStatus,
+) -> bool {
+    deployment.status.as_ref().is_some_and(|status| {
+        let bare = |status: &ConfidentialDeploymentStatus| ConfidentialDeploymentStatus {
+            conditions: Vec::new(),
+            ..status.clone()
+        };
+        same_conditions(&status.conditions, &next.conditions) && bare(status) == bare(next)
+    })
+}

@@ -1,0 +1,363 @@
+//! Whether a deployment can be launched. A user's mistakes and what is missing
+//! are values, each with the field and the remedy.
+
+use std::collections::BTreeSet;
+
+use assay_crds::v1alpha1::confidential_deployment::ConfidentialDeploymentReason as Reason;
+use assay_crds::v1alpha1::measured_image::{DigestState, LifecycleState};
+use assay_crds::v1alpha1::{ConfidentialDeployment, TeeType};
+use assay_launcher::plan::MIN_MEMORY_MIB;
+use assay_launcher::spec::{ArtifactFiles, FileRef, RootDisk};
+use assay_tee::cpu::CpuModel;
+use assay_tee::{BootMethod, GuestFeatures, LaunchDigest, LaunchShape, Sha256Digest, VcpuCount};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use kube::ResourceExt as _;
+
+use super::observe::{Broker, Observed};
+use super::pod_template::STATUS_PORT_NAME;
+use crate::simulation::SimulationPki;
+
+/// Longest name: it becomes a label's value and the name of a Service.
+const MAX_NAME_LEN: usize = 63;
+/// Most memory of a guest: 1 TiB. It catches `512G` typed as `512T`.
+const MAX_MEMORY_MIB: u64 = 1 << 20;
+
+/// A deployment that can be launched: everything that the plan needs, parsed.
+#[derive(Debug, Clone)]
+pub struct Valid {
+    /// What the launch digest depends on besides bytes.
+    pub shape: LaunchShape,
+    /// Guest memory.
+    pub memory_mib: u32,
+    /// Reference of the artifact's image, by digest.
+    pub artifact_reference: String,
+    /// The artifact's files.
+    pub artifact: ArtifactFiles,
+    /// The digest that guests must have.
+    pub expected_digest: LaunchDigest,
+    /// Hash of the policy.
+    pub policy_hash: Sha256Digest,
+    /// Seconds between attestations.
+    pub attestation_interval_seconds: u32,
+    /// How guests reach the broker.
+    pub broker: Broker,
+    /// What a simulated launch needs; present exactly when the TEE is simulated.
+    pub simulation: Option<std::sync::Arc<SimulationPki>>,
+    /// Secret with registry credentials, of a private artifact.
+    pub pull_secret: Option<String>,
+}
+
+/// Why nothing is launched, or nothing new.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rejection {
+    /// The cause.
+    pub reason: Reason,
+    /// What to do about it, with the field.
+    pub message: String,
+    /// Whether only a change of the specification or of the installation helps.
+    pub stalled: bool,
+}
+
+fn reject<T>(reason: Reason, message: impl Into<String>) -> Result<T, Rejection> {
+    let stalled = !matches!(
+        reason,
+        Reason::ImageMissing | Reason::ImageNotReady | Reason::PolicyMissing | Reason::BrokerNotReady
+    );
+    Err(Rejection { reason, message: message.into(), stalled })
+}
+
+/// Checks a deployment against itself, its image, its policy and the
+/// installation.
+///
+/// # Errors
+/// The first thing that is wrong; mistakes in the specification itself first.
+pub fn validate(
+    deployment: &ConfidentialDeployment,
+    observed: &Observed,
+) -> Result<Valid, Rejection> {
+    let spec = &deployment.spec;
+    check_names(deployment)?;
+    let memory_mib = memory(&spec.machine.memory)?;
+    let shape = shape(deployment)?;
+
+    let Some(policy) = observed.policy.as_deref() else {
+        return reject(
+            Reason::PolicyMissing,
+            format!(
+                "AttestationPolicy {} does not exist: create it or change spec.policyRef",
+                spec.policy_ref.name
+            ),
+        );
+    };
+    if !policy.spec.tees.contains(&spec.machine.tee) {
+        return reject(
+            Reason::TeeNotAllowed,
+            format!(
+                "AttestationPolicy {} does not name {} in spec.tees: change it or \
+                 spec.machine.tee",
+                spec.policy_ref.name, shape.tee
+            ),
+        );
+    }
+    let simulation = match spec.machine.tee {
+        TeeType::Snp => None,
+        TeeType::SimulatedSnp => match &observed.installation.simulation {
+            Some(simulation) => Some(simulation.clone()),
+            None => {
+                return reject(
+                    Reason::SimulationDisabled,
+                    "spec.machine.tee is SimulatedSNP, which this installation refuses; install \
+                     with simulation enabled, or use SNP",
+                );
+            }
+        },
+    };
+    check_release(deployment, policy)?;
+    let Ok(policy_hash) = policy.spec.hash() else {
+        return reject(Reason::SpecInvalid, "the AttestationPolicy has no canonical form");
+    };
+
+    let Some(image) = observed.image.as_deref() else {
+        return reject(
+            Reason::ImageMissing,
+            format!(
+                "MeasuredImage {} does not exist: create it or change spec.imageRef",
+                spec.image_ref.name
+            ),
+        );
+    };
+    if image.spec.lifecycle.state == LifecycleState::Revoked {
+        return reject(
+            Reason::ImageRevoked,
+            format!(
+                "MeasuredImage {} is revoked ({}): change spec.imageRef",
+                spec.image_ref.name,
+                image.spec.lifecycle.reason.as_deref().unwrap_or("no reason given")
+            ),
+        );
+    }
+    let not_ready = |why: &str| {
+        reject(
+            Reason::ImageNotReady,
+            format!("MeasuredImage {}: {why}", spec.image_ref.name),
+        )
+    };
+    let Some((status, artifact)) =
+        image.status.as_ref().and_then(|status| Some((status, status.artifact.as_ref()?)))
+    else {
+        return not_ready("the artifact is not ready yet");
+    };
+    let features = format!("{:#x}", shape.guest_features.0);
+    let row = status.launch_digests.iter().find(|row| {
+        row.vcpus == shape.vcpus.get()
+            && row.cpu_model == shape.cpu_model
+            && row.guest_features == features
+            && row.tee == spec.machine.tee
+    });
+    let Some(row) = row.filter(|row| row.state == DigestState::Accepted) else {
+        return not_ready("no launch digest is accepted for this machine yet");
+    };
+    let (Ok(expected_digest), Some(artifact_files)) = (row.digest.parse(), files(artifact)) else {
+        return not_ready("its status holds a malformed digest");
+    };
+
+    let Some(broker) = observed.broker.clone() else {
+        return reject(
+            Reason::BrokerNotReady,
+            format!(
+                "the broker's Service or certificate authority is not there yet in namespace {}",
+                observed.installation.namespace
+            ),
+        );
+    };
+    let pull_secret = image.spec.source.build.as_ref().and_then(|build| {
+        build.output.secret_ref.as_ref().map(|secret| secret.name.clone())
+    });
+    Ok(Valid {
+        shape,
+        memory_mib,
+        artifact_reference: artifact.reference.clone(),
+        artifact: artifact_files,
+        expected_digest,
+        policy_hash,
+        attestation_interval_seconds: policy.spec.freshness.interval.as_secs(),
+        broker,
+        simulation,
+        pull_secret,
+    })
+}
+
+fn invalid<T>(message: impl Into<String>) -> Result<T, Rejection> {
+    reject(Reason::SpecInvalid, message)
+}
+
+fn check_names(deployment: &ConfidentialDeployment) -> Result<(), Rejection> {
+    let spec = &deployment.spec;
+    let name = deployment.name_any();
+    if name.len() > MAX_NAME_LEN || !is_dns_label(&name) {
+        return invalid(format!(
+            "metadata.name {name:?} must be at most {MAX_NAME_LEN} characters of a-z, 0-9 and -, \
+             and start with a letter: it becomes a label and the name of a Service; create the \
+             ConfidentialDeployment under another name"
+        ));
+    }
+    if spec.image_ref.name.len() > MAX_NAME_LEN {
+        return invalid(format!(
+            "spec.imageRef.name is longer than {MAX_NAME_LEN} characters, but it becomes a \
+             label: use a MeasuredImage with a shorter name"
+        ));
+    }
+    let mut seen = BTreeSet::new();
+    for port in &spec.ports {
+        if port.name == STATUS_PORT_NAME {
+            return invalid(format!(
+                "spec.ports: the name {STATUS_PORT_NAME} is the launcher's own; choose another"
+            ));
+        }
+        if !seen.insert(port.container_port) {
+            return invalid(format!(
+                "spec.ports: containerPort {} occurs twice; remove one",
+                port.container_port
+            ));
+        }
+    }
+    let known = |name: &str| spec.ports.iter().any(|port| port.name == name);
+    let mut numbers = BTreeSet::new();
+    for port in spec.service.iter().flat_map(|service| &service.ports) {
+        if !known(&port.name) {
+            return invalid(format!(
+                "spec.service.ports: {} is no entry of spec.ports; add it there",
+                port.name
+            ));
+        }
+        if !numbers.insert(port.port) {
+            return invalid(format!(
+                "spec.service.ports: port {} occurs twice; remove one",
+                port.port
+            ));
+        }
+    }
+    if let Some(readiness) = &spec.readiness
+        && !known(&readiness.http_get.port)
+    {
+        return invalid(format!(
+            "spec.readiness.httpGet.port: {} is no entry of spec.ports; add it there",
+            readiness.http_get.port
+        ));
+    }
+    let mut paths: BTreeSet<&str> = BTreeSet::new();
+    for secret in &spec.secrets {
+        let path = secret.target.path.as_str();
+        let below = |dir: &str, path: &str| {
+            path.strip_prefix(dir).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+        };
+        if paths.iter().any(|other| below(other, path) || below(path, other)) {
+            return invalid(format!(
+                "spec.secrets[{}].target.path: {path} collides with another secret's path; \
+                 choose another",
+                secret.name
+            ));
+        }
+        paths.insert(path);
+    }
+    Ok(())
+}
+
+fn check_release(
+    deployment: &ConfidentialDeployment,
+    policy: &assay_crds::v1alpha1::AttestationPolicy,
+) -> Result<(), Rejection> {
+    let released = |name: &str| policy.spec.release.iter().any(|rule| rule.resource == name);
+    match deployment.spec.secrets.iter().find(|secret| !released(&secret.name)) {
+        None => Ok(()),
+        Some(secret) => invalid(format!(
+            "spec.secrets[{}]: AttestationPolicy {} has no release rule for it, so no guest would \
+             get it; add one, or remove the secret",
+            secret.name, deployment.spec.policy_ref.name
+        )),
+    }
+}
+
+fn is_dns_label(name: &str) -> bool {
+    let edge = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+    name.bytes().next().is_some_and(|byte| byte.is_ascii_lowercase())
+        && name.bytes().next_back().is_some_and(edge)
+        && name.bytes().all(|byte| edge(byte) || byte == b'-')
+}
+
+fn shape(deployment: &ConfidentialDeployment) -> Result<LaunchShape, Rejection> {
+    let machine = &deployment.spec.machine;
+    let vcpus = match VcpuCount::try_from(machine.vcpus) {
+        Ok(vcpus) => vcpus,
+        Err(error) => return invalid(format!("spec.machine.vcpus: {error}")),
+    };
+    if let Err(error) = CpuModel::by_name(&machine.cpu_model) {
+        return invalid(format!("spec.machine.cpuModel: {error}"));
+    }
+    Ok(LaunchShape {
+        tee: machine.tee.into(),
+        boot: BootMethod::default(),
+        vcpus,
+        cpu_model: machine.cpu_model.clone(),
+        guest_features: GuestFeatures::default(),
+    })
+}
+
+fn memory(quantity: &Quantity) -> Result<u32, Rejection> {
+    const MIB: u64 = 1 << 20;
+    let text = quantity.0.as_str();
+    let Some(bytes) = bytes_of(text) else {
+        return invalid(format!(
+            "spec.machine.memory: {text:?} is not an amount such as 512Mi or 2Gi"
+        ));
+    };
+    if bytes % MIB != 0 {
+        return invalid(format!(
+            "spec.machine.memory: {text} is not a whole number of MiB; write it with Mi or Gi"
+        ));
+    }
+    let mib = bytes / MIB;
+    match u32::try_from(mib) {
+        Ok(mib) if mib >= MIN_MEMORY_MIB && u64::from(mib) <= MAX_MEMORY_MIB => Ok(mib),
+        _ => invalid(format!(
+            "spec.machine.memory: {text} must be between {MIN_MEMORY_MIB}Mi and {}Gi",
+            MAX_MEMORY_MIB / 1024
+        )),
+    }
+}
+
+/// The bytes of a Kubernetes quantity without a sign, exponent or fraction:
+/// an amount of memory needs none of them.
+fn bytes_of(text: &str) -> Option<u64> {
+    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+    let (number, suffix) = text.split_at_checked(digits)?;
+    let unit: u64 = match suffix {
+        "" => 1,
+        "k" => 1_000,
+        "M" => 1_000_000,
+        "G" => 1_000_000_000,
+        "T" => 1_000_000_000_000,
+        "Ki" => 1 << 10,
+        "Mi" => 1 << 20,
+        "Gi" => 1 << 30,
+        "Ti" => 1 << 40,
+        _ => return None,
+    };
+    number.parse::<u64>().ok()?.checked_mul(unit)
+}
+
+fn files(
+    artifact: &assay_crds::v1alpha1::measured_image::ArtifactStatus,
+) -> Option<ArtifactFiles> {
+    let file = |file: &assay_crds::v1alpha1::measured_image::ArtifactFile| {
+        Some(FileRef { path: file.path.clone(), sha256: file.sha256.parse().ok()? })
+    };
+    Some(ArtifactFiles {
+        uki: file(&artifact.uki)?,
+        firmware: file(&artifact.firmware)?,
+        root_disk: artifact
+            .root_disk
+            .as_ref()
+            .map(|disk| RootDisk { path: disk.path.clone(), serial: disk.serial.clone() }),
+    })
+}

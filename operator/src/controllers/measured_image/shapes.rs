@@ -1,0 +1,87 @@
+//! Which launch shapes get a digest, and the rows that publish them.
+
+use std::collections::BTreeSet;
+
+use assay_crds::v1alpha1::measured_image::{
+    DigestState, LaunchDigestRow, LaunchShapes, LifecycleState,
+};
+use assay_tee::{BootMethod, GuestFeatures, LaunchDigest, LaunchShape, Tee, VcpuCount};
+
+/// Most rows of a status (the type's own limit).
+pub(super) const MAX_ROWS: usize = 64;
+
+/// The shape of a machine with today's defaults for everything else.
+pub(super) fn shape(tee: Tee, vcpus: u32, cpu_model: &str) -> Option<LaunchShape> {
+    Some(LaunchShape {
+        tee,
+        boot: BootMethod::default(),
+        vcpus: VcpuCount::try_from(vcpus).ok()?,
+        cpu_model: cpu_model.to_owned(),
+        guest_features: GuestFeatures::default(),
+    })
+}
+
+/// Every shape that gets a row: first what deployments ask for or still run,
+/// then what the image lists, for SNP and the TEEs that its deployments use.
+pub(super) fn wanted(
+    listed: &LaunchShapes,
+    requested: &BTreeSet<LaunchShape>,
+) -> Vec<LaunchShape> {
+    let mut tees: BTreeSet<Tee> = requested.iter().map(|shape| shape.tee).collect();
+    tees.insert(Tee::Snp);
+    let mut shapes: Vec<LaunchShape> = requested.iter().cloned().collect();
+    for tee in tees {
+        for model in &listed.cpu_models {
+            for vcpus in &listed.vcpus {
+                shapes.extend(shape(tee, *vcpus, model).filter(|shape| !requested.contains(shape)));
+            }
+        }
+    }
+    let mut seen = BTreeSet::new();
+    shapes.retain(|shape| seen.insert(shape.clone()));
+    shapes
+}
+
+/// A name for firmware by its digest.
+pub(super) fn firmware_name(sha256: &str) -> String {
+    let digits = sha256.strip_prefix("sha256:").unwrap_or(sha256);
+    format!("ovmf-{}", digits.get(..12).unwrap_or(digits))
+}
+
+/// The key of a row.
+pub(super) fn row_id(firmware: &str, shape: &LaunchShape) -> String {
+    format!(
+        "{firmware}.{}.{}.{:#x}.{}",
+        shape.cpu_model,
+        shape.vcpus.get(),
+        shape.guest_features.0,
+        shape.tee
+    )
+}
+
+/// A row of the status.
+pub(super) fn row(
+    firmware: &str,
+    shape: &LaunchShape,
+    digest: LaunchDigest,
+    lifecycle: LifecycleState,
+) -> LaunchDigestRow {
+    LaunchDigestRow {
+        id: row_id(firmware, shape),
+        firmware: firmware.to_owned(),
+        cpu_model: shape.cpu_model.clone(),
+        vcpus: shape.vcpus.get(),
+        guest_features: format!("{:#x}", shape.guest_features.0),
+        tee: shape.tee.into(),
+        digest: digest.to_string(),
+        state: row_state(lifecycle),
+    }
+}
+
+/// The state of an image's rows.
+pub(super) fn row_state(lifecycle: LifecycleState) -> DigestState {
+    match lifecycle {
+        LifecycleState::Active | LifecycleState::Deprecated => DigestState::Accepted,
+        LifecycleState::Revoked => DigestState::Revoked,
+    }
+}

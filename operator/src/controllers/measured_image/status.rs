@@ -1,0 +1,263 @@
+//! What is said about an image.
+
+use std::collections::BTreeSet;
+
+use assay_crds::conditions::ConditionState;
+use assay_crds::v1alpha1::measured_image::{
+    ArtifactStatus, DigestCounts, DigestState, LaunchDigestRow, LifecycleState,
+    MeasuredImageReason as Reason,
+};
+use assay_crds::v1alpha1::{MeasuredImage, MeasuredImageStatus};
+use assay_tee::LaunchShape;
+use assay_tee::cpu::CpuModel;
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+
+use super::observe::Observed;
+use super::shapes::{MAX_ROWS, firmware_name, row, row_id, row_state, wanted};
+use crate::apply::ApplyError;
+use crate::artifact::ArtifactState;
+use crate::controllers::{own_conditions, same_conditions, state};
+use crate::plan::{Note, Plan, transitions};
+
+/// Conditions whose changes are events.
+const NEWSWORTHY: [&str; 1] = ["Ready"];
+
+/// What keeps an image from being ready.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Blocked {
+    /// The cause.
+    pub(super) reason: Reason,
+    /// What is going on, or what to do about it.
+    pub(super) message: String,
+    /// Whether only a person can help.
+    pub(super) stalled: bool,
+}
+
+pub(super) fn status(
+    image: &MeasuredImage,
+    observed: &Observed,
+    blocked: Option<Blocked>,
+    now: Timestamp,
+) -> (MeasuredImageStatus, Vec<Note>) {
+    let before = image.status.clone().unwrap_or_default();
+    let artifact = match &observed.artifact {
+        Some(ArtifactState::Measured(artifact)) => Some(artifact.status().clone()),
+        _ => before.artifact.clone(),
+    };
+    let (rows, unmeasured) = match &artifact {
+        Some(artifact) => rows(image, observed, artifact, &before.launch_digests),
+        None => (Vec::new(), None),
+    };
+    let accepted = rows.iter().filter(|row| row.state == DigestState::Accepted).count();
+    let digests = DigestCounts {
+        accepted: i32::try_from(accepted).unwrap_or(i32::MAX),
+        total: i32::try_from(rows.len()).unwrap_or(i32::MAX),
+        summary: format!("{accepted}/{}", rows.len()),
+    };
+    let states = conditions(image, artifact.as_ref(), blocked, unmeasured, rows.len());
+    let conditions = own_conditions(&before.conditions, &states, image.metadata.generation, now);
+    let events = transitions(&before.conditions, &conditions, &NEWSWORTHY, is_ordinary);
+    let status = MeasuredImageStatus {
+        observed_generation: image.metadata.generation,
+        artifact,
+        launch_digests: rows,
+        digests: Some(digests),
+        used_by: i32::try_from(observed.used_by).unwrap_or(i32::MAX),
+        conditions,
+    };
+    (status, events)
+}
+
+/// The rows, and what keeps some from being there.
+///
+/// While an artifact that was verified before is read again, as after a restart,
+/// its rows stay: what they say is bound to its digest.
+fn rows(
+    image: &MeasuredImage,
+    observed: &Observed,
+    artifact: &ArtifactStatus,
+    before: &[LaunchDigestRow],
+) -> (Vec<LaunchDigestRow>, Option<Blocked>) {
+    let lifecycle = image.spec.lifecycle.state;
+    let firmware = firmware_name(&artifact.firmware.sha256);
+    let mut shapes = wanted(&image.spec.shapes, &observed.requested);
+    let mut problem = None;
+    let unknown: BTreeSet<&str> = image
+        .spec
+        .shapes
+        .cpu_models
+        .iter()
+        .filter(|model| CpuModel::by_name(model).is_err())
+        .map(String::as_str)
+        .collect();
+    if let Some(error) = unknown.first().and_then(|model| CpuModel::by_name(model).err()) {
+        problem = Some(Blocked {
+            reason: Reason::UnknownCpuModel,
+            message: format!("spec.shapes.cpuModels: {error}"),
+            stalled: true,
+        });
+    }
+    shapes.retain(|shape| !unknown.contains(shape.cpu_model.as_str()));
+    if shapes.len() > MAX_ROWS {
+        let message = format!(
+            "{} shapes are asked for, at most {MAX_ROWS} have room in the status: list fewer in \
+             spec.shapes",
+            shapes.len()
+        );
+        problem = Some(Blocked { reason: Reason::MeasureFailed, message, stalled: true });
+        shapes.truncate(MAX_ROWS);
+    }
+    let mut rows = Vec::with_capacity(shapes.len());
+    for shape in &shapes {
+        match digest_row(observed, &firmware, shape, before, lifecycle) {
+            Ok(row) => rows.push(row),
+            Err(why) => problem = problem.or(Some(why)),
+        }
+    }
+    rows.sort_by(|a, b| a.id.cmp(&b.id));
+    (rows, problem)
+}
+
+fn digest_row(
+    observed: &Observed,
+    firmware: &str,
+    shape: &LaunchShape,
+    before: &[LaunchDigestRow],
+    lifecycle: LifecycleState,
+) -> Result<LaunchDigestRow, Blocked> {
+    let (reason, message) = match &observed.artifact {
+        Some(ArtifactState::Measured(artifact)) => match artifact.launch_digest(shape) {
+            Ok(digest) => return Ok(row(firmware, shape, digest, lifecycle)),
+            Err(message) => {
+                return Err(Blocked { reason: Reason::MeasureFailed, message, stalled: true });
+            }
+        },
+        Some(ArtifactState::Failed { reason, message, .. }) => (*reason, message.clone()),
+        Some(ArtifactState::Pulling) | None => {
+            (Reason::Pulling, "the artifact is being read".to_owned())
+        }
+    };
+    let id = row_id(firmware, shape);
+    match before.iter().find(|row| row.id == id) {
+        Some(row) => Ok(LaunchDigestRow { state: row_state(lifecycle), ..row.clone() }),
+        None => Err(Blocked { reason, message, stalled: false }),
+    }
+}
+
+fn conditions(
+    image: &MeasuredImage,
+    artifact: Option<&ArtifactStatus>,
+    blocked: Option<Blocked>,
+    unmeasured: Option<Blocked>,
+    rows: usize,
+) -> Vec<ConditionState> {
+    let artifact_ready = match (&blocked, artifact) {
+        (Some(why), _) if why.reason != Reason::SpecInvalid || artifact.is_none() => {
+            state("ArtifactReady", false, why.reason.as_str(), why.message.clone())
+        }
+        (_, Some(artifact)) => state(
+            "ArtifactReady",
+            true,
+            Reason::ArtifactVerified.as_str(),
+            format!("every hash of {} was recomputed", artifact.reference),
+        ),
+        (_, None) => {
+            state("ArtifactReady", false, Reason::Pulling.as_str(), "the artifact is not known yet")
+        }
+    };
+    let obstacle = blocked.or(unmeasured);
+    let measured = match &obstacle {
+        None if rows == 0 => state(
+            "Measured",
+            true,
+            Reason::DigestsComputed.as_str(),
+            "no shape is asked for: name some in spec.shapes or use the image",
+        ),
+        None => state(
+            "Measured",
+            true,
+            Reason::DigestsComputed.as_str(),
+            format!("launch digests of {rows} shapes are computed"),
+        ),
+        Some(why) => state("Measured", false, why.reason.as_str(), why.message.clone()),
+    };
+    let revoked = (image.spec.lifecycle.state == LifecycleState::Revoked).then(|| Blocked {
+        reason: Reason::Revoked,
+        message: image
+            .spec
+            .lifecycle
+            .reason
+            .clone()
+            .unwrap_or_else(|| "spec.lifecycle.state is Revoked".to_owned()),
+        stalled: true,
+    });
+    let ready = match revoked.as_ref().or(obstacle.as_ref()) {
+        Some(why) => state("Ready", false, why.reason.as_str(), why.message.clone()),
+        None => state(
+            "Ready",
+            true,
+            Reason::Published.as_str(),
+            format!("{rows} launch digests are published"),
+        ),
+    };
+    let why = revoked.or(obstacle);
+    vec![
+        ready,
+        artifact_ready,
+        measured,
+        abnormal("Reconciling", why.as_ref().filter(|why| !why.stalled)),
+        abnormal("Stalled", why.as_ref().filter(|why| why.stalled)),
+    ]
+}
+
+/// A condition that is True when something is out of the ordinary (kstatus).
+fn abnormal(type_: &'static str, why: Option<&Blocked>) -> ConditionState {
+    match why {
+        Some(why) => state(type_, true, why.reason.as_str(), why.message.clone()),
+        None => state(type_, false, Reason::UpToDate.as_str(), ""),
+    }
+}
+
+/// Steps on the way of every image, which are no events but the start of a
+/// build.
+fn is_ordinary(condition: &Condition) -> bool {
+    condition.reason == Reason::Pulling.as_str()
+}
+
+/// Puts a failure that only a person can mend into the status.
+pub(super) fn blame(
+    image: &MeasuredImage,
+    plan: &mut Plan<MeasuredImageStatus>,
+    error: &ApplyError,
+    now: Timestamp,
+) {
+    let reason = match error {
+        ApplyError::ChildConflict { .. } => Reason::ChildConflict,
+        _ => Reason::ApplyFailed,
+    };
+    let why = Blocked { reason, message: error.chain(), stalled: true };
+    let states = [
+        state("Ready", false, reason.as_str(), why.message.clone()),
+        abnormal("Reconciling", None),
+        abnormal("Stalled", Some(&why)),
+    ];
+    let before = image.status.as_ref().map(|status| status.conditions.as_slice());
+    let before = before.unwrap_or_default();
+    let blamed = own_conditions(before, &states, image.metadata.generation, now);
+    plan.status.conditions.retain(|old| blamed.iter().all(|new| new.type_ != old.type_));
+    plan.status.conditions.extend(blamed);
+    plan.status.conditions.sort_by(|a, b| a.type_.cmp(&b.type_));
+    plan.events = transitions(before, &plan.status.conditions, &NEWSWORTHY, is_ordinary);
+}
+
+/// Whether the image has this status already.
+pub(super) fn is_current(image: &MeasuredImage, next: &MeasuredImageStatus) -> bool {
+    image.status.as_ref().is_some_and(|status| {
+        let bare = |status: &MeasuredImageStatus| MeasuredImageStatus {
+            conditions: Vec::new(),
+            ..status.clone()
+        };
+        same_conditions(&status.conditions, &next.conditions) && bare(status) == bare(next)
+    })
+}

@@ -1,0 +1,375 @@
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use assay_crds::conditions;
+use assay_crds::v1alpha1::measured_image::{
+    DigestState, LaunchShapes, LifecycleState, MeasuredImageReason as Reason,
+};
+use assay_crds::v1alpha1::{LocalReference, MeasuredImage, MeasuredImageStatus};
+use assay_image::recipe::Recipe;
+use assay_measure::{MeasurementInputs, measure_snp};
+use assay_tee::ovmf::SectionKind;
+use assay_tee::{LaunchShape, Tee};
+use jiff::Timestamp;
+use k8s_openapi::api::batch::v1::{Job, JobCondition, JobStatus};
+use k8s_openapi::api::core::v1::{
+    ConfigMap, ContainerState, ContainerStateTerminated, ContainerStatus, Pod, PodStatus,
+};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+
+use super::build_job::{build_job, job_name, parse_report};
+use super::observe::Observed;
+use super::*;
+use crate::artifact::{ArtifactState, MeasuredArtifact};
+use crate::fixtures::{self, REFERENCE, at};
+use crate::plan::{Plan, Requeue};
+
+const BUILDER: &str = "registry.test/assay-builder@sha256:ee";
+
+fn observed(build: BuildProgress, artifact: Option<ArtifactState>) -> Observed {
+    Observed {
+        recipe: None,
+        build,
+        artifact,
+        requested: BTreeSet::from([shape(Tee::SimulatedSnp, 2)]),
+        used_by: 1,
+        builder_image: BUILDER.to_owned(),
+        plain_http: vec!["registry.test:5000".to_owned()],
+    }
+}
+
+fn shape(tee: Tee, vcpus: u32) -> LaunchShape {
+    shapes::shape(tee, vcpus, "EPYC-v4").unwrap()
+}
+
+fn measured() -> Option<ArtifactState> {
+    Some(ArtifactState::Measured(fixtures::measured_artifact()))
+}
+
+fn failed(reason: Reason) -> Option<ArtifactState> {
+    Some(ArtifactState::Failed { reason, message: "because".to_owned(), retry_at: at(1_600) })
+}
+
+fn planned(image: &MeasuredImage, observed: &Observed) -> Plan<MeasuredImageStatus> {
+    plan(image, observed, at(1_500))
+}
+
+fn condition(plan: &Plan<MeasuredImageStatus>, type_: &str) -> (String, String) {
+    let condition = conditions::find(&plan.status.conditions, type_).unwrap();
+    (condition.status.clone(), condition.reason.clone())
+}
+
+fn is(plan: &Plan<MeasuredImageStatus>, type_: &str, status: &str, reason: Reason) {
+    assert_eq!(condition(plan, type_), (status.to_owned(), reason.as_str().to_owned()), "{type_}");
+}
+
+fn kinds(plan: &Plan<MeasuredImageStatus>) -> Vec<&str> {
+    plan.writes.iter().map(|write| write.resource.kind.as_str()).collect()
+}
+
+#[test]
+fn a_build_starts_once_and_is_not_repeated_after_success() {
+    let mut image = fixtures::new_image();
+    let first = planned(&image, &observed(BuildProgress::Absent, None));
+    assert_eq!(kinds(&first), ["ConfigMap", "Job"]);
+    is(&first, "Ready", "False", Reason::Building);
+    is(&first, "Reconciling", "True", Reason::Building);
+
+    let recipe: ConfigMap = serde_json::from_value(first.writes[0].body.clone()).unwrap();
+    let document = &recipe.data.as_ref().unwrap()["recipe.json"];
+    Recipe::parse(document.as_bytes()).unwrap();
+    let mut running = observed(BuildProgress::Running, None);
+    running.recipe = Some(Arc::new(recipe));
+    image.status = Some(first.status);
+    let second = planned(&image, &running);
+    assert!(second.writes.is_empty());
+    assert!(second.events.is_empty());
+
+    let built = BuildProgress::Ended(BuildReport::Built(REFERENCE.to_owned()));
+    let done = planned(&image, &observed(built, measured()));
+    is(&done, "Ready", "True", Reason::Published);
+    is(&done, "Stalled", "False", Reason::UpToDate);
+    image.status = Some(done.status);
+    let later = planned(&image, &observed(BuildProgress::Absent, measured()));
+    assert!(later.writes.is_empty(), "a Job that was deleted after success is not made again");
+    assert!(status::is_current(&image, &later.status), "silence");
+    assert!(later.events.is_empty());
+}
+
+#[test]
+fn rows_are_what_the_measurement_says() {
+    let image = fixtures::new_oci_image();
+    let mut seen = observed(BuildProgress::Absent, measured());
+    seen.requested.insert(shape(Tee::Snp, 4));
+    let plan = planned(&image, &seen);
+    let ids: Vec<&str> = plan.status.launch_digests.iter().map(|row| row.id.as_str()).collect();
+    assert_eq!(
+        ids,
+        ["ovmf-222222222222.EPYC-v4.2.0x1.SimulatedSNP", "ovmf-222222222222.EPYC-v4.4.0x1.SNP"]
+    );
+    let inputs = fixtures::measurement_inputs();
+    for (row, shape) in
+        plan.status.launch_digests.iter().zip([shape(Tee::SimulatedSnp, 2), shape(Tee::Snp, 4)])
+    {
+        assert_eq!(row.digest, measure_snp(&inputs, &shape).unwrap().digest.to_string());
+    }
+    assert_eq!(plan.status.digests.unwrap().summary, "2/2");
+    assert_eq!(plan.status.used_by, 1);
+}
+
+#[test]
+fn listed_shapes_are_measured_for_snp_and_for_what_deployments_use() {
+    let listed = LaunchShapes { vcpus: vec![1, 2], cpu_models: vec!["EPYC-Milan".to_owned()] };
+    assert_eq!(shapes::wanted(&listed, &BTreeSet::new()).len(), 2);
+    let simulated = BTreeSet::from([shape(Tee::SimulatedSnp, 2)]);
+    let wanted = shapes::wanted(&listed, &simulated);
+    assert_eq!(wanted.len(), 5);
+    assert_eq!(wanted[0], shape(Tee::SimulatedSnp, 2), "what is asked for comes first");
+}
+
+#[test]
+fn an_unknown_cpu_model_costs_only_its_own_rows() {
+    let mut image = fixtures::new_oci_image();
+    image.spec.shapes = LaunchShapes {
+        vcpus: vec![2],
+        cpu_models: vec!["EPYC-v4".to_owned(), "EPYC-v99".to_owned()],
+    };
+    let plan = planned(&image, &observed(BuildProgress::Absent, measured()));
+    assert_eq!(plan.status.launch_digests.len(), 2, "SNP and simulated, of the known model");
+    is(&plan, "Measured", "False", Reason::UnknownCpuModel);
+    let measured = conditions::find(&plan.status.conditions, "Measured").unwrap();
+    assert!(measured.message.contains("EPYC-v99"), "{}", measured.message);
+}
+
+#[test]
+fn firmware_without_a_kernel_hashes_section_is_refused_by_name() {
+    let mut inputs: MeasurementInputs = fixtures::measurement_inputs();
+    inputs.firmware.sections[0].kind = SectionKind::SecMem;
+    let artifact = MeasuredArtifact::new(fixtures::artifact_status(), inputs);
+    let state = Some(ArtifactState::Measured(Arc::new(artifact)));
+    let plan = planned(&fixtures::new_oci_image(), &observed(BuildProgress::Absent, state));
+    assert!(plan.status.launch_digests.is_empty());
+    is(&plan, "Ready", "False", Reason::MeasureFailed);
+    let ready = conditions::find(&plan.status.conditions, "Ready").unwrap();
+    assert!(ready.message.contains("KERNEL_HASHES"), "{}", ready.message);
+}
+
+#[test]
+fn revocation_needs_nothing_but_the_specification() {
+    let mut image = fixtures::image();
+    image.spec.lifecycle.state = LifecycleState::Revoked;
+    image.spec.lifecycle.reason = Some("CVE-2026-1".to_owned());
+    for artifact in [measured(), Some(ArtifactState::Pulling), failed(Reason::PullFailed)] {
+        let plan = planned(&image, &observed(BuildProgress::Absent, artifact));
+        assert_eq!(plan.status.launch_digests[0].state, DigestState::Revoked);
+        assert_eq!(plan.status.digests.as_ref().unwrap().summary, "0/1");
+        is(&plan, "Ready", "False", Reason::Revoked);
+    }
+    image.spec.lifecycle.state = LifecycleState::Deprecated;
+    let plan = planned(&image, &observed(BuildProgress::Absent, measured()));
+    is(&plan, "Ready", "True", Reason::Published);
+}
+
+#[test]
+fn a_verified_artifact_survives_the_registry_s_absence() {
+    let image = fixtures::image();
+    for artifact in [Some(ArtifactState::Pulling), failed(Reason::PullFailed)] {
+        let plan = planned(&image, &observed(BuildProgress::Absent, artifact));
+        assert_eq!(plan.status.launch_digests, [fixtures::row()]);
+        is(&plan, "Ready", "True", Reason::Published);
+    }
+    // What was never measured has to wait.
+    let mut more = observed(BuildProgress::Absent, failed(Reason::PullFailed));
+    more.requested.insert(shape(Tee::SimulatedSnp, 8));
+    let plan = planned(&image, &more);
+    is(&plan, "Measured", "False", Reason::PullFailed);
+    is(&plan, "ArtifactReady", "True", Reason::ArtifactVerified);
+    assert_eq!(plan.requeue, Requeue::At(at(1_600)));
+    // What contradicts itself is refused, whatever was said before.
+    let plan = planned(&image, &observed(BuildProgress::Absent, failed(Reason::ArtifactInvalid)));
+    is(&plan, "Ready", "False", Reason::ArtifactInvalid);
+}
+
+#[test]
+fn an_obstacle_is_one_reason() {
+    type Change = fn(&mut MeasuredImage);
+    let build = |report| BuildProgress::Ended(report);
+    let table: [(&str, Change, Observed, Reason, &str); 8] = [
+        (
+            "reserved command line",
+            |i| {
+                let build = i.spec.source.build.as_mut().unwrap();
+                build.extra_cmdline = Some("init=/bin/sh".to_owned());
+            },
+            observed(BuildProgress::Absent, None),
+            Reason::SpecInvalid,
+            "init=/bin/sh",
+        ),
+        (
+            "name",
+            |i| i.metadata.name = Some("x".repeat(64)),
+            observed(BuildProgress::Absent, None),
+            Reason::SpecInvalid,
+            "metadata.name",
+        ),
+        (
+            "shapes",
+            |i| {
+                i.spec.shapes = LaunchShapes {
+                    vcpus: (1..=13).collect(),
+                    cpu_models: (0..5).map(|n| format!("EPYC-{n}")).collect(),
+                };
+            },
+            observed(BuildProgress::Absent, None),
+            Reason::SpecInvalid,
+            "spec.shapes lists 65",
+        ),
+        (
+            "half of the shapes",
+            |i| i.spec.shapes.vcpus = vec![1],
+            observed(BuildProgress::Absent, None),
+            Reason::SpecInvalid,
+            "cpuModels",
+        ),
+        (
+            "failed build",
+            |_| {},
+            observed(build(BuildReport::Failed("no space left".to_owned())), None),
+            Reason::BuildFailed,
+            "no space left",
+        ),
+        (
+            "an artifact elsewhere",
+            |_| {},
+            observed(build(BuildReport::Built("other.test/x@sha256:00".to_owned())), None),
+            Reason::ArtifactInvalid,
+            "other.test",
+        ),
+        (
+            "an older Job",
+            |_| {},
+            observed(BuildProgress::Foreign, None),
+            Reason::Pulling,
+            "earlier MeasuredImage",
+        ),
+        (
+            "registry",
+            |_| {},
+            observed(
+                build(BuildReport::Built(REFERENCE.to_owned())),
+                failed(Reason::PullFailed),
+            ),
+            Reason::PullFailed,
+            "because",
+        ),
+    ];
+    for (name, change, observed, reason, hint) in table {
+        let mut image = fixtures::new_image();
+        change(&mut image);
+        let plan = planned(&image, &observed);
+        assert!(plan.writes.is_empty(), "{name}");
+        is(&plan, "Ready", "False", reason);
+        let ready = conditions::find(&plan.status.conditions, "Ready").unwrap();
+        assert!(ready.message.contains(hint), "{name}: {}", ready.message);
+    }
+}
+
+#[test]
+fn only_an_artifact_in_the_output_repository_is_read() {
+    let image = fixtures::new_image();
+    let ended = |reference: &str| BuildProgress::Ended(BuildReport::Built(reference.to_owned()));
+    assert_eq!(plan::artifact_reference(&image, &ended(REFERENCE)).as_deref(), Some(REFERENCE));
+    assert_eq!(plan::artifact_reference(&image, &ended("other.test/x@sha256:00")), None);
+    assert_eq!(plan::artifact_reference(&image, &ended("registry.test/measured/web:tag")), None);
+    assert_eq!(plan::artifact_reference(&image, &BuildProgress::Running), None);
+}
+
+#[test]
+fn the_job_is_named_by_its_source_and_needs_nothing() {
+    let image = fixtures::new_image();
+    let mut source = fixtures::build_source();
+    let name = job_name(&image, &source);
+    assert!(name.starts_with("web-1-build-") && name.len() == "web-1-build-".len() + 8, "{name}");
+    let mut long = image.clone();
+    long.metadata.name = Some("a.b-".repeat(15));
+    assert!(job_name(&long, &source).len() <= 63);
+
+    source.output.secret_ref = Some(LocalReference { name: "push".to_owned() });
+    assert_ne!(job_name(&image, &source), name);
+    let job = build_job(&image, &source, BUILDER, &["registry.test:5000".to_owned()]);
+    let pod = job.spec.unwrap().template.spec.unwrap();
+    assert_eq!(pod.automount_service_account_token, Some(false));
+    let container = &pod.containers[0];
+    let security = container.security_context.as_ref().unwrap();
+    assert_eq!(security.read_only_root_filesystem, Some(true));
+    assert_eq!(security.allow_privilege_escalation, Some(false));
+    assert_eq!(
+        container.args.as_ref().unwrap().join(" "),
+        "build --recipe /etc/assay/recipe/recipe.json --agent /usr/lib/assay/assay-agent --push \
+         --result-file /dev/termination-log --plain-http registry.test:5000 --docker-config \
+         /etc/assay/docker/config.json"
+    );
+}
+
+fn ended_job(type_: &str, message: &str) -> Job {
+    Job {
+        metadata: fixtures::metadata("web-1-build-0"),
+        status: Some(JobStatus {
+            conditions: Some(vec![JobCondition {
+                type_: type_.to_owned(),
+                status: "True".to_owned(),
+                message: Some(message.to_owned()),
+                ..JobCondition::default()
+            }]),
+            ..JobStatus::default()
+        }),
+        ..Job::default()
+    }
+}
+
+fn said(seconds: i64, exit_code: i32, message: &str) -> Pod {
+    let terminated = ContainerStateTerminated {
+        exit_code,
+        message: Some(message.to_owned()),
+        finished_at: Some(Time(Timestamp::from_second(seconds).unwrap())),
+        ..ContainerStateTerminated::default()
+    };
+    Pod {
+        status: Some(PodStatus {
+            container_statuses: Some(vec![ContainerStatus {
+                state: Some(ContainerState {
+                    terminated: Some(terminated),
+                    ..ContainerState::default()
+                }),
+                ..ContainerStatus::default()
+            }]),
+            ..PodStatus::default()
+        }),
+        ..Pod::default()
+    }
+}
+
+#[test]
+fn the_youngest_words_count() {
+    let job = ended_job("Complete", "");
+    let pods = [
+        said(30, 0, &format!(r#"{{"reference":"{REFERENCE}","manifestDigest":"sha256:dd"}}"#)),
+        said(20, 1, r#"{"error":"network"}"#),
+    ];
+    assert_eq!(parse_report(true, &job, &pods), BuildReport::Built(REFERENCE.to_owned()));
+    assert!(matches!(parse_report(true, &job, &[]), BuildReport::Failed(why) if why.contains("lost")));
+    assert!(matches!(
+        parse_report(true, &job, &[said(30, 0, "noise")]),
+        BuildReport::Failed(_)
+    ));
+
+    let job = ended_job("Failed", "Job was active longer than specified deadline");
+    let pods = [said(10, 1, "log line"), said(20, 1, r#"{"error":"no such image"}"#)];
+    let words = |pods: &[Pod]| match parse_report(false, &job, pods) {
+        BuildReport::Failed(why) => why,
+        BuildReport::Built(reference) => reference,
+    };
+    assert!(words(&pods).starts_with("no such image; delete Job web-1-build-0"));
+    assert!(words(&pods[..1]).starts_with("log line;"));
+    assert!(words(&[]).starts_with("Job was active longer"));
+}

@@ -1,0 +1,351 @@
+//! One watch per kind, shared by all controllers.
+//!
+//! A [`Source`] keeps the watched objects in a [`Store`] and tells the queues of
+//! the controllers which of *their* objects each change concerns. kube's own
+//! shared streams pass no deletions on, and a controller that does not hear of a
+//! deleted child cannot repair it; hence this module.
+
+use std::collections::{HashMap, HashSet};
+use std::fmt::Debug;
+use std::hash::Hash;
+use std::sync::Arc;
+
+use futures::stream::{StreamExt as _, select_all};
+use kube::api::Api;
+use kube::core::error_boundary::InvalidObject;
+use kube::core::DeserializeGuard;
+use kube::runtime::WatchStreamExt as _;
+use kube::runtime::reflector::store::Writer;
+use kube::runtime::reflector::{ObjectRef, Store};
+use kube::runtime::watcher::{self, Event};
+use kube::{Resource, ResourceExt as _};
+use serde::de::DeserializeOwned;
+
+use crate::queue::Queue;
+
+/// What a source needs of a kind.
+pub trait Watchable:
+    Resource<DynamicType: Default + Eq + Hash + Clone + Debug + Send + Sync + Unpin>
+    + Clone
+    + Debug
+    + DeserializeOwned
+    + Send
+    + Sync
+    + 'static
+{
+}
+
+impl<K> Watchable for K where
+    K: Resource<DynamicType: Default + Eq + Hash + Clone + Debug + Send + Sync + Unpin>
+        + Clone
+        + Debug
+        + DeserializeOwned
+        + Send
+        + Sync
+        + 'static
+{
+}
+
+type Listener<K> = Box<dyn Fn(&K) + Send + Sync>;
+
+/// The watched objects of one kind.
+///
+/// # Guarantees
+/// A listener hears of a change after the store shows it, of deletions also when
+/// they happened while the watch was interrupted, and never of an object whose
+/// resource version it has heard already.
+pub struct Source<K: Watchable> {
+    writer: Writer<K>,
+    listeners: Vec<Listener<K>>,
+}
+
+impl<K: Watchable> Default for Source<K> {
+    fn default() -> Self {
+        Self { writer: Writer::new(K::DynamicType::default()), listeners: Vec::new() }
+    }
+}
+
+impl<K: Watchable> Source<K> {
+    /// The objects as they were last seen.
+    pub fn store(&self) -> Store<K> {
+        self.writer.as_reader()
+    }
+
+    /// Asks `queue` to reconcile what `map` makes of every changed object.
+    pub fn notify<T, I>(&mut self, queue: &Queue<T>, map: impl Fn(&K) -> I + Send + Sync + 'static)
+    where
+        T: Watchable,
+        I: IntoIterator<Item = ObjectRef<T>>,
+    {
+        let queue = queue.clone();
+        self.listeners.push(Box::new(move |object| {
+            for target in map(object) {
+                queue.push(target);
+            }
+        }));
+    }
+
+    /// Watches `apis`, each of one namespace or a single one of all, for ever.
+    pub async fn run(self, apis: Vec<(Option<String>, Api<K>)>, config: watcher::Config) {
+        self.drive(apis, &config, |_, event| Some(event)).await;
+    }
+
+    /// As [`Source::run`]. An object that does not decode, as one of a later
+    /// version may, counts as deleted: nothing is decided on half of it.
+    pub async fn run_guarded(
+        self,
+        apis: Vec<(Option<String>, Api<DeserializeGuard<K>>)>,
+        config: watcher::Config,
+    ) {
+        self.drive(apis, &config, unguard).await;
+    }
+
+    async fn drive<W: Watchable>(
+        mut self,
+        apis: Vec<(Option<String>, Api<W>)>,
+        config: &watcher::Config,
+        decode: impl Fn(&Store<K>, Event<W>) -> Option<Event<K>>,
+    ) {
+        let mut merge = Merge::new(apis.iter().map(|(namespace, _)| namespace.clone()).collect());
+        let streams = apis.into_iter().enumerate().map(|(index, (_, api))| {
+            watcher::watcher(api, config.clone())
+                .modify(|object| object.managed_fields_mut().clear())
+                .default_backoff()
+                .map(move |event| (index, event))
+                .boxed()
+        });
+        let mut streams = select_all(streams);
+        let store = self.store();
+        while let Some((index, event)) = streams.next().await {
+            match event {
+                Ok(event) => {
+                    let Some(event) = decode(&store, event) else { continue };
+                    for event in merge.accept(index, event, || store.state()) {
+                        self.take(&event);
+                    }
+                }
+                Err(error) => {
+                    let kind = K::kind(&K::DynamicType::default()).into_owned();
+                    tracing::warn!(kind, error = &error as &dyn std::error::Error, "watch failed");
+                }
+            }
+        }
+    }
+
+    fn take(&mut self, event: &Event<K>) {
+        self.writer.apply_watcher_event(event);
+        match event {
+            Event::Apply(object) | Event::Delete(object) => self.tell(object),
+            Event::InitDone => {
+                for object in self.store().state() {
+                    self.tell(&object);
+                }
+            }
+            Event::Init | Event::InitApply(_) => {}
+        }
+    }
+
+    fn tell(&self, object: &K) {
+        for listener in &self.listeners {
+            listener(object);
+        }
+    }
+}
+
+fn unguard<K: Watchable>(store: &Store<K>, event: Event<DeserializeGuard<K>>) -> Option<Event<K>> {
+    let known = |invalid: &InvalidObject| {
+        let mut object = ObjectRef::<K>::new(invalid.metadata.name.as_deref().unwrap_or_default());
+        object.namespace.clone_from(&invalid.metadata.namespace);
+        store.get(&object).map(|known| known.as_ref().clone())
+    };
+    let complain = |invalid: &InvalidObject| {
+        tracing::warn!(
+            kind = %K::kind(&K::DynamicType::default()),
+            namespace = invalid.metadata.namespace,
+            name = invalid.metadata.name,
+            error = invalid.error,
+            "object does not decode"
+        );
+    };
+    match event {
+        Event::Apply(DeserializeGuard(Ok(object))) => Some(Event::Apply(object)),
+        Event::InitApply(DeserializeGuard(Ok(object))) => Some(Event::InitApply(object)),
+        Event::Delete(DeserializeGuard(Ok(object))) => Some(Event::Delete(object)),
+        Event::Apply(DeserializeGuard(Err(invalid))) => {
+            complain(&invalid);
+            known(&invalid).map(Event::Delete)
+        }
+        Event::InitApply(DeserializeGuard(Err(invalid))) => {
+            complain(&invalid);
+            None
+        }
+        Event::Delete(DeserializeGuard(Err(invalid))) => known(&invalid).map(Event::Delete),
+        Event::Init => Some(Event::Init),
+        Event::InitDone => Some(Event::InitDone),
+    }
+}
+
+/// Merges the watches of several namespaces into one sequence of events whose
+/// first listing ends when every namespace has been listed.
+struct Merge<K: Watchable> {
+    scopes: Vec<Scope<K>>,
+    unlisted: HashSet<usize>,
+}
+
+struct Scope<K> {
+    /// All namespaces when absent.
+    namespace: Option<String>,
+    listing: HashMap<Key, K>,
+}
+
+type Key = (Option<String>, String);
+
+fn key<K: Watchable>(object: &K) -> Key {
+    (object.namespace(), object.name_any())
+}
+
+impl<K: Watchable> Merge<K> {
+    fn new(namespaces: Vec<Option<String>>) -> Self {
+        Self {
+            unlisted: (0..namespaces.len()).collect(),
+            scopes: namespaces
+                .into_iter()
+                .map(|namespace| Scope { namespace, listing: HashMap::new() })
+                .collect(),
+        }
+    }
+
+    fn accept(
+        &mut self,
+        index: usize,
+        event: Event<K>,
+        state: impl FnOnce() -> Vec<Arc<K>>,
+    ) -> Vec<Event<K>> {
+        let first = !self.unlisted.is_empty();
+        let Some(scope) = self.scopes.get_mut(index) else {
+            return Vec::new();
+        };
+        match event {
+            Event::Init => {
+                scope.listing.clear();
+                Vec::new()
+            }
+            Event::InitApply(object) => {
+                scope.listing.insert(key(&object), object);
+                Vec::new()
+            }
+            Event::Apply(object) if first => {
+                scope.listing.insert(key(&object), object);
+                Vec::new()
+            }
+            Event::Delete(object) if first => {
+                scope.listing.remove(&key(&object));
+                Vec::new()
+            }
+            Event::InitDone if first => {
+                self.unlisted.remove(&index);
+                if !self.unlisted.is_empty() {
+                    return Vec::new();
+                }
+                let listed = self.scopes.iter_mut().flat_map(|scope| scope.listing.drain());
+                let mut events = vec![Event::Init];
+                events.extend(listed.map(|(_, object)| Event::InitApply(object)));
+                events.push(Event::InitDone);
+                events
+            }
+            Event::InitDone => {
+                let listing = std::mem::take(&mut scope.listing);
+                relist(listing, &state(), scope.namespace.as_deref())
+            }
+            event => vec![event],
+        }
+    }
+}
+
+/// The changes between `state` and a new listing of `namespace`, or of all.
+fn relist<K: Watchable>(
+    mut listing: HashMap<Key, K>,
+    state: &[Arc<K>],
+    namespace: Option<&str>,
+) -> Vec<Event<K>> {
+    let mut events = Vec::new();
+    let covered = |old: &K| namespace.is_none() || old.meta().namespace.as_deref() == namespace;
+    for old in state.iter().filter(|old| covered(old)) {
+        let key = key(old.as_ref());
+        match listing.get(&key) {
+            None => events.push(Event::Delete(old.as_ref().clone())),
+            Some(new) if new.meta().resource_version == old.meta().resource_version => {
+                listing.remove(&key);
+            }
+            Some(_) => {}
+        }
+    }
+    events.extend(listing.into_values().map(Event::Apply));
+    events
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::api::core::v1::ConfigMap;
+    use kube::api::ObjectMeta;
+
+    use super::*;
+
+    fn object(namespace: &str, name: &str, version: &str) -> ConfigMap {
+        ConfigMap {
+            metadata: ObjectMeta {
+                namespace: Some(namespace.to_owned()),
+                name: Some(name.to_owned()),
+                resource_version: Some(version.to_owned()),
+                ..ObjectMeta::default()
+            },
+            ..ConfigMap::default()
+        }
+    }
+
+    fn names(events: &[Event<ConfigMap>]) -> Vec<String> {
+        let mut names: Vec<String> = events.iter().map(ToString::to_string).collect();
+        names.sort();
+        names
+    }
+
+    fn listed(merge: &mut Merge<ConfigMap>, index: usize, objects: &[ConfigMap], state: &[ConfigMap]) -> Vec<String> {
+        merge.accept(index, Event::Init, Vec::new);
+        for object in objects {
+            merge.accept(index, Event::InitApply(object.clone()), Vec::new);
+        }
+        let state = state.iter().cloned().map(Arc::new).collect();
+        names(&merge.accept(index, Event::InitDone, || state))
+    }
+
+    #[test]
+    fn the_first_listing_ends_when_every_namespace_is_listed() {
+        let mut merge = Merge::new(vec![Some("a".to_owned()), Some("b".to_owned())]);
+        assert!(listed(&mut merge, 0, &[object("a", "x", "1")], &[]).is_empty());
+        assert!(merge.accept(0, Event::Apply(object("a", "y", "2")), Vec::new).is_empty());
+        assert!(merge.accept(0, Event::Delete(object("a", "x", "3")), Vec::new).is_empty());
+        assert_eq!(
+            listed(&mut merge, 1, &[object("b", "z", "1")], &[]),
+            ["Init", "InitApply(y)", "InitApply(z)", "InitDone"]
+        );
+    }
+
+    #[test]
+    fn a_later_listing_becomes_its_differences() {
+        let mut merge = Merge::new(vec![Some("a".to_owned()), Some("b".to_owned())]);
+        listed(&mut merge, 0, &[], &[]);
+        listed(&mut merge, 1, &[], &[]);
+        let state = [
+            object("a", "same", "1"),
+            object("a", "gone", "1"),
+            object("a", "changed", "1"),
+            object("b", "elsewhere", "1"),
+        ];
+        let now = [object("a", "same", "1"), object("a", "changed", "2"), object("a", "new", "1")];
+        assert_eq!(
+            listed(&mut merge, 0, &now, &state),
+            ["Apply(changed)", "Apply(new)", "Delete(gone)"]
+        );
+        assert_eq!(listed(&mut merge, 1, &[], &state), ["Delete(elsewhere)"]);
+    }
+}

@@ -1,0 +1,46 @@
+//! Brings up what the demo and the end-to-end tests run against.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result};
+use assay_cluster::{Cache, Kubeconfig};
+use assay_e2e::Environment;
+use assay_e2e::environment::Images;
+
+use crate::images;
+
+/// Builds and pushes the images, finds the programs and describes them all.
+/// With `oracles`, fetches other people's tools as well.
+pub fn prepare(checkout: &Path, cluster: Kubeconfig, oracles: bool) -> Result<Environment> {
+    let cache = Cache::open()?;
+    let pushed = images::push(&cache, &cluster.registry)?;
+    let scratch = checkout.join("dist");
+    fs::create_dir_all(&scratch).context("create dist/")?;
+    Ok(Environment {
+        checkout: checkout.to_owned(),
+        scratch,
+        kubeconfig: cluster.path,
+        kubectl: cache.kubectl()?,
+        helm: cache.helm()?,
+        assay: images::release_directory(checkout).join("assay"),
+        registry: cluster.registry,
+        images: Images {
+            assay: pushed.programs.assay,
+            launcher: pushed.programs.launcher,
+            builder: pushed.programs.builder,
+            boot_kit: pushed.inputs.boot_kit,
+            web: pushed.inputs.quickstart_web,
+        },
+        sev_snp_measure: oracles.then(|| cache.sev_snp_measure()).transpose()?,
+        go_sev_guest_check: oracles.then(|| cache.go_sev_guest_check()).transpose()?,
+    })
+}
+
+/// Writes the description for the tests and returns its path.
+pub fn write(environment: &Environment) -> Result<PathBuf> {
+    let path = environment.scratch.join("environment.json");
+    let json = serde_json::to_vec_pretty(environment).context("encode the environment")?;
+    fs::write(&path, json).with_context(|| format!("write {}", path.display()))?;
+    Ok(path)
+}

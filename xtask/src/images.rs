@@ -1,0 +1,216 @@
+//! The container images: our programs, the boot kit and the quickstart's web
+//! server, packed and pushed by our own writers, without a container engine.
+
+use crate::layers;
+use crate::tree::Tree;
+use anyhow::{Context, Result};
+use assay_cluster::{Cache, command, progress::say};
+use assay_image::oci::{ImageOptions, Layer, OciImage, RunConfig};
+use assay_registry::{Registry, RegistryOptions};
+use serde::{Deserialize, Serialize};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+/// References by digest of everything that was pushed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Images {
+    /// Images of inputs.
+    #[serde(flatten)]
+    pub(crate) inputs: InputImages,
+    /// Images of our programs.
+    #[serde(flatten)]
+    pub(crate) programs: ProgramImages,
+}
+
+/// Images that hold only Debian's packages.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct InputImages {
+    /// Kernel, modules, stub and firmware.
+    pub(crate) boot_kit: String,
+    /// The quickstart's web server.
+    pub(crate) quickstart_web: String,
+    /// A static shell for test pods.
+    pub(crate) busybox: String,
+}
+
+/// Images with our programs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct ProgramImages {
+    /// CLI, operator and broker.
+    pub(crate) assay: String,
+    /// QEMU and the launcher.
+    pub(crate) launcher: String,
+    /// CLI and the guest agent that it packs.
+    pub(crate) builder: String,
+}
+
+/// The packages that hold our programs.
+const PACKAGES: &[&str] =
+    &["assay-agent", "assay-broker", "assay-cli", "assay-launcher", "assay-operator"];
+
+/// Builds everything and pushes it to a registry that speaks plain HTTP.
+pub(crate) fn push(cache: &Cache, registry: &str) -> Result<Images> {
+    let inputs = push_inputs(cache, registry)?;
+    let programs = push_programs(cache, registry)?;
+    Ok(Images { inputs, programs })
+}
+
+/// Packs and pushes what comes from Debian alone.
+pub(crate) fn push_inputs(cache: &Cache, registry: &str) -> Result<InputImages> {
+    let web = RunConfig {
+        user: Some(NONROOT.to_owned()),
+        env: Some(vec![path_variable()]),
+        entrypoint: Some(strings(&["/usr/sbin/nginx", "-e", "stderr", "-g", "daemon off;"])),
+        stop_signal: Some("SIGQUIT".to_owned()),
+        ..RunConfig::default()
+    };
+    let shell = RunConfig {
+        user: Some(NONROOT.to_owned()),
+        env: Some(vec!["PATH=/bin".to_owned()]),
+        entrypoint: Some(strings(&["/bin/sh"])),
+        ..RunConfig::default()
+    };
+    let pusher = Pusher::new(registry)?;
+    Ok(InputImages {
+        boot_kit: pusher.push(
+            "boot-kit",
+            RunConfig::default(),
+            &[layers::layer(cache, &layers::BOOT_KIT)?],
+        )?,
+        quickstart_web: pusher.push(
+            "quickstart-web",
+            web,
+            &[layers::layer(cache, &layers::WEB_SERVER)?],
+        )?,
+        busybox: pusher.push("busybox", shell, &[layers::layer(cache, &layers::BUSYBOX)?])?,
+    })
+}
+
+/// Builds our programs, and packs and pushes their images.
+pub(crate) fn push_programs(cache: &Cache, registry: &str) -> Result<ProgramImages> {
+    let release = build()?;
+    let program = |name: &str| -> Result<Vec<u8>> {
+        let path = release.join(name);
+        fs::read(&path).with_context(|| format!("read {}", path.display()))
+    };
+    let binaries = |names: &[&str]| -> Result<Tree> {
+        let mut tree = Tree::default();
+        for name in names {
+            tree.file(&format!("usr/bin/{name}"), 0o755, program(name)?);
+            tree.symlink(name, &format!("usr/bin/{name}"));
+        }
+        Ok(tree)
+    };
+    let run = |entrypoint: &str| RunConfig {
+        user: Some(NONROOT.to_owned()),
+        env: Some(vec![path_variable()]),
+        entrypoint: Some(vec![format!("/usr/bin/{entrypoint}")]),
+        ..RunConfig::default()
+    };
+    let certificates = layers::layer(cache, &layers::CA_CERTIFICATES)?;
+    let pusher = Pusher::new(registry)?;
+    let mut base = Tree::default();
+    layers::accounts(&mut base);
+    base.directory("tmp", 0o777);
+    let base = base.to_layer();
+
+    let assay = binaries(&["assay", "assay-broker", "assay-operator"])?.to_layer();
+    let launcher = binaries(&["assay-launcher"])?.to_layer();
+    let mut builder = binaries(&["assay"])?;
+    builder.file(AGENT_PATH, 0o755, program("assay-agent")?);
+    Ok(ProgramImages {
+        assay: pusher.push(
+            "assay",
+            run("assay"),
+            &[base.clone(), certificates.clone(), assay],
+        )?,
+        launcher: pusher.push(
+            "assay-launcher",
+            run("assay-launcher"),
+            &[layers::layer(cache, &layers::LAUNCHER_ROOT)?, launcher],
+        )?,
+        builder: pusher.push(
+            "assay-builder",
+            run("assay"),
+            &[base, certificates, builder.to_layer()],
+        )?,
+    })
+}
+
+/// The user that every image of ours runs as.
+const NONROOT: &str = "65532:65532";
+/// Where `assay build` finds the guest agent in the builder image.
+const AGENT_PATH: &str = "usr/lib/assay/assay-agent";
+
+fn path_variable() -> String {
+    "PATH=/usr/sbin:/usr/bin".to_owned()
+}
+
+fn strings(words: &[&str]) -> Vec<String> {
+    words.iter().map(|&word| word.to_owned()).collect()
+}
+
+/// Builds our programs for release and returns the directory with them.
+fn build() -> Result<PathBuf> {
+    say(format!("building {}", PACKAGES.join(", ")));
+    let start = Instant::now();
+    let root = workspace_root();
+    let mut cargo = command::with_args("cargo", ["build", "--release", "--locked", "--quiet", "--bins"]);
+    for package in PACKAGES {
+        cargo.args(["--package", package]);
+    }
+    // Cargo's own words are the best progress here.
+    let status = cargo.current_dir(&root).status().context("run cargo")?;
+    anyhow::ensure!(status.success(), "`{}` failed ({status})", command::display(&cargo));
+    say(format!("built our programs in {:.1} s", start.elapsed().as_secs_f64()));
+    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
+    Ok(target.join("x86_64-unknown-linux-gnu/release"))
+}
+
+/// The checkout.
+fn workspace_root() -> PathBuf {
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    here.parent().unwrap_or(here).to_owned()
+}
+
+/// Pushes to one registry.
+struct Pusher {
+    address: String,
+    registry: Registry,
+    runtime: tokio::runtime::Runtime,
+}
+
+impl Pusher {
+    fn new(address: &str) -> Result<Self> {
+        let options = RegistryOptions {
+            plain_http_hosts: vec![address.to_owned()],
+            ..RegistryOptions::default()
+        };
+        Ok(Self {
+            address: address.to_owned(),
+            registry: Registry::new(options).context("set up the registry client")?,
+            runtime: tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .context("start the async runtime")?,
+        })
+    }
+
+    /// Assembles an image and pushes it as `<registry>/<name>:dev`.
+    fn push(&self, name: &str, run: RunConfig, layers: &[Layer]) -> Result<String> {
+        let start = Instant::now();
+        let image = OciImage::assemble(ImageOptions { run, ..ImageOptions::default() }, layers)
+            .with_context(|| format!("assemble the image {name}"))?;
+        let tag = format!("{}/{name}:dev", self.address);
+        let reference = self
+            .runtime
+            .block_on(self.registry.push(&tag, &image))
+            .with_context(|| format!("push {tag}"))?;
+        say(format!("pushed {reference} ({:.1} s)", start.elapsed().as_secs_f64()));
+        Ok(reference)
+    }
+}

@@ -1,0 +1,360 @@
+//! The layers that are packed from Debian's packages: boot kit, launcher root,
+//! web server of the quickstart. Each is made once per set of package versions
+//! and kept in the cache.
+
+use crate::debian::{Package, Suite};
+use crate::tree::Tree;
+use anyhow::{Context, Result, bail};
+use assay_cluster::{Cache, command, pins, progress::say};
+use assay_image::oci::Layer;
+use sha2::{Digest, Sha256};
+use std::fs;
+use std::path::Path;
+
+/// A layer and how it comes about.
+pub(crate) struct Recipe {
+    /// Name in the cache and in messages.
+    pub(crate) name: &'static str,
+    /// Changes with the pack function, whose text is not part of the key.
+    revision: u32,
+    /// Suites with the packages that are wanted from each.
+    sources: &'static [Source],
+    /// Makes the layer's tree from the packages'.
+    pack: fn(&Tree) -> Result<Tree>,
+}
+
+/// Packages of one suite.
+struct Source {
+    suite: &'static str,
+    packages: &'static [&'static str],
+    dependencies: Dependencies,
+}
+
+/// Whether what the packages depend on is unpacked too.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Dependencies {
+    /// Everything they need to run.
+    All,
+    /// Only packages whose name starts like one of these, besides those named:
+    /// metapackages name their content by version.
+    Named(&'static [&'static str]),
+}
+
+/// Kernel with modules, EFI stub and firmware.
+pub(crate) const BOOT_KIT: Recipe = Recipe {
+    name: "boot-kit",
+    revision: 1,
+    sources: &[
+        Source {
+            suite: pins::DEBIAN_SUITE,
+            packages: &["linux-image-cloud-amd64", "systemd-boot-efi"],
+            dependencies: Dependencies::Named(&["linux-image-6"]),
+        },
+        // trixie's ovmf has no build that verifies the kernel hashes.
+        Source {
+            suite: pins::FIRMWARE_SUITE,
+            packages: &["ovmf-amdsev"],
+            dependencies: Dependencies::Named(&[]),
+        },
+    ],
+    pack: pack_boot_kit,
+};
+
+/// QEMU for the launcher, without anything it can do without.
+pub(crate) const LAUNCHER_ROOT: Recipe = Recipe {
+    name: "launcher-root",
+    revision: 1,
+    sources: &[Source {
+        suite: pins::DEBIAN_SUITE,
+        packages: &["qemu-system-x86"],
+        dependencies: Dependencies::All,
+    }],
+    pack: pack_launcher_root,
+};
+
+/// The quickstart's web server.
+pub(crate) const WEB_SERVER: Recipe = Recipe {
+    name: "web-server",
+    revision: 1,
+    sources: &[Source {
+        suite: pins::DEBIAN_SUITE,
+        packages: &["nginx"],
+        dependencies: Dependencies::All,
+    }],
+    pack: pack_web_server,
+};
+
+/// Certificates of the public authorities.
+pub(crate) const CA_CERTIFICATES: Recipe = Recipe {
+    name: "ca-certificates",
+    revision: 1,
+    sources: &[Source {
+        suite: pins::DEBIAN_SUITE,
+        packages: &["ca-certificates"],
+        dependencies: Dependencies::Named(&[]),
+    }],
+    pack: pack_ca_certificates,
+};
+
+/// A shell and small tools, for test pods.
+pub(crate) const BUSYBOX: Recipe = Recipe {
+    name: "busybox",
+    revision: 1,
+    sources: &[Source {
+        suite: pins::DEBIAN_SUITE,
+        packages: &["busybox-static"],
+        dependencies: Dependencies::Named(&[]),
+    }],
+    pack: pack_busybox,
+};
+
+/// The layer, from the cache or made now.
+pub(crate) fn layer(cache: &Cache, recipe: &Recipe) -> Result<Layer> {
+    match make(cache, recipe, false) {
+        Ok(layer) => Ok(layer),
+        // A mirror drops a package when a newer version arrives; the index that
+        // still names it is then as old as the failure.
+        Err(error) => {
+            say(format!("{error:#}; trying again with a fresh package index"));
+            make(cache, recipe, true)
+        }
+    }
+}
+
+fn make(cache: &Cache, recipe: &Recipe, refresh: bool) -> Result<Layer> {
+    let mut sources = Vec::new();
+    for source in recipe.sources {
+        let suite = Suite::open(cache, source.suite)?;
+        if refresh {
+            suite.refresh()?;
+        }
+        let packages = wanted(source, suite.resolve(source.packages)?);
+        sources.push((suite, packages));
+    }
+    let list: String = sources
+        .iter()
+        .flat_map(|(_, packages)| packages)
+        .map(|package| format!("{} {}\n", package.name, package.version))
+        .collect();
+    let key = format!("{} {}\n{list}", recipe.name, recipe.revision);
+    let hash: String = hex::encode(Sha256::digest(key.as_bytes())).chars().take(16).collect();
+    let what = format!("layer {} from Debian packages", recipe.name);
+    let entry = cache.entry("layers", &format!("{}-{hash}", recipe.name), &what, |scratch| {
+        let mut all = Tree::default();
+        for (suite, packages) in &sources {
+            all.take_all(&suite.unpack(packages)?, |_| true);
+        }
+        let tar = (recipe.pack)(&all)?.to_tar();
+        write(&scratch.join("layer.tar"), &tar.to_bytes())?;
+        write(&scratch.join("packages.txt"), list.as_bytes())
+    })?;
+    let file = entry.join("layer.tar");
+    let tar = fs::read(&file).with_context(|| format!("read {}", file.display()))?;
+    Ok(Layer::tar(tar))
+}
+
+fn wanted(source: &Source, resolved: Vec<Package>) -> Vec<Package> {
+    let Dependencies::Named(prefixes) = source.dependencies else { return resolved };
+    resolved
+        .into_iter()
+        .filter(|package| {
+            source.packages.contains(&package.name.as_str())
+                || prefixes.iter().any(|prefix| package.name.starts_with(prefix))
+        })
+        .collect()
+}
+
+fn pack_boot_kit(from: &Tree) -> Result<Tree> {
+    const STUB: &str = "usr/lib/systemd/boot/efi/linuxx64.efi.stub";
+    const FIRMWARE: &str = "usr/share/ovmf/OVMF.amdsev.fd";
+    let versions: Vec<&str> =
+        from.paths().filter_map(|path| path.strip_prefix("boot/vmlinuz-")).collect();
+    let &[version] = versions.as_slice() else {
+        bail!("one kernel was expected, and there are {}: {versions:?}", versions.len());
+    };
+    let modules = format!("usr/lib/modules/{version}");
+    let mut kit = Tree::default();
+    kit.take_all(from, |path| {
+        path.starts_with(&format!("{modules}/kernel/"))
+            || path.starts_with(&format!("{modules}/modules.builtin"))
+            || path == format!("{modules}/modules.order")
+    });
+    kit.file(
+        &format!("{modules}/vmlinuz"),
+        0o644,
+        from.read(&format!("boot/vmlinuz-{version}"))?,
+    );
+    kit.file(&format!("{modules}/modules.dep"), 0o644, module_dependencies(&kit, version)?);
+    kit.take(from, STUB)?;
+    kit.file(FIRMWARE, 0o644, from.read(FIRMWARE)?);
+    Ok(kit)
+}
+
+/// `modules.dep`, which Debian makes only when it installs a kernel.
+fn module_dependencies(kit: &Tree, version: &str) -> Result<Vec<u8>> {
+    let dir = scratch_directory("depmod")?;
+    kit.write_files(&dir)?;
+    // depmod looks for lib/modules, below the directory that it is given.
+    let mut depmod = command::with_args("depmod", ["-b"]);
+    let made = command::output(depmod.arg(dir.join("usr")).arg(version))
+        .and_then(|_| {
+            let file = dir.join("usr/lib/modules").join(version).join("modules.dep");
+            fs::read(&file).with_context(|| format!("read {}", file.display()))
+        });
+    fs::remove_dir_all(&dir).with_context(|| format!("remove {}", dir.display()))?;
+    made
+}
+
+/// A directory of this process's own.
+fn scratch_directory(purpose: &str) -> Result<std::path::PathBuf> {
+    let dir = std::env::temp_dir().join(format!("assay-{purpose}-{}", std::process::id()));
+    fs::create_dir(&dir).with_context(|| format!("create {}", dir.display()))?;
+    Ok(dir)
+}
+
+fn pack_launcher_root(from: &Tree) -> Result<Tree> {
+    let mut root = Tree::default();
+    root.take_program(from, "usr/bin/qemu-system-x86_64")?;
+    // What q35 with virtio devices loads at start-up.
+    for rom in ["kvmvapic.bin", "linuxboot_dma.bin", "efi-virtio.rom"] {
+        root.take(from, &rom_path(from, rom)?)?;
+    }
+    root.directory("tmp", 0o777);
+    accounts(&mut root);
+    Ok(root)
+}
+
+/// QEMU looks in its own directory, and Debian keeps some ROMs in others that it
+/// searches too.
+fn rom_path(from: &Tree, name: &str) -> Result<String> {
+    from.paths()
+        .find(|path| path.starts_with("usr/share/qemu/") && path.ends_with(&format!("/{name}")))
+        .or_else(|| from.paths().find(|path| path.ends_with(&format!("/{name}"))))
+        .map(str::to_owned)
+        .with_context(|| format!("no package has {name}"))
+}
+
+fn pack_web_server(from: &Tree) -> Result<Tree> {
+    let mut root = Tree::default();
+    root.take_program(from, "usr/sbin/nginx")?;
+    root.file("etc/nginx/nginx.conf", 0o644, NGINX_CONF);
+    root.file("usr/share/quickstart/index.html", 0o644, INDEX_HTML);
+    root.directory("tmp", 0o777);
+    root.directory("run/secrets", 0o755);
+    accounts(&mut root);
+    Ok(root)
+}
+
+/// Everything that is written goes to /tmp, so that the root may be read-only.
+const NGINX_CONF: &str = r#"worker_processes 1;
+pid /tmp/nginx.pid;
+error_log stderr notice;
+
+events {
+    worker_connections 256;
+}
+
+http {
+    default_type text/html;
+    server_tokens off;
+    access_log /dev/stdout;
+    client_body_temp_path /tmp/client-body;
+    proxy_temp_path /tmp/proxy;
+    fastcgi_temp_path /tmp/fastcgi;
+    uwsgi_temp_path /tmp/uwsgi;
+    scgi_temp_path /tmp/scgi;
+
+    server {
+        listen 8080;
+        root /usr/share/quickstart;
+
+        location = /healthz {
+            access_log off;
+            default_type text/plain;
+            return 200 "ok\n";
+        }
+
+        location / {
+            auth_basic "measured guest";
+            auth_basic_user_file /run/secrets/htpasswd;
+        }
+    }
+}
+"#;
+
+const INDEX_HTML: &str = "<!DOCTYPE html>\n<title>Assay quickstart</title>\n\
+    <h1>Hello from inside a measured guest</h1>\n\
+    <p>You see this page because the guest proved what it runs and was given \
+    the password file.</p>\n";
+
+fn pack_ca_certificates(from: &Tree) -> Result<Tree> {
+    let mut bundle = Vec::new();
+    for path in from.paths().filter(|path| {
+        path.starts_with("usr/share/ca-certificates/mozilla/") && path.ends_with(".crt")
+    }) {
+        bundle.extend_from_slice(from.read(path)?);
+    }
+    if bundle.is_empty() {
+        bail!("the package ca-certificates holds no certificate");
+    }
+    let mut root = Tree::default();
+    root.file("etc/ssl/certs/ca-certificates.crt", 0o644, bundle);
+    Ok(root)
+}
+
+fn pack_busybox(from: &Tree) -> Result<Tree> {
+    let mut root = Tree::default();
+    root.file("bin/busybox", 0o755, from.read("usr/bin/busybox")?);
+    for name in ["sh", "cat", "httpd", "ls", "nc", "nslookup", "printf", "sleep", "wget"] {
+        root.symlink(&format!("bin/{name}"), "busybox");
+    }
+    accounts(&mut root);
+    Ok(root)
+}
+
+/// The user that everything of ours runs as.
+pub(crate) fn accounts(root: &mut Tree) {
+    root.file(
+        "etc/passwd",
+        0o644,
+        "root:x:0:0:root:/:/sbin/nologin\nnonroot:x:65532:65532:nonroot:/:/sbin/nologin\n",
+    );
+    root.file("etc/group", 0o644, "root:x:0:\nnonroot:x:65532:\n");
+}
+
+fn write(path: &Path, bytes: &[u8]) -> Result<()> {
+    fs::write(path, bytes).with_context(|| format!("write {}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_is_named_is_unpacked_of_a_metapackage() {
+        let package = |name: &str| Package { name: name.to_owned(), version: "1".to_owned() };
+        let resolved = vec![
+            package("linux-image-6.12.107+deb13-cloud-amd64"),
+            package("linux-image-cloud-amd64"),
+            package("systemd"),
+            package("systemd-boot-efi"),
+        ];
+        let names: Vec<_> =
+            wanted(&BOOT_KIT.sources[0], resolved).into_iter().map(|p| p.name).collect();
+        assert_eq!(
+            names,
+            [
+                "linux-image-6.12.107+deb13-cloud-amd64",
+                "linux-image-cloud-amd64",
+                "systemd-boot-efi"
+            ]
+        );
+    }
+
+    #[test]
+    fn two_kernels_are_refused() {
+        let mut from = Tree::default();
+        from.file("boot/vmlinuz-1", 0o644, *b"k").file("boot/vmlinuz-2", 0o644, *b"k");
+        assert!(pack_boot_kit(&from).unwrap_err().to_string().contains("one kernel"));
+    }
+}
