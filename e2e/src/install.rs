@@ -45,8 +45,8 @@ fn helm(environment: &Environment, args: &[&str]) -> Result<()> {
         .current_dir(&environment.checkout)
         .arg("--kubeconfig")
         .arg(&environment.kubeconfig)
-        .args(["--namespace", NAMESPACE, "--create-namespace"])
         .args(args)
+        .args(["--namespace", NAMESPACE, "--create-namespace"])
         .output()
         .with_context(|| format!("run {}", environment.helm.display()))?;
     if !output.status.success() {

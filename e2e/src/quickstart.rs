@@ -19,7 +19,7 @@ pub const DEPLOYMENT: &str = "web";
 pub const VISITOR: &str = "visitor:measured";
 
 /// What a launcher logs once its guest's agent runs.
-const BOOTED: &str = "guest booted";
+const BOOTED: &str = "guest event=Booted";
 /// What a launcher logs when nothing of its guest runs long after power-on.
 const NOT_BOOTED: &str = "guest has not booted";
 

@@ -24,8 +24,9 @@ use jiff::Timestamp;
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 
-/// Artifacts that are read at the same time: each is held in memory meanwhile.
-const CONCURRENT_READS: usize = 2;
+/// Artifacts that are read at the same time: each is held in memory meanwhile, and
+/// several together would need several times the memory for no more speed.
+const CONCURRENT_READS: usize = 1;
 /// Most artifacts that are remembered. Each takes about 2 KiB.
 const MAX_REMEMBERED: usize = 4096;
 /// Delay after the first failure to read; it doubles up to [`LAST_RETRY`].

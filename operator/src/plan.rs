@@ -50,13 +50,23 @@ pub struct Note {
 /// Longest note of an event (events.k8s.io/v1, Event.note).
 const MAX_NOTE_LEN: usize = 1024;
 
-/// Events for the conditions of `types` whose status or reason has changed, but
-/// for those that `quiet` names: steps on an ordinary way are no news.
+/// How much a condition's change is news.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Severity {
+    /// A step on an ordinary way: none.
+    Quiet,
+    /// Good to know.
+    Normal,
+    /// Somebody should look at it.
+    Warning,
+}
+
+/// Events for the conditions of `types` whose status or reason has changed.
 pub fn transitions(
     old: &[Condition],
     new: &[Condition],
     types: &[&str],
-    quiet: impl Fn(&Condition) -> bool,
+    severity: impl Fn(&Condition) -> Severity,
 ) -> Vec<Note> {
     let changed = |condition: &&Condition| {
         conditions::find(old, &condition.type_).is_none_or(|before| {
@@ -67,9 +77,9 @@ pub fn transitions(
         .iter()
         .filter_map(|type_| conditions::find(new, type_))
         .filter(changed)
-        .filter(|condition| !quiet(condition))
+        .filter(|condition| severity(condition) != Severity::Quiet)
         .map(|condition| Note {
-            warning: condition.status == "False",
+            warning: severity(condition) == Severity::Warning,
             reason: condition.reason.clone(),
             action: condition.type_.clone(),
             message: condition.message.chars().take(MAX_NOTE_LEN).collect(),
@@ -92,15 +102,16 @@ mod tests {
     fn only_a_change_of_status_or_reason_is_an_event() {
         let old = ready(ConditionStatus::False, "Building", "step 1");
         let same = ready(ConditionStatus::False, "Building", "step 2");
-        assert!(transitions(&old, &same, &["Ready"], |_| false).is_empty());
+        let warn = |_: &Condition| Severity::Warning;
+        assert!(transitions(&old, &same, &["Ready"], warn).is_empty());
         let failed = ready(ConditionStatus::False, "BuildFailed", "no space");
-        let notes = transitions(&old, &failed, &["Ready"], |_| false);
+        let notes = transitions(&old, &failed, &["Ready"], warn);
         assert_eq!(notes.len(), 1);
         assert!(notes[0].warning);
         assert_eq!(notes[0].message, "no space");
-        assert!(transitions(&old, &failed, &["Ready"], |_| true).is_empty());
+        assert!(transitions(&old, &failed, &["Ready"], |_| Severity::Quiet).is_empty());
         let well = ready(ConditionStatus::True, "Published", &"x".repeat(5_000));
-        let notes = transitions(&old, &well, &["Ready"], |_| false);
+        let notes = transitions(&old, &well, &["Ready"], |_| Severity::Normal);
         assert!(!notes[0].warning);
         assert_eq!(notes[0].message.len(), MAX_NOTE_LEN);
     }

@@ -160,7 +160,7 @@ fn delay(key: &str, failures: u32) -> Duration {
     let mut hasher = DefaultHasher::new();
     (key, failures).hash(&mut hasher);
     let spread = u32::try_from(hasher.finish() % 256).unwrap_or_default();
-    base - (base / 4).saturating_mul(spread) / 256
+    base.saturating_sub((base / 4).saturating_mul(spread) / 256)
 }
 
 #[cfg(test)]

@@ -1,6 +1,5 @@
 //! Wiring: which changes concern which controller, and the life of the process.
 
-use std::future::Future;
 use std::sync::Arc;
 
 use anyhow::Context as _;
@@ -10,7 +9,7 @@ use assay_crds::v1alpha1::{
 };
 use assay_registry::{Registry, RegistryOptions};
 use futures::channel::mpsc::UnboundedReceiver;
-use futures::future::{self, FutureExt as _, Shared};
+use futures::future::{BoxFuture, FutureExt as _, Shared};
 use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
 use k8s_openapi::api::batch::v1::Job;
@@ -22,6 +21,7 @@ use kube::runtime::controller::ReconcileRequest;
 use kube::runtime::reflector::{ObjectRef, Store};
 use kube::runtime::watcher;
 use kube::{Api, Client, Resource, ResourceExt as _};
+use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 
 use crate::apply::Writer;
@@ -90,17 +90,34 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
     })
     .context("cannot set up the registry client")?;
     let base = Base { client, stores, settings, artifacts: Artifacts::new(registry), simulation };
-    let controllers = controllers(&base, &queues, requests, &stop);
+    let mut controllers = controllers(&base, &queues, requests, &stop);
 
-    let outcome = tokio::select! {
-        () = controllers => Ok(()),
-        () = elector.hold() => Err(anyhow::anyhow!("the lease is lost")),
+    // The lease is held by a task of its own: a controller that is busy must not
+    // keep it from being renewed.
+    let (give_back, given_back) = oneshot::channel::<()>();
+    let mut holding = tokio::spawn(async move {
+        tokio::select! {
+            () = elector.hold() => Err(anyhow::anyhow!("the lease is lost")),
+            _ = given_back => {
+                elector.release().await;
+                Ok(())
+            }
+        }
+    });
+    tokio::select! {
+        ended = async {
+            while let Some(ended) = controllers.join_next().await {
+                ended.context("a controller panicked")?;
+            }
+            anyhow::Ok(())
+        } => {
+            ended?;
+            let _ended = give_back.send(());
+            holding.await.context("cannot release the lease")?
+        }
+        lost = &mut holding => lost.context("the election ended")?,
         ended = background.join_next() => unexpected(ended),
-    };
-    if outcome.is_ok() {
-        elector.release().await;
     }
-    outcome
 }
 
 fn unexpected(
@@ -113,8 +130,11 @@ fn unexpected(
     }
 }
 
+/// Resolves when the process has to end.
+type Stop = Shared<BoxFuture<'static, ()>>;
+
 /// Resolves on SIGTERM and SIGINT.
-fn stop_signal() -> anyhow::Result<Shared<impl Future<Output = ()>>> {
+fn stop_signal() -> anyhow::Result<Stop> {
     use tokio::signal::unix::{SignalKind, signal};
     let mut terminate = signal(SignalKind::terminate()).context("cannot handle SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot handle SIGINT")?;
@@ -125,6 +145,7 @@ fn stop_signal() -> anyhow::Result<Shared<impl Future<Output = ()>>> {
         }
         tracing::info!("stopping");
     }
+    .boxed()
     .shared())
 }
 
@@ -181,52 +202,51 @@ fn queues() -> (Queues, Requests) {
     )
 }
 
-async fn controllers(
+fn controllers(
     base: &Base,
     queues: &Queues,
     requests: Requests,
-    stop: &Shared<impl Future<Output = ()>>,
-) {
+    stop: &Stop,
+) -> JoinSet<()> {
+    let mut tasks = JoinSet::new();
     let images = queues.images.clone();
-    future::join4(
-        queue::run(
-            "measured-image",
-            base.stores.images.clone(),
-            requests.images,
-            base.context(measured_image::MANAGER),
-            measured_image::CONCURRENCY,
-            move |image, context| measured_image::reconcile(image, context, images.clone()),
-            stop.clone(),
-        ),
-        queue::run(
-            "confidential-deployment",
-            base.stores.deployments.clone(),
-            requests.deployments,
-            base.context(confidential_deployment::MANAGER),
-            confidential_deployment::CONCURRENCY,
-            confidential_deployment::reconcile,
-            stop.clone(),
-        ),
-        queue::run(
-            "attestation-policy",
-            base.stores.policies.clone(),
-            requests.policies,
-            base.context(attestation_policy::MANAGER),
-            attestation_policy::CONCURRENCY,
-            attestation_policy::reconcile,
-            stop.clone(),
-        ),
-        queue::run(
-            "attestation-gate",
-            base.stores.pods.clone(),
-            requests.pods,
-            base.context(attestation_gate::MANAGER),
-            attestation_gate::CONCURRENCY,
-            attestation_gate::reconcile,
-            stop.clone(),
-        ),
-    )
-    .await;
+    tasks.spawn(queue::run(
+        "attestation-gate",
+        base.stores.pods.clone(),
+        requests.pods,
+        base.context(attestation_gate::MANAGER),
+        attestation_gate::CONCURRENCY,
+        attestation_gate::reconcile,
+        stop.clone(),
+    ));
+    tasks.spawn(queue::run(
+        "measured-image",
+        base.stores.images.clone(),
+        requests.images,
+        base.context(measured_image::MANAGER),
+        measured_image::CONCURRENCY,
+        move |image, context| measured_image::reconcile(image, context, images.clone()),
+        stop.clone(),
+    ));
+    tasks.spawn(queue::run(
+        "confidential-deployment",
+        base.stores.deployments.clone(),
+        requests.deployments,
+        base.context(confidential_deployment::MANAGER),
+        confidential_deployment::CONCURRENCY,
+        confidential_deployment::reconcile,
+        stop.clone(),
+    ));
+    tasks.spawn(queue::run(
+        "attestation-policy",
+        base.stores.policies.clone(),
+        requests.policies,
+        base.context(attestation_policy::MANAGER),
+        attestation_policy::CONCURRENCY,
+        attestation_policy::reconcile,
+        stop.clone(),
+    ));
+    tasks
 }
 
 impl Stores {
@@ -412,7 +432,7 @@ fn watch(
     let named = |name: &str| watcher::Config::default().fields(&format!("metadata.name={name}"));
     let scopes = Scopes { client, namespaces: &settings.watch_namespaces };
     let home = Scopes { client, namespaces: std::slice::from_ref(&settings.namespace) };
-    let mut start = |watch: futures::future::BoxFuture<'static, ()>| {
+    let mut start = |watch: BoxFuture<'static, ()>| {
         background.spawn(watch.map(|()| Ok(())));
     };
     start(images.run_guarded(scopes.guarded(), everything.clone()).boxed());

@@ -23,9 +23,15 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("assay-psp-sim", &["assay-tee"]),
     // Shells. The launcher's binary drives the simulated processor and measures
     // what it launches; its library stays pure by the list below.
-    ("assay-launcher", &["assay-measure", "assay-psp-sim", "assay-tee"]),
+    (
+        "assay-launcher",
+        &["assay-measure", "assay-psp-sim", "assay-tee"],
+    ),
     ("assay-registry", &["assay-image", "assay-tee"]),
-    ("assay-broker", &["assay-attest", "assay-crds", "assay-protocol", "assay-tee"]),
+    (
+        "assay-broker",
+        &["assay-attest", "assay-crds", "assay-protocol", "assay-tee"],
+    ),
     ("assay-agent", &["assay-protocol", "assay-tee"]),
     (
         "assay-operator",
@@ -70,22 +76,47 @@ const ALLOWED_IN_TESTS: &[(&str, &str)] = &[
 ];
 
 /// Crates that do no I/O, and what they may therefore not depend on.
-const PURE: &[&str] =
-    &["assay-tee", "assay-measure", "assay-image", "assay-attest", "assay-protocol"];
-const IMPURE: &[&str] = &["tokio", "kube", "kube-client", "kube-runtime", "reqwest", "hyper"];
+const PURE: &[&str] = &[
+    "assay-tee",
+    "assay-measure",
+    "assay-image",
+    "assay-attest",
+    "assay-protocol",
+];
+const IMPURE: &[&str] = &[
+    "tokio",
+    "kube",
+    "kube-client",
+    "kube-runtime",
+    "reqwest",
+    "hyper",
+];
 
 /// Pure libraries that share their package with a binary, by source directory.
 /// Cargo knows one list of dependencies for both, so the text is searched.
 const PURE_SOURCES: &[&str] = &["crates/launcher/src"];
 /// What the text of a pure library may not name.
-const IMPURE_PATHS: &[&str] =
-    &["tokio::", "kube::", "reqwest::", "axum::", "std::fs", "std::net", "std::process"];
+const IMPURE_PATHS: &[&str] = &[
+    "tokio::",
+    "kube::",
+    "reqwest::",
+    "axum::",
+    "std::fs",
+    "std::net",
+    "std::process",
+];
 
 /// Fails when the workspace has an edge that is not listed.
 pub(crate) fn run() -> Result<()> {
     let mut cargo = command::with_args(
         "cargo",
-        ["metadata", "--format-version=1", "--no-deps", "--locked", "--offline"],
+        [
+            "metadata",
+            "--format-version=1",
+            "--no-deps",
+            "--locked",
+            "--offline",
+        ],
     );
     let metadata = command::output(&mut cargo).context("read the workspace")?;
     let metadata: Metadata =
@@ -95,9 +126,15 @@ pub(crate) fn run() -> Result<()> {
         violations.extend(impure_lines(&metadata.workspace_root.join(source))?);
     }
     if !violations.is_empty() {
-        bail!("dependencies against the architecture:\n  {}", violations.join("\n  "));
+        bail!(
+            "dependencies against the architecture:\n  {}",
+            violations.join("\n  ")
+        );
     }
-    println!("{} packages depend on each other as drawn", metadata.packages.len());
+    println!(
+        "{} packages depend on each other as drawn",
+        metadata.packages.len()
+    );
     Ok(())
 }
 
@@ -131,7 +168,9 @@ fn violations(metadata: &Metadata) -> Vec<String> {
             continue;
         }
         let Some(may) = allowed.get(name) else {
-            found.push(format!("{name} is not in the list of xtask/src/check_deps.rs"));
+            found.push(format!(
+                "{name} is not in the list of xtask/src/check_deps.rs"
+            ));
             continue;
         };
         for dependency in &package.dependencies {
@@ -156,15 +195,20 @@ fn violations(metadata: &Metadata) -> Vec<String> {
 fn impure_lines(dir: &Path) -> Result<Vec<String>> {
     let mut found = Vec::new();
     for entry in fs::read_dir(dir).with_context(|| format!("list {}", dir.display()))? {
-        let path = entry.with_context(|| format!("list {}", dir.display()))?.path();
-        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        let path = entry
+            .with_context(|| format!("list {}", dir.display()))?
+            .path();
+        let name = path
+            .file_name()
+            .and_then(|name| name.to_str())
+            .unwrap_or_default();
         if path.is_dir() {
             if name != "bin" && name != "tests" {
                 found.extend(impure_lines(&path)?);
             }
         } else if name.ends_with(".rs") && !matches!(name, "main.rs" | "tests.rs") {
-            let text = fs::read_to_string(&path)
-                .with_context(|| format!("read {}", path.display()))?;
+            let text =
+                fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
             let code = text.split("#[cfg(test)]").next().unwrap_or_default();
             for (number, line) in (1..).zip(code.lines()) {
                 if let Some(impure) = IMPURE_PATHS.iter().find(|impure| line.contains(**impure)) {
@@ -194,7 +238,10 @@ mod tests {
     }
 
     fn check(packages: Vec<Package>) -> Vec<String> {
-        violations(&Metadata { packages, workspace_root: PathBuf::new() })
+        violations(&Metadata {
+            packages,
+            workspace_root: PathBuf::new(),
+        })
     }
 
     #[test]
@@ -202,7 +249,10 @@ mod tests {
         let found = check(vec![
             package("assay-tee", &[("serde", None)]),
             package("assay-psp-sim", &[("assay-tee", None)]),
-            package("assay-attest", &[("assay-tee", None), ("assay-psp-sim", Some("dev"))]),
+            package(
+                "assay-attest",
+                &[("assay-tee", None), ("assay-psp-sim", Some("dev"))],
+            ),
             package("xtask", &[("assay-attest", None), ("tokio", None)]),
         ]);
         assert_eq!(found, Vec::<String>::new());

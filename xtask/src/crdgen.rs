@@ -12,12 +12,12 @@ use crate::test::cargo;
 const DIRECTORY: &str = "crds/yaml";
 
 /// Writes `crds/yaml` from the Rust types.
-pub fn write(checkout: &Path) -> Result<()> {
+pub(crate) fn write(checkout: &Path) -> Result<()> {
     generate(checkout, &checkout.join(DIRECTORY))
 }
 
 /// Fails if `crds/yaml` is not what the Rust types say.
-pub fn check(checkout: &Path) -> Result<()> {
+pub(crate) fn check(checkout: &Path) -> Result<()> {
     let fresh = checkout.join("target/crdgen");
     generate(checkout, &fresh)?;
     let (fresh, committed) = (read(&fresh)?, read(&checkout.join(DIRECTORY))?);
@@ -27,14 +27,27 @@ pub fn check(checkout: &Path) -> Result<()> {
             "{DIRECTORY}/{name} is stale: run `cargo xtask crdgen`"
         );
     }
-    ensure!(fresh.len() == committed.len(), "{DIRECTORY} has files that no kind generates");
+    ensure!(
+        fresh.len() == committed.len(),
+        "{DIRECTORY} has files that no kind generates"
+    );
     Ok(())
 }
 
 fn generate(checkout: &Path, directory: &Path) -> Result<()> {
-    let directory = directory.to_str().context("the checkout's path is not UTF-8")?;
-    let args =
-        ["run", "--quiet", "--package", "assay-crds", "--example", "crdgen", "--", directory];
+    let directory = directory
+        .to_str()
+        .context("the checkout's path is not UTF-8")?;
+    let args = [
+        "run",
+        "--quiet",
+        "--package",
+        "assay-crds",
+        "--example",
+        "crdgen",
+        "--",
+        directory,
+    ];
     cargo(checkout, &args, &[])
 }
 

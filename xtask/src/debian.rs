@@ -36,7 +36,11 @@ impl Suite {
     pub(crate) fn open(cache: &Cache, name: &'static str) -> Result<Self> {
         packages::ensure(packages::PACKING)?;
         let root = cache.root().join("debian");
-        let suite = Self { name, dir: root.join(name), debs: root.join("packages") };
+        let suite = Self {
+            name,
+            dir: root.join(name),
+            debs: root.join("packages"),
+        };
         for dir in ["lists/partial", "archives/partial", "resolved"] {
             create(&suite.dir.join(dir))?;
         }
@@ -52,7 +56,10 @@ impl Suite {
         if !Path::new(KEYRING).is_file() {
             bail!("{KEYRING} is missing; install the package debian-archive-keyring");
         }
-        say(format!("fetching the package index of Debian {}", self.name));
+        say(format!(
+            "fetching the package index of Debian {}",
+            self.name
+        ));
         let mirror = find_mirror()?;
         let source = format!("deb [signed-by={KEYRING}] {mirror} {} main\n", self.name);
         let list = self.dir.join("sources.list");
@@ -71,16 +78,18 @@ impl Suite {
     pub(crate) fn resolve(&self, wanted: &[&str]) -> Result<Vec<Package>> {
         let name = hex::encode(Sha256::digest(wanted.join(" ").as_bytes()));
         let file = self.dir.join("resolved").join(format!("{name}.json"));
-        if let Some(known) =
-            fs::read(&file).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok())
+        if let Some(known) = fs::read(&file)
+            .ok()
+            .and_then(|bytes| serde_json::from_slice(&bytes).ok())
         {
             return Ok(known);
         }
         let mut simulate = self.apt("apt-get");
-        simulate.args(["install", "--simulate", "--no-install-recommends"]).args(wanted);
-        let answer = command::output(&mut simulate).with_context(|| {
-            format!("resolve {} in Debian {}", wanted.join(", "), self.name)
-        })?;
+        simulate
+            .args(["install", "--simulate", "--no-install-recommends"])
+            .args(wanted);
+        let answer = command::output(&mut simulate)
+            .with_context(|| format!("resolve {} in Debian {}", wanted.join(", "), self.name))?;
         let resolved = parse_simulation(&String::from_utf8_lossy(&answer));
         if resolved.is_empty() {
             bail!("apt resolves {} to nothing", wanted.join(", "));
@@ -114,19 +123,32 @@ impl Suite {
     /// verifies each against the signed index.
     fn download(&self, packages: &[Package]) -> Result<Vec<PathBuf>> {
         let arguments = |packages: &[&Package]| -> Vec<String> {
-            packages.iter().map(|p| format!("{}={}", p.name, p.version)).collect()
+            packages
+                .iter()
+                .map(|p| format!("{}={}", p.name, p.version))
+                .collect()
         };
         let all: Vec<&Package> = packages.iter().collect();
         let mut print = self.apt("apt-get");
-        print.args(["--print-uris", "download"]).args(arguments(&all));
+        print
+            .args(["--print-uris", "download"])
+            .args(arguments(&all));
         let answer = command::output(&mut print).context("ask apt for file names")?;
         let answer = String::from_utf8_lossy(&answer);
         let names: BTreeSet<&str> = parse_uris(&answer).collect();
         if names.len() != packages.len() {
-            bail!("apt names {} files for {} packages", names.len(), packages.len());
+            bail!(
+                "apt names {} files for {} packages",
+                names.len(),
+                packages.len()
+            );
         }
         if names.iter().any(|name| !self.debs.join(name).is_file()) {
-            say(format!("downloading {} packages of Debian {}", packages.len(), self.name));
+            say(format!(
+                "downloading {} packages of Debian {}",
+                packages.len(),
+                self.name
+            ));
             let mut download = self.apt("apt-get");
             download.args(["-qq", "download"]).args(arguments(&all));
             command::output(download.current_dir(&self.debs)).context("download packages")?;
@@ -149,11 +171,19 @@ impl Suite {
         for (option, path) in paths {
             apt.arg("-o").arg(format!("{option}={}", path.display()));
         }
-        apt.args(["-o", "APT::Architecture=amd64", "-o", "APT::Architectures=amd64"]);
+        apt.args([
+            "-o",
+            "APT::Architecture=amd64",
+            "-o",
+            "APT::Architectures=amd64",
+        ]);
         apt.args(["-o", "APT::Sandbox::User=root"]);
         // Nobody reads descriptions and icons here.
         apt.args(["-o", "Acquire::Languages=none"]);
-        apt.args(["-o", "Acquire::IndexTargets::deb::DEP-11::DefaultEnabled=false"]);
+        apt.args([
+            "-o",
+            "Acquire::IndexTargets::deb::DEP-11::DefaultEnabled=false",
+        ]);
         apt.env("LC_ALL", "C");
         apt
     }
@@ -170,7 +200,9 @@ fn find_mirror() -> Result<String> {
     }
     let mut files = vec![PathBuf::from("/etc/apt/sources.list")];
     if let Ok(entries) = fs::read_dir("/etc/apt/sources.list.d") {
-        let mut more: Vec<_> = entries.filter_map(|entry| Some(entry.ok()?.path())).collect();
+        let mut more: Vec<_> = entries
+            .filter_map(|entry| Some(entry.ok()?.path()))
+            .collect();
         more.sort();
         files.extend(more);
     }
@@ -178,9 +210,7 @@ fn find_mirror() -> Result<String> {
         .iter()
         .filter_map(|file| fs::read_to_string(file).ok())
         .find_map(|text| mirror_in(&text))
-        .context(
-            "apt's sources name no Debian mirror; set ASSAY_DEBIAN_MIRROR to the URI of one",
-        )
+        .context("apt's sources name no Debian mirror; set ASSAY_DEBIAN_MIRROR to the URI of one")
 }
 
 /// The first URI in either format of apt sources (sources.list(5)) that is a
@@ -203,7 +233,10 @@ fn parse_simulation(text: &str) -> Vec<Package> {
         .filter_map(|line| {
             let (name, rest) = line.strip_prefix("Inst ")?.split_once(' ')?;
             let version = rest.strip_prefix('(')?.split(' ').next()?;
-            Some(Package { name: name.to_owned(), version: version.to_owned() })
+            Some(Package {
+                name: name.to_owned(),
+                version: version.to_owned(),
+            })
         })
         .collect();
     packages.sort();
@@ -212,7 +245,9 @@ fn parse_simulation(text: &str) -> Vec<Package> {
 
 /// File names of `'uri' name size hash` lines of `apt-get --print-uris`.
 fn parse_uris(text: &str) -> impl Iterator<Item = &str> {
-    text.lines().filter(|line| line.starts_with('\'')).filter_map(|line| line.split(' ').nth(1))
+    text.lines()
+        .filter(|line| line.starts_with('\''))
+        .filter_map(|line| line.split(' ').nth(1))
 }
 
 #[cfg(test)]
@@ -222,7 +257,10 @@ mod tests {
     #[test]
     fn mirrors_are_found_in_both_formats() {
         let rows = [
-            ("deb http://mirror.example/debian trixie main\n", Some("http://mirror.example/debian")),
+            (
+                "deb http://mirror.example/debian trixie main\n",
+                Some("http://mirror.example/debian"),
+            ),
             (
                 "deb [signed-by=/k.gpg] https://m.example/x/debian/ sid main",
                 Some("https://m.example/x/debian"),
@@ -246,8 +284,10 @@ mod tests {
             Inst libc6 (2.41-12+deb13u4 Debian:13.7/stable [amd64])\n\
             Inst gcc-14-base (14.2.0-19 Debian:13.7/stable [amd64]) []\n\
             Conf libc6 (2.41-12+deb13u4 Debian:13.7/stable [amd64])\n";
-        let names: Vec<_> =
-            parse_simulation(text).into_iter().map(|p| format!("{}={}", p.name, p.version)).collect();
+        let names: Vec<_> = parse_simulation(text)
+            .into_iter()
+            .map(|p| format!("{}={}", p.name, p.version))
+            .collect();
         assert_eq!(names, ["gcc-14-base=14.2.0-19", "libc6=2.41-12+deb13u4"]);
     }
 }

@@ -4,7 +4,7 @@ use anyhow::{Context as _, Result};
 use assay_e2e::{Environment, Kubectl, install, quickstart};
 
 /// Shows the whole loop: build, measure, launch, attest, serve, refuse, revoke.
-pub fn run(environment: &Environment) -> Result<()> {
+pub(crate) fn run(environment: &Environment) -> Result<()> {
     let kubectl = environment.kubectl();
     title("Install Assay by helm");
     warn_of_simulation();
@@ -17,18 +17,30 @@ pub fn run(environment: &Environment) -> Result<()> {
     say("A Job builds the guest image from an ordinary nginx image; the operator then");
     say("recomputes every hash and publishes the launch digest.");
     let image = quickstart::wait_for_image(environment)?;
-    for row in image["status"]["launchDigests"].as_array().into_iter().flatten() {
+    for row in image["status"]["launchDigests"]
+        .as_array()
+        .into_iter()
+        .flatten()
+    {
         say(&format!("  {}  {}", row["id"], row["digest"]));
     }
     quickstart::wait_for_guests(environment, 2)?;
-    show(&kubectl, &["-n", quickstart::NAMESPACE, "get", "pods,service"])?;
-    show(&kubectl, &["-n", quickstart::NAMESPACE, "get", "mi,cdep,ar"])?;
+    show(
+        &kubectl,
+        &["-n", quickstart::NAMESPACE, "get", "pods,service"],
+    )?;
+    show(
+        &kubectl,
+        &["-n", quickstart::NAMESPACE, "get", "mi,cdep,ar"],
+    )?;
 
     title("Ask the web server inside the guests, through the Service");
     let (status, _) = quickstart::ask(environment, "/", None)?;
     say(&format!("  without a password:            HTTP {status}"));
     let (status, body) = quickstart::ask(environment, "/", Some(quickstart::VISITOR))?;
-    say(&format!("  with the password that the secret holds: HTTP {status}"));
+    say(&format!(
+        "  with the password that the secret holds: HTTP {status}"
+    ));
     for line in body.lines().filter(|line| !line.trim().is_empty()) {
         say(&format!("    {line}"));
     }
@@ -43,7 +55,10 @@ pub fn run(environment: &Environment) -> Result<()> {
     say("The rehashed guest boots, and its launch digest differs:");
     for check in record["status"]["checks"].as_array().into_iter().flatten() {
         if check["result"] == "Fail" {
-            say(&format!("  check {} failed: {}", check["name"], check["reason"]));
+            say(&format!(
+                "  check {} failed: {}",
+                check["name"], check["reason"]
+            ));
             say(&format!("    expected {}", check["expected"]));
             say(&format!("    observed {}", check["observed"]));
         }
@@ -67,14 +82,27 @@ pub fn run(environment: &Environment) -> Result<()> {
         "Both good guests left the Service {:.1} s after the revocation.",
         elapsed.as_secs_f64()
     ));
-    show(&kubectl, &["-n", quickstart::NAMESPACE, "get", "mi,cdep,pods"])?;
+    show(
+        &kubectl,
+        &["-n", quickstart::NAMESPACE, "get", "mi,cdep,pods"],
+    )?;
     for name in ["tampered", "rehashed"] {
-        kubectl.run(&["-n", quickstart::NAMESPACE, "delete", "cdep", name, "--wait=false"])?;
+        kubectl.run(&[
+            "-n",
+            quickstart::NAMESPACE,
+            "delete",
+            "cdep",
+            name,
+            "--wait=false",
+        ])?;
     }
 
     title("Done");
     warn_of_simulation();
-    let kubeconfig = environment.kubeconfig.to_str().context("the path is not UTF-8")?;
+    let kubeconfig = environment
+        .kubeconfig
+        .to_str()
+        .context("the path is not UTF-8")?;
     say("The cluster is still there:");
     say(&format!("  export KUBECONFIG={kubeconfig}"));
     say("  kubectl -n quickstart get mi,cdep,ar");

@@ -12,7 +12,7 @@ use crate::images;
 
 /// Builds and pushes the images, finds the programs and describes them all.
 /// With `oracles`, fetches other people's tools as well.
-pub fn prepare(checkout: &Path, cluster: Kubeconfig, oracles: bool) -> Result<Environment> {
+pub(crate) fn prepare(checkout: &Path, cluster: Kubeconfig, oracles: bool) -> Result<Environment> {
     let cache = Cache::open()?;
     let pushed = images::push(&cache, &cluster.registry)?;
     let scratch = checkout.join("dist");
@@ -23,7 +23,7 @@ pub fn prepare(checkout: &Path, cluster: Kubeconfig, oracles: bool) -> Result<En
         kubeconfig: cluster.path,
         kubectl: cache.kubectl()?,
         helm: cache.helm()?,
-        assay: images::release_directory(checkout).join("assay"),
+        assay: images::release_directory().join("assay"),
         registry: cluster.registry,
         images: Images {
             assay: pushed.programs.assay,
@@ -38,7 +38,7 @@ pub fn prepare(checkout: &Path, cluster: Kubeconfig, oracles: bool) -> Result<En
 }
 
 /// Writes the description for the tests and returns its path.
-pub fn write(environment: &Environment) -> Result<PathBuf> {
+pub(crate) fn write(environment: &Environment) -> Result<PathBuf> {
     let path = environment.scratch.join("environment.json");
     let json = serde_json::to_vec_pretty(environment).context("encode the environment")?;
     fs::write(&path, json).with_context(|| format!("write {}", path.display()))?;

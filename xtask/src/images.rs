@@ -49,8 +49,13 @@ pub(crate) struct ProgramImages {
 }
 
 /// The packages that hold our programs.
-const PACKAGES: &[&str] =
-    &["assay-agent", "assay-broker", "assay-cli", "assay-launcher", "assay-operator"];
+const PACKAGES: &[&str] = &[
+    "assay-agent",
+    "assay-broker",
+    "assay-cli",
+    "assay-launcher",
+    "assay-operator",
+];
 
 /// Builds everything and pushes it to a registry that speaks plain HTTP.
 pub(crate) fn push(cache: &Cache, registry: &str) -> Result<Images> {
@@ -64,7 +69,13 @@ pub(crate) fn push_inputs(cache: &Cache, registry: &str) -> Result<InputImages> 
     let web = RunConfig {
         user: Some(NONROOT.to_owned()),
         env: Some(vec![path_variable()]),
-        entrypoint: Some(strings(&["/usr/sbin/nginx", "-e", "stderr", "-g", "daemon off;"])),
+        entrypoint: Some(strings(&[
+            "/usr/sbin/nginx",
+            "-e",
+            "stderr",
+            "-g",
+            "daemon off;",
+        ])),
         stop_signal: Some("SIGQUIT".to_owned()),
         ..RunConfig::default()
     };
@@ -154,25 +165,41 @@ fn strings(words: &[&str]) -> Vec<String> {
     words.iter().map(|&word| word.to_owned()).collect()
 }
 
+/// Where cargo puts release builds of our programs.
+pub(crate) fn release_directory() -> PathBuf {
+    let target = std::env::var_os("CARGO_TARGET_DIR")
+        .map_or_else(|| workspace_root().join("target"), PathBuf::from);
+    target.join("x86_64-unknown-linux-gnu/release")
+}
+
 /// Builds our programs for release and returns the directory with them.
 fn build() -> Result<PathBuf> {
     say(format!("building {}", PACKAGES.join(", ")));
     let start = Instant::now();
     let root = workspace_root();
-    let mut cargo = command::with_args("cargo", ["build", "--release", "--locked", "--quiet", "--bins"]);
+    let mut cargo = command::with_args(
+        "cargo",
+        ["build", "--release", "--locked", "--quiet", "--bins"],
+    );
     for package in PACKAGES {
         cargo.args(["--package", package]);
     }
     // Cargo's own words are the best progress here.
     let status = cargo.current_dir(&root).status().context("run cargo")?;
-    anyhow::ensure!(status.success(), "`{}` failed ({status})", command::display(&cargo));
-    say(format!("built our programs in {:.1} s", start.elapsed().as_secs_f64()));
-    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
-    Ok(target.join("x86_64-unknown-linux-gnu/release"))
+    anyhow::ensure!(
+        status.success(),
+        "`{}` failed ({status})",
+        command::display(&cargo)
+    );
+    say(format!(
+        "built our programs in {:.1} s",
+        start.elapsed().as_secs_f64()
+    ));
+    Ok(release_directory())
 }
 
 /// The checkout.
-fn workspace_root() -> PathBuf {
+pub(crate) fn workspace_root() -> PathBuf {
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
     here.parent().unwrap_or(here).to_owned()
 }
@@ -203,14 +230,23 @@ impl Pusher {
     /// Assembles an image and pushes it as `<registry>/<name>:dev`.
     fn push(&self, name: &str, run: RunConfig, layers: &[Layer]) -> Result<String> {
         let start = Instant::now();
-        let image = OciImage::assemble(ImageOptions { run, ..ImageOptions::default() }, layers)
-            .with_context(|| format!("assemble the image {name}"))?;
+        let image = OciImage::assemble(
+            ImageOptions {
+                run,
+                ..ImageOptions::default()
+            },
+            layers,
+        )
+        .with_context(|| format!("assemble the image {name}"))?;
         let tag = format!("{}/{name}:dev", self.address);
         let reference = self
             .runtime
             .block_on(self.registry.push(&tag, &image))
             .with_context(|| format!("push {tag}"))?;
-        say(format!("pushed {reference} ({:.1} s)", start.elapsed().as_secs_f64()));
+        say(format!(
+            "pushed {reference} ({:.1} s)",
+            start.elapsed().as_secs_f64()
+        ));
         Ok(reference)
     }
 }

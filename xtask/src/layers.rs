@@ -115,7 +115,9 @@ pub(crate) fn layer(cache: &Cache, recipe: &Recipe) -> Result<Layer> {
         // A mirror drops a package when a newer version arrives; the index that
         // still names it is then as old as the failure.
         Err(error) => {
-            say(format!("{error:#}; trying again with a fresh package index"));
+            say(format!(
+                "{error:#}; trying again with a fresh package index"
+            ));
             make(cache, recipe, true)
         }
     }
@@ -137,29 +139,41 @@ fn make(cache: &Cache, recipe: &Recipe, refresh: bool) -> Result<Layer> {
         .map(|package| format!("{} {}\n", package.name, package.version))
         .collect();
     let key = format!("{} {}\n{list}", recipe.name, recipe.revision);
-    let hash: String = hex::encode(Sha256::digest(key.as_bytes())).chars().take(16).collect();
+    let hash: String = hex::encode(Sha256::digest(key.as_bytes()))
+        .chars()
+        .take(16)
+        .collect();
     let what = format!("layer {} from Debian packages", recipe.name);
-    let entry = cache.entry("layers", &format!("{}-{hash}", recipe.name), &what, |scratch| {
-        let mut all = Tree::default();
-        for (suite, packages) in &sources {
-            all.take_all(&suite.unpack(packages)?, |_| true);
-        }
-        let tar = (recipe.pack)(&all)?.to_tar();
-        write(&scratch.join("layer.tar"), &tar.to_bytes())?;
-        write(&scratch.join("packages.txt"), list.as_bytes())
-    })?;
+    let entry = cache.entry(
+        "layers",
+        &format!("{}-{hash}", recipe.name),
+        &what,
+        |scratch| {
+            let mut all = Tree::default();
+            for (suite, packages) in &sources {
+                all.take_all(&suite.unpack(packages)?, |_| true);
+            }
+            let tar = (recipe.pack)(&all)?.to_tar();
+            write(&scratch.join("layer.tar"), &tar.to_bytes())?;
+            write(&scratch.join("packages.txt"), list.as_bytes())
+        },
+    )?;
     let file = entry.join("layer.tar");
     let tar = fs::read(&file).with_context(|| format!("read {}", file.display()))?;
     Ok(Layer::tar(tar))
 }
 
 fn wanted(source: &Source, resolved: Vec<Package>) -> Vec<Package> {
-    let Dependencies::Named(prefixes) = source.dependencies else { return resolved };
+    let Dependencies::Named(prefixes) = source.dependencies else {
+        return resolved;
+    };
     resolved
         .into_iter()
         .filter(|package| {
             source.packages.contains(&package.name.as_str())
-                || prefixes.iter().any(|prefix| package.name.starts_with(prefix))
+                || prefixes
+                    .iter()
+                    .any(|prefix| package.name.starts_with(prefix))
         })
         .collect()
 }
@@ -167,10 +181,15 @@ fn wanted(source: &Source, resolved: Vec<Package>) -> Vec<Package> {
 fn pack_boot_kit(from: &Tree) -> Result<Tree> {
     const STUB: &str = "usr/lib/systemd/boot/efi/linuxx64.efi.stub";
     const FIRMWARE: &str = "usr/share/ovmf/OVMF.amdsev.fd";
-    let versions: Vec<&str> =
-        from.paths().filter_map(|path| path.strip_prefix("boot/vmlinuz-")).collect();
+    let versions: Vec<&str> = from
+        .paths()
+        .filter_map(|path| path.strip_prefix("boot/vmlinuz-"))
+        .collect();
     let &[version] = versions.as_slice() else {
-        bail!("one kernel was expected, and there are {}: {versions:?}", versions.len());
+        bail!(
+            "one kernel was expected, and there are {}: {versions:?}",
+            versions.len()
+        );
     };
     let modules = format!("usr/lib/modules/{version}");
     let mut kit = Tree::default();
@@ -184,7 +203,11 @@ fn pack_boot_kit(from: &Tree) -> Result<Tree> {
         0o644,
         from.read(&format!("boot/vmlinuz-{version}"))?,
     );
-    kit.file(&format!("{modules}/modules.dep"), 0o644, module_dependencies(&kit, version)?);
+    kit.file(
+        &format!("{modules}/modules.dep"),
+        0o644,
+        module_dependencies(&kit, version)?,
+    );
     kit.take(from, STUB)?;
     kit.file(FIRMWARE, 0o644, from.read(FIRMWARE)?);
     Ok(kit)
@@ -196,11 +219,13 @@ fn module_dependencies(kit: &Tree, version: &str) -> Result<Vec<u8>> {
     kit.write_files(&dir)?;
     // depmod looks for lib/modules, below the directory that it is given.
     let mut depmod = command::with_args("depmod", ["-b"]);
-    let made = command::output(depmod.arg(dir.join("usr")).arg(version))
-        .and_then(|_| {
-            let file = dir.join("usr/lib/modules").join(version).join("modules.dep");
-            fs::read(&file).with_context(|| format!("read {}", file.display()))
-        });
+    let made = command::output(depmod.arg(dir.join("usr")).arg(version)).and_then(|_| {
+        let file = dir
+            .join("usr/lib/modules")
+            .join(version)
+            .join("modules.dep");
+        fs::read(&file).with_context(|| format!("read {}", file.display()))
+    });
     fs::remove_dir_all(&dir).with_context(|| format!("remove {}", dir.display()))?;
     made
 }
@@ -229,7 +254,10 @@ fn pack_launcher_root(from: &Tree) -> Result<Tree> {
 fn rom_path(from: &Tree, name: &str) -> Result<String> {
     from.paths()
         .find(|path| path.starts_with("usr/share/qemu/") && path.ends_with(&format!("/{name}")))
-        .or_else(|| from.paths().find(|path| path.ends_with(&format!("/{name}"))))
+        .or_else(|| {
+            from.paths()
+                .find(|path| path.ends_with(&format!("/{name}")))
+        })
         .map(str::to_owned)
         .with_context(|| format!("no package has {name}"))
 }
@@ -305,7 +333,9 @@ fn pack_ca_certificates(from: &Tree) -> Result<Tree> {
 fn pack_busybox(from: &Tree) -> Result<Tree> {
     let mut root = Tree::default();
     root.file("bin/busybox", 0o755, from.read("usr/bin/busybox")?);
-    for name in ["sh", "cat", "httpd", "ls", "nc", "nslookup", "printf", "sleep", "wget"] {
+    for name in [
+        "sh", "cat", "httpd", "ls", "nc", "nslookup", "printf", "sleep", "wget",
+    ] {
         root.symlink(&format!("bin/{name}"), "busybox");
     }
     accounts(&mut root);
@@ -332,15 +362,20 @@ mod tests {
 
     #[test]
     fn only_what_is_named_is_unpacked_of_a_metapackage() {
-        let package = |name: &str| Package { name: name.to_owned(), version: "1".to_owned() };
+        let package = |name: &str| Package {
+            name: name.to_owned(),
+            version: "1".to_owned(),
+        };
         let resolved = vec![
             package("linux-image-6.12.107+deb13-cloud-amd64"),
             package("linux-image-cloud-amd64"),
             package("systemd"),
             package("systemd-boot-efi"),
         ];
-        let names: Vec<_> =
-            wanted(&BOOT_KIT.sources[0], resolved).into_iter().map(|p| p.name).collect();
+        let names: Vec<_> = wanted(&BOOT_KIT.sources[0], resolved)
+            .into_iter()
+            .map(|p| p.name)
+            .collect();
         assert_eq!(
             names,
             [
@@ -354,7 +389,13 @@ mod tests {
     #[test]
     fn two_kernels_are_refused() {
         let mut from = Tree::default();
-        from.file("boot/vmlinuz-1", 0o644, *b"k").file("boot/vmlinuz-2", 0o644, *b"k");
-        assert!(pack_boot_kit(&from).unwrap_err().to_string().contains("one kernel"));
+        from.file("boot/vmlinuz-1", 0o644, *b"k")
+            .file("boot/vmlinuz-2", 0o644, *b"k");
+        assert!(
+            pack_boot_kit(&from)
+                .unwrap_err()
+                .to_string()
+                .contains("one kernel")
+        );
     }
 }

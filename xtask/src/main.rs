@@ -1,9 +1,13 @@
 //! Developer commands: `cargo xtask <command>`.
 
 mod check_deps;
+mod crdgen;
 mod debian;
+mod demo;
+mod environment;
 mod images;
 mod layers;
+mod test;
 mod tree;
 
 use anyhow::{Context, Result, bail};
@@ -28,6 +32,16 @@ enum Command {
     /// The container images.
     #[command(subcommand)]
     Images(ImagesCommand),
+    /// Show the main job on a real cluster.
+    Demo,
+    /// Run everything that CI runs.
+    Test {
+        /// Leave out what needs a cluster.
+        #[arg(long)]
+        no_cluster: bool,
+    },
+    /// Write crds/yaml from the Rust types.
+    Crdgen,
     /// Check that crates depend on each other only as ARCHITECTURE.md draws it.
     CheckDeps,
 }
@@ -40,6 +54,8 @@ enum ClusterCommand {
     Down,
     /// Show its components.
     Status,
+    /// Print the path of its KUBECONFIG.
+    Kubeconfig,
 }
 
 #[derive(Subcommand)]
@@ -81,6 +97,17 @@ fn run(command: Command) -> Result<()> {
             }
             Ok(())
         }
+        Command::Cluster(ClusterCommand::Kubeconfig) => {
+            println!("{}", Cluster::open()?.kubeconfig().path.display());
+            Ok(())
+        }
+        Command::Demo => {
+            let checkout = images::workspace_root();
+            let kubeconfig = assay_cluster::connect()?;
+            demo::run(&environment::prepare(&checkout, kubeconfig, false)?)
+        }
+        Command::Test { no_cluster } => test::run(&images::workspace_root(), !no_cluster),
+        Command::Crdgen => crdgen::write(&images::workspace_root()),
         Command::Programs => Cache::open()?.everything(),
         Command::Images(ImagesCommand::Push { registry, inputs }) => {
             let registry = match registry {

@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use anyhow::{Context as _, Result, ensure};
 use assay_cluster::progress::say;
+use assay_cluster::{Cache, Cluster};
 
 /// A named part of the run.
 struct Stage {
@@ -15,57 +16,128 @@ struct Stage {
 
 /// Runs stages and remembers how long each took.
 #[derive(Default)]
-pub struct Stages {
+pub(crate) struct Stages {
     done: Vec<Stage>,
 }
 
 impl Stages {
     /// Runs one stage.
-    pub fn run<T>(&mut self, name: &'static str, stage: impl FnOnce() -> Result<T>) -> Result<T> {
+    pub(crate) fn run<T>(
+        &mut self,
+        name: &'static str,
+        stage: impl FnOnce() -> Result<T>,
+    ) -> Result<T> {
         say(format!("stage: {name}"));
         let start = Instant::now();
         let result = stage().with_context(|| format!("stage `{name}`"))?;
-        self.done.push(Stage { name, elapsed: start.elapsed() });
+        self.done.push(Stage {
+            name,
+            elapsed: start.elapsed(),
+        });
         Ok(result)
     }
 
     /// Prints how long each stage took.
-    pub fn print(&self) {
+    pub(crate) fn print(&self) {
         for stage in &self.done {
-            say(format!("{:>7.1} s  {}", stage.elapsed.as_secs_f64(), stage.name));
+            say(format!(
+                "{:>7.1} s  {}",
+                stage.elapsed.as_secs_f64(),
+                stage.name
+            ));
         }
     }
 }
 
-/// The stages that need no cluster.
-pub fn without_cluster(
-    checkout: &Path,
-    stages: &mut Stages,
-    oracles: &[(&str, String)],
-) -> Result<()> {
-    stages.run("format", || cargo(checkout, &["fmt", "--all", "--check"], &[]))?;
-    stages.run("dependency edges", || crate::check_deps::run(checkout))?;
+/// Runs every stage. Without `cluster`, those that need none.
+pub(crate) fn run(checkout: &Path, cluster: bool) -> Result<()> {
+    let mut stages = Stages::default();
+    let result = run_stages(checkout, cluster, &mut stages);
+    stages.print();
+    result
+}
+
+fn run_stages(checkout: &Path, cluster: bool, stages: &mut Stages) -> Result<()> {
+    stages.run("format", || {
+        cargo(checkout, &["fmt", "--all", "--check"], &[])
+    })?;
+    stages.run("dependency edges", crate::check_deps::run)?;
     stages.run("lints", || {
-        cargo(
-            checkout,
-            &["clippy", "--quiet", "--workspace", "--all-targets", "--", "-D", "warnings"],
-            &[],
-        )
+        let lint = [
+            "clippy",
+            "--quiet",
+            "--workspace",
+            "--all-targets",
+            "--",
+            "-D",
+            "warnings",
+        ];
+        cargo(checkout, &lint, &[])
     })?;
     stages.run("generated files", || crate::crdgen::check(checkout))?;
+    let cache = Cache::open()?;
+    let oracles = stages.run("oracles", || {
+        Ok([
+            ("ASSAY_SEV_SNP_MEASURE", text(&cache.sev_snp_measure()?)?),
+            (
+                "ASSAY_GO_SEV_GUEST_CHECK",
+                text(&cache.go_sev_guest_check()?)?,
+            ),
+        ])
+    })?;
     stages.run("unit, property and golden tests", || {
-        cargo(checkout, &["test", "--workspace", "--exclude", "assay-e2e"], oracles)
-    })
+        cargo(
+            checkout,
+            &["test", "--workspace", "--exclude", "assay-e2e"],
+            &oracles,
+        )
+    })?;
+    if !cluster {
+        return Ok(());
+    }
+    let kubeconfig = stages.run("cluster up", assay_cluster::connect)?;
+    let environment = stages.run("images", || {
+        crate::environment::prepare(checkout, kubeconfig, true)
+    })?;
+    let description = crate::environment::write(&environment)?;
+    stages.run("end-to-end tests", || {
+        let variables = [(
+            assay_e2e::environment::ENVIRONMENT_VARIABLE,
+            text(&description)?,
+        )];
+        // One at a time: they share a cluster.
+        let tests = [
+            "test",
+            "--package",
+            "assay-e2e",
+            "--",
+            "--test-threads=1",
+            "--nocapture",
+        ];
+        cargo(checkout, &tests, &variables)
+    })?;
+    if std::env::var_os("ASSAY_USE_KUBECONFIG").is_none() {
+        stages.run("cluster down", || Cluster::open()?.down())?;
+    }
+    Ok(())
+}
+
+fn text(path: &Path) -> Result<String> {
+    Ok(path.to_str().context("a path is not UTF-8")?.to_owned())
 }
 
 /// Runs cargo in the checkout.
-pub fn cargo(checkout: &Path, args: &[&str], variables: &[(&str, String)]) -> Result<()> {
-    let status = Command::new(env!("CARGO"))
+pub(crate) fn cargo(checkout: &Path, args: &[&str], variables: &[(&str, String)]) -> Result<()> {
+    let status = Command::new("cargo")
         .current_dir(checkout)
         .args(args)
         .envs(variables.iter().map(|(name, value)| (name, value)))
         .status()
         .context("run cargo")?;
-    ensure!(status.success(), "cargo {} failed ({status})", args.join(" "));
+    ensure!(
+        status.success(),
+        "cargo {} failed ({status})",
+        args.join(" ")
+    );
     Ok(())
 }

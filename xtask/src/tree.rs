@@ -34,10 +34,16 @@ impl Tree {
     /// Adds what a tar archive holds. Hard links become copies; anything that
     /// is neither file, directory nor link is an error.
     pub(crate) fn extend_from_tar(&mut self, archive: impl Read) -> Result<()> {
-        for entry in tar::Archive::new(archive).entries().context("read the archive")? {
+        for entry in tar::Archive::new(archive)
+            .entries()
+            .context("read the archive")?
+        {
             let mut entry = entry.context("read an entry of the archive")?;
             let path = entry.path().context("read the path of an entry")?;
-            let path = merged(path.to_str().context("a path in the archive is not UTF-8")?);
+            let path = merged(
+                path.to_str()
+                    .context("a path in the archive is not UTF-8")?,
+            );
             if path.is_empty() {
                 continue;
             }
@@ -49,7 +55,9 @@ impl Tree {
                 (tar::EntryType::Directory, _) => Node::Directory { mode },
                 (tar::EntryType::Regular | tar::EntryType::GNUSparse, _) => {
                     let mut content = Vec::new();
-                    entry.read_to_end(&mut content).with_context(|| format!("unpack {path}"))?;
+                    entry
+                        .read_to_end(&mut content)
+                        .with_context(|| format!("unpack {path}"))?;
                     Node::File { mode, content }
                 }
                 (tar::EntryType::Symlink, Some(target)) => Node::Symlink { target },
@@ -66,7 +74,13 @@ impl Tree {
     }
 
     pub(crate) fn file(&mut self, path: &str, mode: u32, content: impl Into<Vec<u8>>) -> &mut Self {
-        self.nodes.insert(path.to_owned(), Node::File { mode, content: content.into() });
+        self.nodes.insert(
+            path.to_owned(),
+            Node::File {
+                mode,
+                content: content.into(),
+            },
+        );
         self
     }
 
@@ -76,7 +90,12 @@ impl Tree {
     }
 
     pub(crate) fn symlink(&mut self, path: &str, target: &str) -> &mut Self {
-        self.nodes.insert(path.to_owned(), Node::Symlink { target: target.to_owned() });
+        self.nodes.insert(
+            path.to_owned(),
+            Node::Symlink {
+                target: target.to_owned(),
+            },
+        );
         self
     }
 
@@ -98,9 +117,14 @@ impl Tree {
     pub(crate) fn take(&mut self, from: &Self, path: &str) -> Result<()> {
         let mut path = path.to_owned();
         for _ in 0..MAX_LINKS {
-            let node = from.nodes.get(&path).with_context(|| format!("there is no {path}"))?;
+            let node = from
+                .nodes
+                .get(&path)
+                .with_context(|| format!("there is no {path}"))?;
             self.nodes.insert(path.clone(), node.clone());
-            let Node::Symlink { target } = node else { return Ok(()) };
+            let Node::Symlink { target } = node else {
+                return Ok(());
+            };
             path = beside(&path, target);
         }
         bail!("too many links at {path}")
@@ -125,7 +149,8 @@ impl Tree {
             {
                 if seen.insert(library.clone()) {
                     let library = format!("{LIBRARIES}/{library}");
-                    self.take(from, &library).with_context(|| format!("{path} needs it"))?;
+                    self.take(from, &library)
+                        .with_context(|| format!("{path} needs it"))?;
                     waiting.push(library);
                 }
             }
@@ -170,7 +195,9 @@ impl Tree {
     /// on disk. Links are left out.
     pub(crate) fn write_files(&self, dir: &Path) -> Result<()> {
         for (path, node) in &self.nodes {
-            let Node::File { content, .. } = node else { continue };
+            let Node::File { content, .. } = node else {
+                continue;
+            };
             let target = dir.join(path);
             if let Some(parent) = target.parent() {
                 fs::create_dir_all(parent)
@@ -232,18 +259,25 @@ fn beside(path: &str, target: &str) -> String {
 fn needed_libraries(content: &[u8]) -> Result<Vec<String>> {
     let header = FileHeader64::<LittleEndian>::parse(content).context("read the ELF header")?;
     let endian = header.endian().context("read the byte order")?;
-    let sections = header.sections(endian, content).context("read the sections")?;
-    let Some((dynamic, link)) =
-        sections.dynamic(endian, content).context("read the dynamic section")?
+    let sections = header
+        .sections(endian, content)
+        .context("read the sections")?;
+    let Some((dynamic, link)) = sections
+        .dynamic(endian, content)
+        .context("read the dynamic section")?
     else {
         return Ok(Vec::new());
     };
-    let strings = sections.strings(endian, content, link).context("read the strings")?;
+    let strings = sections
+        .strings(endian, content, link)
+        .context("read the strings")?;
     dynamic
         .iter()
         .filter(|entry| entry.tag(endian) == DT_NEEDED)
         .map(|entry| {
-            let name = entry.string(endian, strings).context("read a library's name")?;
+            let name = entry
+                .string(endian, strings)
+                .context("read a library's name")?;
             Ok(String::from_utf8_lossy(name).into_owned())
         })
         .collect()
@@ -274,7 +308,10 @@ mod tests {
         assert_eq!(tree.read("usr/b").unwrap(), b"a");
         assert_eq!(
             tree.nodes["usr/lib/a.so.1.2"],
-            Node::File { mode: 0o755, content: b"a".to_vec() }
+            Node::File {
+                mode: 0o755,
+                content: b"a".to_vec()
+            }
         );
 
         let mut copy = Tree::default();
@@ -295,9 +332,12 @@ mod tests {
     #[test]
     fn packing_adds_parents_first_and_is_the_same_every_time() {
         let mut tree = Tree::default();
-        tree.file("a/b/c", 0o644, b"1".to_vec()).directory("a/b", 0o700);
+        tree.file("a/b/c", 0o644, b"1".to_vec())
+            .directory("a/b", 0o700);
         let mut again = Tree::default();
-        again.extend_from_tar(tree.to_tar().to_bytes().as_ref()).unwrap();
+        again
+            .extend_from_tar(tree.to_tar().to_bytes().as_ref())
+            .unwrap();
         let paths: Vec<_> = again.paths().collect();
         assert_eq!(paths, ["a", "a/b", "a/b/c"]);
         assert_eq!(again.nodes["a/b"], Node::Directory { mode: 0o700 });

@@ -91,7 +91,9 @@ fn exchange(
     request: Result<HttpRequest, GuestSessionError>,
 ) -> Result<HttpResponse, AttestError> {
     let request = request.map_err(failed(what))?;
-    broker.send(&request).map_err(|source| AttestError::Exchange { what, source })
+    broker
+        .send(&request)
+        .map_err(|source| AttestError::Exchange { what, source })
 }
 
 /// Attests once: a new key, a new nonce, new evidence.
@@ -105,13 +107,23 @@ pub fn attest(
 ) -> Result<AttestedSession, AttestError> {
     let session = GuestSession::new().map_err(failed("session"))?;
     let challenge = exchange(broker, "challenge", session.auth_request())?;
-    let session = session.on_challenge(&challenge).map_err(failed("challenge"))?;
+    let session = session
+        .on_challenge(&challenge)
+        .map_err(failed("challenge"))?;
 
     let report_data = session.report_data().map_err(failed("report data"))?;
-    let evidence = processor.request(&report_data).map_err(AttestError::Evidence)?;
+    let evidence = processor
+        .request(&report_data)
+        .map_err(AttestError::Evidence)?;
     check_host_data(&evidence, document.as_bytes()).map_err(AttestError::Evidence)?;
-    let certificates = evidence.certificates.encode().map_err(AttestError::Certificates)?;
-    let evidence = SnpEvidence { report: evidence.report.to_vec(), certificates };
+    let certificates = evidence
+        .certificates
+        .encode()
+        .map_err(AttestError::Certificates)?;
+    let evidence = SnpEvidence {
+        report: evidence.report.to_vec(),
+        certificates,
+    };
 
     let token = exchange(broker, "token", session.attest_request(evidence, document))?;
     session.on_token(&token).map_err(failed("token"))
@@ -145,7 +157,10 @@ pub fn fetch_resources(
             name: request.name.clone(),
             source: Box::new(source),
         })?;
-        Ok(Released { path: path.clone(), content })
+        Ok(Released {
+            path: path.clone(),
+            content,
+        })
     };
     instance.resources.iter().map(released).collect()
 }
@@ -178,7 +193,10 @@ mod tests {
                 guid: CertificateGuid::VCEK,
                 der: vec![1, 2, 3],
             }]);
-            Ok(Evidence { report: report.encode(), certificates })
+            Ok(Evidence {
+                report: report.encode(),
+                certificates,
+            })
         }
     }
 
@@ -193,7 +211,11 @@ mod tests {
         fn send(&self, request: &HttpRequest) -> Result<HttpResponse, HttpError> {
             let respond = |status, body: Vec<u8>| {
                 let headers = vec![("Set-Cookie".to_owned(), "kbs-session-id=s".to_owned())];
-                Ok(HttpResponse { status, headers, body })
+                Ok(HttpResponse {
+                    status,
+                    headers,
+                    body,
+                })
             };
             if self.refuse.is_some_and(|path| request.path.contains(path)) {
                 return respond(401, br#"{"type":"x/PolicyDeny","detail":"no"}"#.to_vec());
@@ -207,7 +229,11 @@ mod tests {
                 }
                 "/kbs/v0/resource/shop/web/password" => {
                     let attestation = self.attestation.borrow();
-                    let key = &attestation.as_ref().expect("attested").runtime_data.tee_pubkey;
+                    let key = &attestation
+                        .as_ref()
+                        .expect("attested")
+                        .runtime_data
+                        .tee_pubkey;
                     let jwe = Jwe::encrypt(b"hunter2", &key.ec_key()).expect("JWE");
                     respond(200, serde_json::to_vec(&jwe).expect("json"))
                 }
@@ -222,7 +248,9 @@ mod tests {
 
     fn processor(instance: &ValidInstance) -> FakeProcessor {
         let host_data = InstanceData::host_data(instance.document.as_bytes());
-        FakeProcessor { host_data: *host_data.as_bytes() }
+        FakeProcessor {
+            host_data: *host_data.as_bytes(),
+        }
     }
 
     #[test]
@@ -235,11 +263,17 @@ mod tests {
         assert_eq!(released[0].content.as_slice(), b"hunter2");
 
         let attestation = broker.attestation.take().expect("attestation");
-        assert_eq!(attestation.init_data.expect("init data").body, instance.document);
+        assert_eq!(
+            attestation.init_data.expect("init data").body,
+            instance.document
+        );
         let report =
             AttestationReport::read_layout(&attestation.tee_evidence.primary_evidence.report)
                 .expect("report");
-        let bound = attestation.runtime_data.report_data("{}").expect("report data");
+        let bound = attestation
+            .runtime_data
+            .report_data("{}")
+            .expect("report data");
         assert_eq!(report.report_data, bound);
         let table =
             CertificateTable::parse(&attestation.tee_evidence.primary_evidence.certificates)
@@ -253,7 +287,12 @@ mod tests {
         let mut processor = processor(&instance);
         let mut key = || {
             attest(&broker, &mut processor, &instance.document).expect("attested");
-            broker.attestation.take().expect("attestation").runtime_data.tee_pubkey
+            broker
+                .attestation
+                .take()
+                .expect("attestation")
+                .runtime_data
+                .tee_pubkey
         };
         assert_ne!(key(), key());
     }
@@ -262,7 +301,10 @@ mod tests {
     fn a_refusal_anywhere_releases_nothing() {
         let instance = instance();
         for path in ["auth", "attest", "resource"] {
-            let broker = FakeBroker { refuse: Some(path), ..FakeBroker::default() };
+            let broker = FakeBroker {
+                refuse: Some(path),
+                ..FakeBroker::default()
+            };
             let result = attest(&broker, &mut processor(&instance), &instance.document)
                 .and_then(|session| fetch_resources(&broker, &session, &instance));
             let error = result.err().expect(path);

@@ -10,7 +10,9 @@ const LONGEST: Duration = Duration::from_secs(30);
 /// Delay before try number `failures + 1`, where `random` spreads it over the
 /// upper half of the exponential step, so that guests do not come in waves.
 pub fn retry_delay(failures: u32, random: u32) -> Duration {
-    let step = FIRST.saturating_mul(2u32.saturating_pow(failures.saturating_sub(1))).min(LONGEST);
+    let step = FIRST
+        .saturating_mul(2u32.saturating_pow(failures.saturating_sub(1)))
+        .min(LONGEST);
     let half = step / 2;
     half + half.mul_f64(f64::from(random) / f64::from(u32::MAX))
 }

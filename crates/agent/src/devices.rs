@@ -67,9 +67,15 @@ fn wait_for_one(
         let mut found = find();
         match (found.pop(), found.is_empty()) {
             (Some(name), true) => return Ok(name),
-            (Some(_), false) => return Err(DeviceError::Ambiguous { what: what.to_owned() }),
+            (Some(_), false) => {
+                return Err(DeviceError::Ambiguous {
+                    what: what.to_owned(),
+                });
+            }
             (None, _) if Instant::now() >= deadline => {
-                return Err(DeviceError::Missing { what: what.to_owned() });
+                return Err(DeviceError::Missing {
+                    what: what.to_owned(),
+                });
             }
             (None, _) => thread::sleep(POLL),
         }
@@ -82,8 +88,10 @@ fn wait_for_one(
 /// When it does not appear, or two disks claim the serial.
 pub fn disk_by_serial(serial: &str) -> Result<String, DeviceError> {
     let what = format!("disk with serial {serial:?}");
-    wait_for_one(&what, APPEAR, || with_attribute(Path::new("/sys/block"), "serial", serial))
-        .map(|name| format!("/dev/{name}"))
+    wait_for_one(&what, APPEAR, || {
+        with_attribute(Path::new("/sys/block"), "serial", serial)
+    })
+    .map(|name| format!("/dev/{name}"))
 }
 
 /// The node of the virtio-serial port with this name. Ports appear some time
@@ -122,11 +130,10 @@ pub fn only_interface() -> Result<u32, DeviceError> {
 
 fn interface_index(name: &str) -> Result<u32, DeviceError> {
     let path = Path::new("/sys/class/net").join(name).join("ifindex");
-    let text =
-        fs::read_to_string(&path).map_err(|source| DeviceError::Read { path, source })?;
-    text.trim()
-        .parse()
-        .map_err(|_| DeviceError::Missing { what: format!("interface index of {name}") })
+    let text = fs::read_to_string(&path).map_err(|source| DeviceError::Read { path, source })?;
+    text.trim().parse().map_err(|_| DeviceError::Missing {
+        what: format!("interface index of {name}"),
+    })
 }
 
 #[cfg(test)]
@@ -144,17 +151,25 @@ mod tests {
 
     fn find(devices: &[(&str, &str)]) -> Result<String, DeviceError> {
         let class = class(devices);
-        wait_for_one("disk", Duration::ZERO, || with_attribute(class.path(), "serial", "root"))
+        wait_for_one("disk", Duration::ZERO, || {
+            with_attribute(class.path(), "serial", "root")
+        })
     }
 
     #[test]
     fn a_device_is_found_by_its_attribute() {
-        assert_eq!(find(&[("vda", "data\n"), ("vdb", "root\n")]).expect("found"), "vdb");
+        assert_eq!(
+            find(&[("vda", "data\n"), ("vdb", "root\n")]).expect("found"),
+            "vdb"
+        );
     }
 
     #[test]
     fn none_and_two_are_errors() {
-        assert!(matches!(find(&[("vda", "roots")]), Err(DeviceError::Missing { .. })));
+        assert!(matches!(
+            find(&[("vda", "roots")]),
+            Err(DeviceError::Missing { .. })
+        ));
         assert!(matches!(
             find(&[("vda", "root"), ("vdb", "root")]),
             Err(DeviceError::Ambiguous { .. })

@@ -20,7 +20,10 @@ const DELIVERY: Duration = Duration::from_secs(2);
 /// Events kept until the port exists.
 const BACKLOG: usize = 16;
 
-static OUTBOX: Mutex<Outbox> = Mutex::new(Outbox { port: None, backlog: VecDeque::new() });
+static OUTBOX: Mutex<Outbox> = Mutex::new(Outbox {
+    port: None,
+    backlog: VecDeque::new(),
+});
 
 struct Outbox {
     port: Option<Port>,
@@ -77,7 +80,9 @@ impl Outbox {
         }
         let Some(port) = &mut self.port else { return };
         while let Some(event) = self.backlog.pop_front() {
-            let Ok(mut line) = serde_json::to_vec(&event) else { continue };
+            let Ok(mut line) = serde_json::to_vec(&event) else {
+                continue;
+            };
             line.push(b'\n');
             let _ = port.write_all(&line, DELIVERY);
         }
@@ -93,10 +98,14 @@ mod tests {
         for event in [
             GuestEvent::Booted,
             GuestEvent::Attested,
-            GuestEvent::AttestationFailed { message: "refused".to_owned() },
+            GuestEvent::AttestationFailed {
+                message: "refused".to_owned(),
+            },
             GuestEvent::Running,
             GuestEvent::Exited { code: 3 },
-            GuestEvent::Failed { message: "no disk".to_owned() },
+            GuestEvent::Failed {
+                message: "no disk".to_owned(),
+            },
         ] {
             let line = console_line(&event);
             assert!(!line.is_empty() && !line.contains('\n'), "{line}");

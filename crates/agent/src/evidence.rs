@@ -148,7 +148,11 @@ pub fn check_host_data(evidence: &Evidence, document: &[u8]) -> Result<(), Evide
     let report = AttestationReport::read_layout(&evidence.report).map_err(EvidenceError::Report)?;
     let reported = Sha256Digest::new(report.host_data);
     let document = InstanceData::host_data(document);
-    if reported == document { Ok(()) } else { Err(EvidenceError::HostData { reported, document }) }
+    if reported == document {
+        Ok(())
+    } else {
+        Err(EvidenceError::HostData { reported, document })
+    }
 }
 
 #[cfg(test)]
@@ -158,7 +162,10 @@ mod tests {
     fn evidence(host_data: [u8; 32]) -> Evidence {
         let mut report = AttestationReport::zeroed();
         report.host_data = host_data;
-        Evidence { report: report.encode(), certificates: CertificateTable::default() }
+        Evidence {
+            report: report.encode(),
+            certificates: CertificateTable::default(),
+        }
     }
 
     #[test]

@@ -75,7 +75,10 @@ pub const ROOT_CAPABILITIES: CapabilitySet = CapabilitySet::CHOWN
 /// The first failure; later steps are not tried.
 pub fn run(steps: &[Step]) -> Result<(), StepError> {
     steps.iter().try_for_each(|step| {
-        run_one(step).map_err(|source| StepError { attempt: attempt(step), source })
+        run_one(step).map_err(|source| StepError {
+            attempt: attempt(step),
+            source,
+        })
     })
 }
 
@@ -111,7 +114,13 @@ fn run_one(step: &Step) -> Result<(), StepCause> {
         }
         Step::MakeDevice { path, major, minor } => {
             let mode = Mode::from_raw_mode(0o666);
-            rustix::fs::mknodat(CWD, path, FileType::CharacterDevice, mode, makedev(*major, *minor))?;
+            rustix::fs::mknodat(
+                CWD,
+                path,
+                FileType::CharacterDevice,
+                mode,
+                makedev(*major, *minor),
+            )?;
             rustix::fs::chmod(path, mode)?;
         }
         Step::MakeSymlink { path, target } => symlink(target, path)?,
@@ -122,20 +131,41 @@ fn run_one(step: &Step) -> Result<(), StepCause> {
         Step::Protect { path } => protect(path)?,
         Step::Hide { path } => hide(path)?,
         Step::StartLoopback => {
-            netlink::apply(&[Request::Up { interface: devices::loopback()? }])?;
+            netlink::apply(&[Request::Up {
+                interface: devices::loopback()?,
+            }])?;
         }
-        Step::ConfigureInterface { address, prefix, gateway } => {
+        Step::ConfigureInterface {
+            address,
+            prefix,
+            gateway,
+        } => {
             let interface = devices::only_interface()?;
             netlink::apply(&[
-                Request::Address { interface, address: *address, prefix: *prefix },
+                Request::Address {
+                    interface,
+                    address: *address,
+                    prefix: *prefix,
+                },
                 Request::Up { interface },
-                Request::DefaultRoute { interface, gateway: *gateway },
+                Request::DefaultRoute {
+                    interface,
+                    gateway: *gateway,
+                },
             ])?;
         }
         Step::SetHostname { name } => rustix::system::sethostname(name.as_bytes())?,
         Step::OpenVerity(disk) => open_verity(disk)?,
-        Step::EnterRoot { path, detach, carry } => enter_root(path, detach, carry)?,
-        Step::DropPrivileges { uid, gid, additional_gids } => {
+        Step::EnterRoot {
+            path,
+            detach,
+            carry,
+        } => enter_root(path, detach, carry)?,
+        Step::DropPrivileges {
+            uid,
+            gid,
+            additional_gids,
+        } => {
             drop_privileges(*uid, *gid, additional_gids)?;
         }
         Step::Exec { args, env, cwd } => return Err(become_program(args, env, cwd).into()),
@@ -159,7 +189,10 @@ const COMPRESSED: i32 = 4;
 
 fn load_module(path: &str) -> io::Result<()> {
     let file = File::open(path)?;
-    let flags = if path.ends_with(".ko") { 0 } else { COMPRESSED };
+    let plain = Path::new(path)
+        .extension()
+        .is_some_and(|extension| extension == "ko");
+    let flags = if plain { 0 } else { COMPRESSED };
     match rustix::system::finit_module(&file, c"", flags) {
         // Built in or loaded already; hardware that this machine does not have.
         Ok(()) | Err(Errno::EXIST | Errno::NODEV) => Ok(()),
@@ -189,7 +222,13 @@ fn mount_one(mount: &Mount) -> io::Result<()> {
     };
     let mounted = fs::create_dir_all(&mount.target).and_then(|()| {
         let flags = flags(&mount.options);
-        Ok(rustix::mount::mount(&mount.source, &mount.target, &mount.kind, flags, data)?)
+        Ok(rustix::mount::mount(
+            &mount.source,
+            &mount.target,
+            &mount.kind,
+            flags,
+            data,
+        )?)
     });
     match mounted {
         Err(e) if unsupported(&e) => Ok(()),
@@ -201,7 +240,9 @@ fn mount_one(mount: &Mount) -> io::Result<()> {
 const UNSUPPORTED: [i32; 4] = [libc::ENODEV, libc::ENOENT, libc::EPERM, libc::EROFS];
 
 fn is_absent(result: &io::Result<()>) -> bool {
-    result.as_ref().is_err_and(|e| e.kind() == io::ErrorKind::NotFound)
+    result
+        .as_ref()
+        .is_err_and(|e| e.kind() == io::ErrorKind::NotFound)
 }
 
 fn protect(path: &str) -> io::Result<()> {
@@ -219,11 +260,19 @@ fn protect(path: &str) -> io::Result<()> {
 }
 
 fn hide(path: &str) -> io::Result<()> {
-    let Ok(metadata) = fs::symlink_metadata(path) else { return Ok(()) };
+    let Ok(metadata) = fs::symlink_metadata(path) else {
+        return Ok(());
+    };
     if metadata.is_dir() {
         let flags =
             MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
-        Ok(rustix::mount::mount("tmpfs", path, "tmpfs", flags, c"size=0k,mode=0555")?)
+        Ok(rustix::mount::mount(
+            "tmpfs",
+            path,
+            "tmpfs",
+            flags,
+            c"size=0k,mode=0555",
+        )?)
     } else {
         Ok(rustix::mount::mount_bind("/dev/null", path)?)
     }
@@ -232,7 +281,10 @@ fn hide(path: &str) -> io::Result<()> {
 fn open_verity(disk: &VerityDisk) -> Result<(), StepCause> {
     let device = devices::disk_by_serial(&disk.serial)?;
     let number = verity::open(disk, &device)?;
-    symlink(format!("../dm-{number}"), Path::new("/dev/mapper").join(&disk.name))?;
+    symlink(
+        format!("../dm-{number}"),
+        Path::new("/dev/mapper").join(&disk.name),
+    )?;
     Ok(())
 }
 
@@ -245,7 +297,10 @@ fn enter_root(path: &str, detach: &[String], carry: &[Carry]) -> io::Result<()> 
         .iter()
         .map(|c| {
             let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-            Ok((rustix::mount::open_tree(CWD, &c.from, flags)?, c.to.as_str()))
+            Ok((
+                rustix::mount::open_tree(CWD, &c.from, flags)?,
+                c.to.as_str(),
+            ))
         })
         .collect::<io::Result<Vec<(OwnedFd, &str)>>>()?;
     for mount in detach {
@@ -272,7 +327,11 @@ fn drop_privileges(uid: u32, gid: u32, additional_gids: &[u32]) -> io::Result<()
     for fd in [rustix::stdio::stdout(), rustix::stdio::stderr()] {
         rustix::fs::fchown(fd, Some(user), Some(group))?;
     }
-    let kept = if uid == 0 { ROOT_CAPABILITIES } else { CapabilitySet::empty() };
+    let kept = if uid == 0 {
+        ROOT_CAPABILITIES
+    } else {
+        CapabilitySet::empty()
+    };
     for capability in (0..64).map(|bit| CapabilitySet::from_bits_retain(1 << bit)) {
         if kept.contains(capability) {
             continue;
@@ -283,14 +342,20 @@ fn drop_privileges(uid: u32, gid: u32, additional_gids: &[u32]) -> io::Result<()
             other => other?,
         }
     }
-    let groups: Vec<Gid> = additional_gids.iter().map(|&gid| Gid::from_raw(gid)).collect();
+    let groups: Vec<Gid> = additional_gids
+        .iter()
+        .map(|&gid| Gid::from_raw(gid))
+        .collect();
     // This process has one thread, so these set the process' identity.
     rustix::thread::set_thread_groups(&groups)?;
     rustix::thread::set_thread_res_gid(group, group, group)?;
     rustix::thread::set_thread_res_uid(user, user, user)?;
     rustix::thread::clear_ambient_capability_set()?;
-    let sets =
-        CapabilitySets { effective: kept, permitted: kept, inheritable: CapabilitySet::empty() };
+    let sets = CapabilitySets {
+        effective: kept,
+        permitted: kept,
+        inheritable: CapabilitySet::empty(),
+    };
     rustix::thread::set_capabilities(None, sets)?;
     rustix::thread::set_no_new_privs(true)?;
     Ok(())
@@ -309,10 +374,15 @@ fn become_program(args: &[String], env: &[String], cwd: &str) -> io::Error {
     };
     let candidates = plan::exec_candidates(program, env, cwd);
     let Some(path) = candidates.iter().find(executable) else {
-        return io::ErrorKind::NotFound.into();
+        return io::Error::new(io::ErrorKind::NotFound, "no executable file of this name");
     };
     let env = env.iter().filter_map(|entry| entry.split_once('='));
-    Command::new(path).arg0(program).args(rest).env_clear().envs(env).exec()
+    Command::new(path)
+        .arg0(program)
+        .args(rest)
+        .env_clear()
+        .envs(env)
+        .exec()
 }
 
 #[cfg(test)]
@@ -327,7 +397,10 @@ mod tests {
         symlink(&victim, &link).expect("link");
         replace_file(&link, "nameserver 10.0.2.3\n").expect("replaced");
         assert_eq!(fs::read_to_string(&victim).expect("read"), "kept");
-        assert_eq!(fs::read_to_string(&link).expect("read"), "nameserver 10.0.2.3\n");
+        assert_eq!(
+            fs::read_to_string(&link).expect("read"),
+            "nameserver 10.0.2.3\n"
+        );
     }
 
     #[test]
@@ -335,8 +408,13 @@ mod tests {
         let root = tempfile::tempdir().expect("directory");
         let after = root.path().join("after").to_string_lossy().into_owned();
         let steps = [
-            Step::LoadModule { path: "/nonexistent/x.ko.xz".to_owned() },
-            Step::MakeDirectory { path: after.clone(), mode: 0o755 },
+            Step::LoadModule {
+                path: "/nonexistent/x.ko.xz".to_owned(),
+            },
+            Step::MakeDirectory {
+                path: after.clone(),
+                mode: 0o755,
+            },
         ];
         let error = run(&steps).expect_err("no such module");
         assert_eq!(error.to_string(), "cannot load module /nonexistent/x.ko.xz");

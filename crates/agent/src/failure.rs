@@ -20,7 +20,10 @@ pub fn describe(error: &dyn Error) -> String {
 
 /// `text` on one line and of bounded length.
 pub fn printable(text: &str) -> String {
-    text.chars().take(MAX_CHARS).map(|c| if c.is_control() { ' ' } else { c }).collect()
+    text.chars()
+        .take(MAX_CHARS)
+        .map(|c| if c.is_control() { ' ' } else { c })
+        .collect()
 }
 
 #[cfg(test)]

@@ -18,7 +18,7 @@ use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 const CONNECT: Duration = Duration::from_secs(5);
 /// How long a whole exchange may take. A verifier may have to fetch
 /// endorsements from the vendor before it answers.
-const EXCHANGE: Duration = Duration::from_secs(60);
+const EXCHANGE: Duration = Duration::from_mins(1);
 /// Longest status line and header section.
 const MAX_HEAD: usize = 16 * 1024;
 /// Most header fields.
@@ -62,7 +62,9 @@ impl Endpoint {
     /// # Errors
     /// When one of the three is unusable.
     pub fn new(url: &str, addresses: Vec<SocketAddr>, ca: &str) -> Result<Self, EndpointError> {
-        let error = || EndpointError::Url { got: url.to_owned() };
+        let error = || EndpointError::Url {
+            got: url.to_owned(),
+        };
         let rest = url.strip_prefix("https://").ok_or_else(error)?;
         let (authority, path) = rest.find('/').map_or((rest, ""), |at| rest.split_at(at));
         if !rest.bytes().all(|b| b.is_ascii_graphic()) || rest.contains(['@', '?', '#', '\\']) {
@@ -75,7 +77,10 @@ impl Endpoint {
         if port.is_some_and(|port| port.parse::<u16>().is_err()) {
             return Err(error());
         }
-        let host = host.strip_prefix('[').and_then(|h| h.strip_suffix(']')).unwrap_or(host);
+        let host = host
+            .strip_prefix('[')
+            .and_then(|h| h.strip_suffix(']'))
+            .unwrap_or(host);
         let server_name = ServerName::try_from(host.to_owned()).map_err(|_| error())?;
         if addresses.is_empty() {
             return Err(EndpointError::NoAddress);
@@ -98,7 +103,10 @@ impl Endpoint {
 
 fn trust_anchors(authorities: &[CertificateDer<'static>]) -> Option<RootCertStore> {
     let mut roots = RootCertStore::empty();
-    authorities.iter().try_for_each(|ca| roots.add(ca.clone())).ok()?;
+    authorities
+        .iter()
+        .try_for_each(|ca| roots.add(ca.clone()))
+        .ok()?;
     Some(roots)
 }
 
@@ -167,7 +175,10 @@ impl Client {
             .map_err(HttpError::Setup)?
             .with_root_certificates(roots)
             .with_no_client_auth();
-        Ok(Self { endpoint, tls: Arc::new(tls) })
+        Ok(Self {
+            endpoint,
+            tls: Arc::new(tls),
+        })
     }
 
     /// Sends a request and receives the whole response. Addresses are tried in
@@ -181,7 +192,10 @@ impl Client {
         let message = self.encode(request)?;
         let deadline = Instant::now() + EXCHANGE;
         let mut stream = self.connect(deadline)?;
-        stream.write_all(&message).and_then(|()| stream.flush()).map_err(HttpError::Send)?;
+        stream
+            .write_all(&message)
+            .and_then(|()| stream.flush())
+            .map_err(HttpError::Send)?;
         receive(&mut BufReader::new(stream))
     }
 
@@ -224,10 +238,14 @@ impl Client {
         );
         for (name, value) in &request.headers {
             if name.is_empty() || !graphic(name) || name.contains(':') {
-                return Err(HttpError::Request { part: "header name" });
+                return Err(HttpError::Request {
+                    part: "header name",
+                });
             }
             if !value.bytes().all(|b| b.is_ascii_graphic() || b == b' ') {
-                return Err(HttpError::Request { part: "header value" });
+                return Err(HttpError::Request {
+                    part: "header value",
+                });
             }
             head.push_str(name);
             head.push_str(": ");
@@ -251,7 +269,11 @@ struct Deadlined {
 impl Deadlined {
     fn left(&self) -> io::Result<Duration> {
         let left = self.deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() { Err(io::ErrorKind::TimedOut.into()) } else { Ok(left) }
+        if left.is_zero() {
+            Err(io::ErrorKind::TimedOut.into())
+        } else {
+            Ok(left)
+        }
     }
 }
 
@@ -295,7 +317,11 @@ fn receive<R: Read>(reader: &mut BufReader<R>) -> Result<HttpResponse, HttpError
                 Framing::Chunked => receive_chunks(reader)?,
             }
         };
-        return Ok(HttpResponse { status, headers, body });
+        return Ok(HttpResponse {
+            status,
+            headers,
+            body,
+        });
     }
 }
 
@@ -310,13 +336,20 @@ fn receive_head<R: Read>(reader: &mut BufReader<R>) -> Result<Head, HttpError> {
     let mut response = httparse::Response::new(&mut fields);
     let parsed = response.parse(&head);
     let (Ok(httparse::Status::Complete(_)), Some(status)) = (parsed, response.code) else {
-        return Err(HttpError::Malformed { what: "header section" });
+        return Err(HttpError::Malformed {
+            what: "header section",
+        });
     };
     // Bytes outside UTF-8 mean nothing in any field that is read here.
     let headers = response
         .headers
         .iter()
-        .map(|h| (h.name.to_owned(), String::from_utf8_lossy(h.value).into_owned()))
+        .map(|h| {
+            (
+                h.name.to_owned(),
+                String::from_utf8_lossy(h.value).into_owned(),
+            )
+        })
         .collect();
     Ok((status, headers))
 }
@@ -329,8 +362,12 @@ fn receive_line<R: Read>(
     part: &'static str,
 ) -> Result<(), HttpError> {
     let room = limit.saturating_sub(bytes.len());
-    let mut bounded = reader.by_ref().take(u64::try_from(room).unwrap_or(u64::MAX));
-    let read = bounded.read_until(b'\n', bytes).map_err(HttpError::Receive)?;
+    let mut bounded = reader
+        .by_ref()
+        .take(u64::try_from(room).unwrap_or(u64::MAX));
+    let read = bounded
+        .read_until(b'\n', bytes)
+        .map_err(HttpError::Receive)?;
     if read > 0 && bytes.ends_with(b"\n") {
         Ok(())
     } else if bytes.len() >= limit {
@@ -343,7 +380,10 @@ fn receive_line<R: Read>(
 fn framing(headers: &[(String, String)]) -> Result<Framing, HttpError> {
     let malformed = |what| HttpError::Malformed { what };
     let values = |name: &'static str| {
-        headers.iter().filter(move |(n, _)| n.eq_ignore_ascii_case(name)).map(|(_, v)| v)
+        headers
+            .iter()
+            .filter(move |(n, _)| n.eq_ignore_ascii_case(name))
+            .map(|(_, v)| v)
     };
     let mut encodings = values("transfer-encoding");
     let mut lengths = values("content-length");
@@ -373,7 +413,10 @@ fn receive_exactly<R: Read>(
     length: usize,
 ) -> Result<Vec<u8>, HttpError> {
     if length > MAX_BODY {
-        return Err(HttpError::TooLarge { part: "body", limit: MAX_BODY });
+        return Err(HttpError::TooLarge {
+            part: "body",
+            limit: MAX_BODY,
+        });
     }
     let mut body = vec![0; length];
     reader.read_exact(&mut body).map_err(HttpError::Receive)?;
@@ -389,7 +432,10 @@ fn receive_chunks<R: Read>(reader: &mut BufReader<R>) -> Result<Vec<u8>, HttpErr
             break;
         }
         if size > MAX_BODY - body.len() {
-            return Err(HttpError::TooLarge { part: "body", limit: MAX_BODY });
+            return Err(HttpError::TooLarge {
+                part: "body",
+                limit: MAX_BODY,
+            });
         }
         body.extend(receive_exactly(reader, size)?);
         if chunk_line(reader)? != b"\r\n" {

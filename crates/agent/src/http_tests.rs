@@ -14,17 +14,26 @@ fn parse(response: &[u8]) -> Result<HttpResponse, HttpError> {
 #[test]
 fn bodies_are_framed_by_length_or_by_chunks() {
     for (response, body) in [
-        ("HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhellotail", "hello"),
+        (
+            "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhellotail",
+            "hello",
+        ),
         ("HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n", ""),
         (
             "HTTP/1.1 200 OK\r\nTransfer-Encoding: Chunked\r\n\r\n\
              3\r\nhel\r\n2;x=y\r\nlo\r\n0\r\nTrailer: x\r\n\r\n",
             "hello",
         ),
-        ("HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok", "ok"),
+        (
+            "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok",
+            "ok",
+        ),
         ("HTTP/1.1 204 No Content\r\n\r\n", ""),
     ] {
-        assert_eq!(parse(response.as_bytes()).expect(response).body, body.as_bytes());
+        assert_eq!(
+            parse(response.as_bytes()).expect(response).body,
+            body.as_bytes()
+        );
     }
 }
 
@@ -34,7 +43,10 @@ fn status_and_headers_are_kept() {
         parse(b"HTTP/1.1 401 Nope\r\nSet-Cookie: a=b; Path=/\r\nContent-Length: 0\r\n\r\n")
             .expect("response");
     assert_eq!(response.status, 401);
-    assert_eq!(response.headers[0], ("Set-Cookie".to_owned(), "a=b; Path=/".to_owned()));
+    assert_eq!(
+        response.headers[0],
+        ("Set-Cookie".to_owned(), "a=b; Path=/".to_owned())
+    );
 }
 
 #[test]
@@ -62,29 +74,46 @@ fn malformed_responses_are_refused() {
             "{rest:?}"
         );
     }
-    assert!(matches!(parse(b"SSH-2.0\r\n\r\n"), Err(HttpError::Malformed { .. })));
+    assert!(matches!(
+        parse(b"SSH-2.0\r\n\r\n"),
+        Err(HttpError::Malformed { .. })
+    ));
 }
 
 #[test]
 fn truncated_responses_are_refused() {
-    let whole: &[u8] = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n";
+    let whole: &[u8] =
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n";
     for end in 0..whole.len() {
-        assert!(matches!(parse(&whole[..end]), Err(HttpError::Receive(_))), "{end}");
+        assert!(
+            matches!(parse(&whole[..end]), Err(HttpError::Receive(_))),
+            "{end}"
+        );
     }
     assert!(parse(whole).is_ok());
 }
 
 #[test]
 fn endless_responses_are_refused() {
-    let too_large = |response: &str| {
-        matches!(parse(response.as_bytes()), Err(HttpError::TooLarge { .. }))
-    };
-    assert!(too_large(&format!("HTTP/1.1 200 OK\r\nX: {}\r\n\r\n", "x".repeat(MAX_HEAD))));
-    assert!(too_large(&format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", MAX_BODY + 1)));
+    let too_large =
+        |response: &str| matches!(parse(response.as_bytes()), Err(HttpError::TooLarge { .. }));
+    assert!(too_large(&format!(
+        "HTTP/1.1 200 OK\r\nX: {}\r\n\r\n",
+        "x".repeat(MAX_HEAD)
+    )));
+    assert!(too_large(&format!(
+        "HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n",
+        MAX_BODY + 1
+    )));
     let chunk = format!("{:x}\r\n{}\r\n", MAX_BODY / 2, "x".repeat(MAX_BODY / 2));
     let head = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n";
-    assert!(too_large(&format!("{head}{chunk}{chunk}1\r\nx\r\n0\r\n\r\n")));
-    assert!(too_large(&format!("{head}1;{}", "x".repeat(MAX_CHUNK_LINE))));
+    assert!(too_large(&format!(
+        "{head}{chunk}{chunk}1\r\nx\r\n0\r\n\r\n"
+    )));
+    assert!(too_large(&format!(
+        "{head}1;{}",
+        "x".repeat(MAX_CHUNK_LINE)
+    )));
 }
 
 struct Authority {
@@ -159,10 +188,19 @@ const PONG: &str = "HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\npong";
 fn a_server_that_proves_itself_is_asked_once() {
     let authority = authority();
     let (address, server) = serve(&authority, "broker.test", PONG);
-    let dead = TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("address");
-    let client = client("https://broker.test:8443/base/", vec![dead, address], &authority.pem);
+    let dead = TcpListener::bind("127.0.0.1:0")
+        .and_then(|l| l.local_addr())
+        .expect("address");
+    let client = client(
+        "https://broker.test:8443/base/",
+        vec![dead, address],
+        &authority.pem,
+    );
     let response = client.send(&ping()).expect("response");
-    assert_eq!((response.status, response.body.as_slice()), (200, b"pong".as_slice()));
+    assert_eq!(
+        (response.status, response.body.as_slice()),
+        (200, b"pong".as_slice())
+    );
     assert_eq!(
         server.join().expect("server").expect("request"),
         "POST /base/kbs/v0/auth HTTP/1.1\r\nHost: broker.test:8443\r\nConnection: close\r\n\
@@ -179,7 +217,10 @@ fn a_server_with_another_name_or_another_authority_hears_no_request() {
             .send(&ping())
             .expect_err("not the server");
         assert!(matches!(error, HttpError::Connect { .. }), "{error:?}");
-        assert!(server.join().expect("server").is_err(), "the handshake fails");
+        assert!(
+            server.join().expect("server").is_err(),
+            "the handshake fails"
+        );
     }
 }
 
@@ -193,13 +234,22 @@ fn requests_cannot_be_split() {
         ..ping()
     };
     for request in [
-        HttpRequest { path: "/a b".to_owned(), ..ping() },
-        HttpRequest { path: "a".to_owned(), ..ping() },
+        HttpRequest {
+            path: "/a b".to_owned(),
+            ..ping()
+        },
+        HttpRequest {
+            path: "a".to_owned(),
+            ..ping()
+        },
         header("Cookie", "a\r\nX: y"),
         header("X: y\r\nCookie", "a"),
         header("", "a"),
     ] {
-        assert!(matches!(client.send(&request), Err(HttpError::Request { .. })), "{request:?}");
+        assert!(
+            matches!(client.send(&request), Err(HttpError::Request { .. })),
+            "{request:?}"
+        );
     }
 }
 
@@ -207,8 +257,13 @@ fn requests_cannot_be_split() {
 fn urls_are_https_with_a_host() {
     let ca = authority().pem;
     let address = vec![SocketAddr::from(([127, 0, 0, 1], 9))];
-    for url in ["https://a", "https://a:8443", "https://a.b/c", "https://10.0.0.1", "https://[::1]:1"]
-    {
+    for url in [
+        "https://a",
+        "https://a:8443",
+        "https://a.b/c",
+        "https://10.0.0.1",
+        "https://[::1]:1",
+    ] {
         assert!(Endpoint::new(url, address.clone(), &ca).is_ok(), "{url}");
     }
     for url in [
@@ -227,11 +282,19 @@ fn urls_are_https_with_a_host() {
     ] {
         assert_eq!(
             Endpoint::new(url, address.clone(), &ca),
-            Err(EndpointError::Url { got: url.to_owned() })
+            Err(EndpointError::Url {
+                got: url.to_owned()
+            })
         );
     }
-    assert_eq!(Endpoint::new("https://a", vec![], &ca), Err(EndpointError::NoAddress));
-    for ca in ["", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"] {
+    assert_eq!(
+        Endpoint::new("https://a", vec![], &ca),
+        Err(EndpointError::NoAddress)
+    );
+    for ca in [
+        "",
+        "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n",
+    ] {
         assert_eq!(
             Endpoint::new("https://a", address.clone(), ca),
             Err(EndpointError::Authorities)

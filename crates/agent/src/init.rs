@@ -33,7 +33,10 @@ const MAX_DOCUMENT: u64 = 1 << 20;
 /// How long the event port may take to appear. Nothing depends on it.
 const EVENT_PORT_PATIENCE: Duration = Duration::from_secs(1);
 /// Open files: what service managers give (systemd's defaults).
-const OPEN_FILES: Rlimit = Rlimit { current: Some(1024), maximum: Some(524_288) };
+const OPEN_FILES: Rlimit = Rlimit {
+    current: Some(1024),
+    maximum: Some(524_288),
+};
 
 /// Why a guest ends before its workload does.
 #[derive(Debug, thiserror::Error)]
@@ -85,12 +88,18 @@ pub enum BootError {
 /// Runs as PID 1. Powers the machine off at the end, whatever the end is.
 pub fn run() -> ! {
     std::panic::set_hook(Box::new(|panic| {
-        let place = panic.location().map_or_else(String::new, ToString::to_string);
-        end(GuestEvent::Failed { message: format!("the agent panicked at {place}") });
+        let place = panic
+            .location()
+            .map_or_else(String::new, ToString::to_string);
+        end(GuestEvent::Failed {
+            message: format!("the agent panicked at {place}"),
+        });
     }));
     match boot() {
         Ok(code) => end(GuestEvent::Exited { code }),
-        Err(error) => end(GuestEvent::Failed { message: describe(&error) }),
+        Err(error) => end(GuestEvent::Failed {
+            message: describe(&error),
+        }),
     }
 }
 
@@ -104,7 +113,7 @@ fn end(event: GuestEvent) -> ! {
         if let Err(error) = rustix::system::reboot(RebootCommand::PowerOff) {
             events::say(&format!("cannot power off: {error}"));
         }
-        thread::sleep(Duration::from_secs(60));
+        thread::sleep(Duration::from_mins(1));
     }
 }
 
@@ -116,7 +125,10 @@ fn read(path: &str) -> Result<Vec<u8>, BootError> {
     let mut bytes = Vec::new();
     File::open(path)
         .and_then(|file| file.take(MAX_DOCUMENT).read_to_end(&mut bytes))
-        .map_err(|source| BootError::Read { path: path.to_owned(), source })?;
+        .map_err(|source| BootError::Read {
+            path: path.to_owned(),
+            source,
+        })?;
     Ok(bytes)
 }
 
@@ -134,10 +146,17 @@ fn boot() -> Result<i32, BootError> {
     power::watch();
 
     let (instance, provider) = prove_instance()?;
-    run_steps("network and root file system", &plan::plan_guest(&guest, &instance))?;
+    run_steps(
+        "network and root file system",
+        &plan::plan_guest(&guest, &instance),
+    )?;
 
     let client = Client::new(instance.verifier.clone()).map_err(BootError::Client)?;
-    let mut attester = Attester { client, provider, instance };
+    let mut attester = Attester {
+        client,
+        provider,
+        instance,
+    };
     let (attester, released) = match supervisor.wait_for_work(move || {
         let released = attester.attest_first();
         (attester, released)
@@ -156,7 +175,10 @@ fn boot() -> Result<i32, BootError> {
 }
 
 fn set_up_process() -> io::Result<Supervisor> {
-    let none = Rlimit { current: Some(0), maximum: Some(0) };
+    let none = Rlimit {
+        current: Some(0),
+        maximum: Some(0),
+    };
     rustix::process::setrlimit(Resource::Core, none)?;
     rustix::process::setrlimit(Resource::Nofile, OPEN_FILES)?;
     rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)?;
@@ -244,7 +266,9 @@ impl Attester {
 }
 
 fn report(error: &attest::AttestError) {
-    events::emit(GuestEvent::AttestationFailed { message: describe(error) });
+    events::emit(GuestEvent::AttestationFailed {
+        message: describe(error),
+    });
 }
 
 /// Spread for delays. Without randomness the delay is the shortest.

@@ -3,7 +3,10 @@
 use assay_agent::{init, workload};
 
 fn main() {
-    if std::env::args_os().next().is_some_and(|name| name == workload::STAGE_NAME) {
+    if std::env::args_os()
+        .next()
+        .is_some_and(|name| name == workload::STAGE_NAME)
+    {
         std::process::exit(workload::run_stage());
     }
     // Its plan mounts over /dev and powers the machine off at its end.

@@ -70,7 +70,11 @@ impl Request {
                 }
                 (RTM_NEWLINK, 0, payload)
             }
-            Self::Address { interface, address, prefix } => {
+            Self::Address {
+                interface,
+                address,
+                prefix,
+            } => {
                 // struct ifaddrmsg: family, prefixlen, flags, scope, index
                 let mut payload = vec![AF_INET, prefix, 0, 0];
                 payload.extend_from_slice(&interface.to_ne_bytes());
@@ -116,7 +120,11 @@ fn parse_acknowledgement(message: &[u8], sequence: u32) -> Option<Result<(), i32
         return None;
     }
     let error = i32::from_ne_bytes(*message.get(16..)?.first_chunk()?);
-    Some(if error == 0 { Ok(()) } else { Err(error.saturating_neg()) })
+    Some(if error == 0 {
+        Ok(())
+    } else {
+        Err(error.saturating_neg())
+    })
 }
 
 /// Sends the requests in order; each must be acknowledged.
@@ -124,11 +132,20 @@ fn parse_acknowledgement(message: &[u8], sequence: u32) -> Option<Result<(), i32
 /// # Errors
 /// The kernel's error for the first request that it refuses.
 pub fn apply(requests: &[Request]) -> io::Result<()> {
-    let socket =
-        socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, None)?;
+    let socket = socket_with(
+        AddressFamily::NETLINK,
+        SocketType::RAW,
+        SocketFlags::CLOEXEC,
+        None,
+    )?;
     let kernel = SocketAddrNetlink::new(0, 0);
     for (request, sequence) in requests.iter().zip(1u32..) {
-        sendto(&socket, &request.encode(sequence), SendFlags::empty(), &kernel)?;
+        sendto(
+            &socket,
+            &request.encode(sequence),
+            SendFlags::empty(),
+            &kernel,
+        )?;
         loop {
             let mut buffer = [0u8; 4096];
             let (received, _) = recv(&socket, &mut buffer, RecvFlags::empty())?;
@@ -154,16 +171,21 @@ mod tests {
             "20000000 1000 0500 01000000 00000000 00000000 02000000 01000000 01000000"
                 .replace(' ', "")
         );
-        let address =
-            Request::Address { interface: 2, address: Ipv4Addr::new(10, 0, 2, 15), prefix: 24 };
+        let address = Request::Address {
+            interface: 2,
+            address: Ipv4Addr::new(10, 0, 2, 15),
+            prefix: 24,
+        };
         assert_eq!(
             hex::encode(address.encode(2)),
             "28000000 1400 0506 02000000 00000000 02180000 02000000 \
              08000200 0a00020f 08000100 0a00020f"
                 .replace(' ', "")
         );
-        let route =
-            Request::DefaultRoute { interface: 2, gateway: Ipv4Addr::new(10, 0, 2, 2) };
+        let route = Request::DefaultRoute {
+            interface: 2,
+            gateway: Ipv4Addr::new(10, 0, 2, 2),
+        };
         assert_eq!(
             hex::encode(route.encode(3)),
             "2c000000 1800 0506 03000000 00000000 02000000 fe030001 00000000 \
@@ -183,11 +205,20 @@ mod tests {
             message.extend_from_slice(&error.to_ne_bytes());
             message
         };
-        assert_eq!(parse_acknowledgement(&acknowledgement(2, 7, 0), 7), Some(Ok(())));
-        assert_eq!(parse_acknowledgement(&acknowledgement(2, 7, -17), 7), Some(Err(17)));
+        assert_eq!(
+            parse_acknowledgement(&acknowledgement(2, 7, 0), 7),
+            Some(Ok(()))
+        );
+        assert_eq!(
+            parse_acknowledgement(&acknowledgement(2, 7, -17), 7),
+            Some(Err(17))
+        );
         assert_eq!(parse_acknowledgement(&acknowledgement(2, 6, 0), 7), None);
         assert_eq!(parse_acknowledgement(&acknowledgement(16, 7, 0), 7), None);
-        assert_eq!(parse_acknowledgement(&acknowledgement(2, 7, 0)[..18], 7), None);
+        assert_eq!(
+            parse_acknowledgement(&acknowledgement(2, 7, 0)[..18], 7),
+            None
+        );
         assert_eq!(parse_acknowledgement(&[], 7), None);
     }
 
@@ -195,7 +226,10 @@ mod tests {
     /// with the errno for exactly that.
     #[test]
     fn the_kernel_answers() {
-        let error = apply(&[Request::Up { interface: 0x7fff_0000 }]).expect_err("no interface");
+        let error = apply(&[Request::Up {
+            interface: 0x7fff_0000,
+        }])
+        .expect_err("no interface");
         assert!(
             matches!(error.raw_os_error(), Some(libc::ENODEV | libc::EPERM)),
             "{error}"

@@ -52,32 +52,54 @@ pub fn plan_early() -> Vec<Step> {
     vec![
         mount("proc", "proc", "/proc", &[NoSuid, NoDev, NoExec], ""),
         mount("sysfs", "sysfs", "/sys", &[NoSuid, NoDev, NoExec], ""),
-        mount("devtmpfs", "devtmpfs", "/dev", &[NoSuid, NoExec], "mode=0755"),
+        mount(
+            "devtmpfs",
+            "devtmpfs",
+            "/dev",
+            &[NoSuid, NoExec],
+            "mode=0755",
+        ),
         mount("tmpfs", "tmpfs", "/run", &[NoSuid, NoDev], "mode=0755"),
     ]
 }
 
 /// Kernel modules, then no more of them.
 pub fn plan_platform(guest: &ValidGuest) -> Vec<Step> {
-    let mut steps: Vec<Step> =
-        guest.config.modules.iter().map(|path| Step::LoadModule { path: path.clone() }).collect();
+    let mut steps: Vec<Step> = guest
+        .config
+        .modules
+        .iter()
+        .map(|path| Step::LoadModule { path: path.clone() })
+        .collect();
     // From here on not even root loads code into the kernel.
     steps.push(Step::SetKernel {
         path: "kernel/modules_disabled".to_owned(),
         value: "1".to_owned(),
     });
-    steps.push(mount_if_supported("configfs", CONFIGFS, &[NoSuid, NoDev, NoExec]));
+    steps.push(mount_if_supported(
+        "configfs",
+        CONFIGFS,
+        &[NoSuid, NoDev, NoExec],
+    ));
     steps
 }
 
 /// Network and root file system.
 pub fn plan_guest(guest: &ValidGuest, instance: &ValidInstance) -> Vec<Step> {
-    let RootFs::DmVerity { serial, block_size, data_blocks, hash_start_block, root_hash, salt } =
-        guest.config.root.clone();
+    let RootFs::DmVerity {
+        serial,
+        block_size,
+        data_blocks,
+        hash_start_block,
+        root_hash,
+        salt,
+    } = guest.config.root.clone();
     let directory = |path: String| Step::MakeDirectory { path, mode: 0o755 };
     vec![
         Step::StartLoopback,
-        Step::SetHostname { name: instance.hostname.clone() },
+        Step::SetHostname {
+            name: instance.hostname.clone(),
+        },
         Step::ConfigureInterface {
             address: instance.address,
             prefix: instance.prefix,
@@ -97,7 +119,13 @@ pub fn plan_guest(guest: &ValidGuest, instance: &ValidInstance) -> Vec<Step> {
             root_hash,
             salt,
         }),
-        mount("erofs", &format!("/dev/mapper/{VERITY_NAME}"), IMAGE, &[ReadOnly, NoDev], ""),
+        mount(
+            "erofs",
+            &format!("/dev/mapper/{VERITY_NAME}"),
+            IMAGE,
+            &[ReadOnly, NoDev],
+            "",
+        ),
         mount("tmpfs", "tmpfs", OVERLAY, &[NoDev], "mode=0755"),
         directory(format!("{OVERLAY}/upper")),
         directory(format!("{OVERLAY}/work")),
@@ -108,7 +136,13 @@ pub fn plan_guest(guest: &ValidGuest, instance: &ValidInstance) -> Vec<Step> {
             &[NoDev],
             &format!("lowerdir={IMAGE},upperdir={OVERLAY}/upper,workdir={OVERLAY}/work"),
         ),
-        mount("tmpfs", "tmpfs", RESOURCE_STAGE, &[NoSuid, NoDev, NoExec], "mode=0755,size=64m"),
+        mount(
+            "tmpfs",
+            "tmpfs",
+            RESOURCE_STAGE,
+            &[NoSuid, NoDev, NoExec],
+            "mode=0755,size=64m",
+        ),
     ]
 }
 
@@ -118,15 +152,24 @@ pub fn plan_guest(guest: &ValidGuest, instance: &ValidInstance) -> Vec<Step> {
 pub fn plan_container(guest: &ValidGuest, instance: &ValidInstance) -> Vec<Step> {
     let process = &guest.config.process;
     let closed = [NoSuid, NoDev, NoExec];
-    let mut steps = vec![
-        Step::EnterRoot {
-            path: NEW_ROOT.to_owned(),
-            detach: ["/proc", "/sys", "/dev", "/run"].map(str::to_owned).to_vec(),
-            carry: vec![Carry { from: RESOURCE_STAGE.to_owned(), to: RESOURCE_ROOT.to_owned() }],
-        },
-    ];
+    let mut steps = vec![Step::EnterRoot {
+        path: NEW_ROOT.to_owned(),
+        detach: ["/proc", "/sys", "/dev", "/run"]
+            .map(str::to_owned)
+            .to_vec(),
+        carry: vec![Carry {
+            from: RESOURCE_STAGE.to_owned(),
+            to: RESOURCE_ROOT.to_owned(),
+        }],
+    }];
     // First of all, as the null device covers files that are hidden below.
-    steps.push(mount("tmpfs", "tmpfs", "/dev", &[NoSuid, NoExec], "mode=0755,size=64k"));
+    steps.push(mount(
+        "tmpfs",
+        "tmpfs",
+        "/dev",
+        &[NoSuid, NoExec],
+        "mode=0755,size=64k",
+    ));
     for (name, major, minor) in [
         ("null", 1, 3),
         ("zero", 1, 5),
@@ -135,7 +178,11 @@ pub fn plan_container(guest: &ValidGuest, instance: &ValidInstance) -> Vec<Step>
         ("urandom", 1, 9),
         ("tty", 5, 0),
     ] {
-        steps.push(Step::MakeDevice { path: format!("/dev/{name}"), major, minor });
+        steps.push(Step::MakeDevice {
+            path: format!("/dev/{name}"),
+            major,
+            minor,
+        });
     }
     for (name, target) in [
         ("fd", "/proc/self/fd"),
@@ -144,7 +191,10 @@ pub fn plan_container(guest: &ValidGuest, instance: &ValidInstance) -> Vec<Step>
         ("stderr", "/proc/self/fd/2"),
         ("ptmx", "pts/ptmx"),
     ] {
-        steps.push(Step::MakeSymlink { path: format!("/dev/{name}"), target: target.to_owned() });
+        steps.push(Step::MakeSymlink {
+            path: format!("/dev/{name}"),
+            target: target.to_owned(),
+        });
     }
     steps.push(mount(
         "devpts",
@@ -153,23 +203,49 @@ pub fn plan_container(guest: &ValidGuest, instance: &ValidInstance) -> Vec<Step>
         &[NoSuid, NoExec],
         "newinstance,ptmxmode=0666,mode=0620,gid=5",
     ));
-    steps.push(mount("tmpfs", "shm", "/dev/shm", &closed, "mode=1777,size=64m"));
+    steps.push(mount(
+        "tmpfs",
+        "shm",
+        "/dev/shm",
+        &closed,
+        "mode=1777,size=64m",
+    ));
     steps.push(mount_if_supported("mqueue", "/dev/mqueue", &closed));
     steps.push(mount("proc", "proc", "/proc", &closed, ""));
     // What the OCI runtime specification's default container masks: settings of
     // the one kernel, and what tells about its memory.
     for path in ["bus", "fs", "irq", "sys", "sysrq-trigger"] {
-        steps.push(Step::Protect { path: format!("/proc/{path}") });
+        steps.push(Step::Protect {
+            path: format!("/proc/{path}"),
+        });
     }
-    for path in ["acpi", "interrupts", "kcore", "keys", "latency_stats", "sched_debug", "scsi",
-        "timer_list", "timer_stats"]
-    {
-        steps.push(Step::Hide { path: format!("/proc/{path}") });
+    for path in [
+        "acpi",
+        "interrupts",
+        "kcore",
+        "keys",
+        "latency_stats",
+        "sched_debug",
+        "scsi",
+        "timer_list",
+        "timer_stats",
+    ] {
+        steps.push(Step::Hide {
+            path: format!("/proc/{path}"),
+        });
     }
-    steps.push(mount("sysfs", "sysfs", "/sys", &[ReadOnly, NoSuid, NoDev, NoExec], ""));
+    steps.push(mount(
+        "sysfs",
+        "sysfs",
+        "/sys",
+        &[ReadOnly, NoSuid, NoDev, NoExec],
+        "",
+    ));
     // Instance data and ACPI tables; evidence is the agent's to request.
     for path in ["firmware", "kernel/config", "devices/virtual/powercap"] {
-        steps.push(Step::Hide { path: format!("/sys/{path}") });
+        steps.push(Step::Hide {
+            path: format!("/sys/{path}"),
+        });
     }
     steps.push(mount_if_supported(
         "cgroup2",
@@ -177,15 +253,24 @@ pub fn plan_container(guest: &ValidGuest, instance: &ValidInstance) -> Vec<Step>
         &[ReadOnly, NoSuid, NoDev, NoExec],
     ));
 
-    steps.push(Step::MakeDirectory { path: "/tmp".to_owned(), mode: 0o1777 });
+    steps.push(Step::MakeDirectory {
+        path: "/tmp".to_owned(),
+        mode: 0o1777,
+    });
 
-    steps.push(Step::MakeDirectory { path: "/etc".to_owned(), mode: 0o755 });
+    steps.push(Step::MakeDirectory {
+        path: "/etc".to_owned(),
+        mode: 0o755,
+    });
     for (name, content) in [
         ("hostname", format!("{}\n", instance.hostname)),
         ("hosts", hosts_file(instance)),
         ("resolv.conf", resolver_file(instance)),
     ] {
-        steps.push(Step::WriteFile { path: format!("/etc/{name}"), content });
+        steps.push(Step::WriteFile {
+            path: format!("/etc/{name}"),
+            content,
+        });
     }
 
     steps.push(Step::DropPrivileges {
@@ -209,11 +294,14 @@ fn hosts_file(instance: &ValidInstance) -> String {
 }
 
 fn resolver_file(instance: &ValidInstance) -> String {
-    instance.nameservers.iter().fold(String::new(), |mut file, server| {
-        // Writing to a string cannot fail.
-        let _ = writeln!(file, "nameserver {server}");
-        file
-    })
+    instance
+        .nameservers
+        .iter()
+        .fold(String::new(), |mut file, server| {
+            // Writing to a string cannot fail.
+            let _ = writeln!(file, "nameserver {server}");
+            file
+        })
 }
 
 /// The image's environment, completed as container runtimes do. Without a user
@@ -222,9 +310,11 @@ fn environment(guest: &ValidGuest, instance: &ValidInstance) -> Vec<String> {
     let process = &guest.config.process;
     let mut env = process.env.clone();
     let home = if process.uid == 0 { "/root" } else { "/" };
-    for (name, value) in
-        [("PATH", DEFAULT_PATH), ("HOSTNAME", instance.hostname.as_str()), ("HOME", home)]
-    {
+    for (name, value) in [
+        ("PATH", DEFAULT_PATH),
+        ("HOSTNAME", instance.hostname.as_str()),
+        ("HOME", home),
+    ] {
         if environment_value(&env, name).is_none() {
             env.push(format!("{name}={value}"));
         }
@@ -234,7 +324,9 @@ fn environment(guest: &ValidGuest, instance: &ValidInstance) -> Vec<String> {
 
 /// The value of a variable: the last one wins, as in a shell.
 fn environment_value<'a>(env: &'a [String], name: &str) -> Option<&'a str> {
-    env.iter().rev().find_map(|entry| entry.strip_prefix(name)?.strip_prefix('='))
+    env.iter()
+        .rev()
+        .find_map(|entry| entry.strip_prefix(name)?.strip_prefix('='))
 }
 
 /// Paths at which the program of a process may be, in the order to try them:
@@ -279,7 +371,16 @@ mod tests {
     }
 
     fn mounts(steps: &[Step]) -> Vec<&Mount> {
-        steps.iter().filter_map(|s| if let Step::Mount(m) = s { Some(m) } else { None }).collect()
+        steps
+            .iter()
+            .filter_map(|s| {
+                if let Step::Mount(m) = s {
+                    Some(m)
+                } else {
+                    None
+                }
+            })
+            .collect()
     }
 
     #[test]
@@ -290,15 +391,23 @@ mod tests {
         assert_eq!(
             steps[..3],
             [
-                Step::LoadModule { path: "/b.ko.xz".to_owned() },
-                Step::LoadModule { path: "/a.ko.xz".to_owned() },
+                Step::LoadModule {
+                    path: "/b.ko.xz".to_owned()
+                },
+                Step::LoadModule {
+                    path: "/a.ko.xz".to_owned()
+                },
                 Step::SetKernel {
                     path: "kernel/modules_disabled".to_owned(),
                     value: "1".to_owned()
                 },
             ]
         );
-        assert!(!steps[3..].iter().any(|s| matches!(s, Step::LoadModule { .. })));
+        assert!(
+            !steps[3..]
+                .iter()
+                .any(|s| matches!(s, Step::LoadModule { .. }))
+        );
     }
 
     #[test]
@@ -307,7 +416,9 @@ mod tests {
         let verity = position(&steps, |s| matches!(s, Step::OpenVerity(_)));
         let image = position(&steps, |s| matches!(s, Step::Mount(m) if m.kind == "erofs"));
         assert!(verity < image);
-        let Step::Mount(image) = &steps[image] else { panic!("a mount") };
+        let Step::Mount(image) = &steps[image] else {
+            panic!("a mount")
+        };
         assert_eq!(image.source, "/dev/mapper/assay-root");
         assert!(image.options.contains(&ReadOnly));
         // Nothing but the verity device and memory is ever mounted.
@@ -322,10 +433,18 @@ mod tests {
 
     #[test]
     fn devices_exist_only_where_the_agent_made_them() {
-        for steps in [plan_guest(&guest(), &instance()), plan_container(&guest(), &instance())] {
+        for steps in [
+            plan_guest(&guest(), &instance()),
+            plan_container(&guest(), &instance()),
+        ] {
             for mount in mounts(&steps) {
                 let made_here = matches!(mount.target.as_str(), "/dev" | "/dev/pts");
-                assert_eq!(!made_here, mount.options.contains(&NoDev), "{}", mount.target);
+                assert_eq!(
+                    !made_here,
+                    mount.options.contains(&NoDev),
+                    "{}",
+                    mount.target
+                );
             }
         }
     }
@@ -334,10 +453,16 @@ mod tests {
     fn privileges_go_last_and_the_workload_after_them() {
         let steps = plan_container(&guest(), &instance());
         assert!(matches!(steps.first(), Some(Step::EnterRoot { .. })));
-        let [.., drop, exec] = steps.as_slice() else { panic!("too short") };
+        let [.., drop, exec] = steps.as_slice() else {
+            panic!("too short")
+        };
         assert_eq!(
             *drop,
-            Step::DropPrivileges { uid: 101, gid: 102, additional_gids: vec![103] }
+            Step::DropPrivileges {
+                uid: 101,
+                gid: 102,
+                additional_gids: vec![103]
+            }
         );
         assert_eq!(
             *exec,
@@ -356,36 +481,56 @@ mod tests {
     #[test]
     fn resources_land_on_their_own_closed_file_system() {
         let guest_steps = plan_guest(&guest(), &instance());
-        let stage = mounts(&guest_steps).into_iter().find(|m| m.target == RESOURCE_STAGE);
+        let stage = mounts(&guest_steps)
+            .into_iter()
+            .find(|m| m.target == RESOURCE_STAGE);
         let stage = stage.expect("mounted");
         assert_eq!(stage.kind, "tmpfs");
         for option in [NoSuid, NoDev, NoExec] {
             assert!(stage.options.contains(&option), "{option:?}");
         }
         let container = plan_container(&guest(), &instance());
-        let Some(Step::EnterRoot { carry, .. }) = container.first() else { panic!("root") };
+        let Some(Step::EnterRoot { carry, .. }) = container.first() else {
+            panic!("root")
+        };
         assert_eq!(
             *carry,
-            [Carry { from: RESOURCE_STAGE.to_owned(), to: "/run/secrets".to_owned() }]
+            [Carry {
+                from: RESOURCE_STAGE.to_owned(),
+                to: "/run/secrets".to_owned()
+            }]
         );
-        assert!(!mounts(&container).iter().any(|m| m.target.starts_with("/run")));
+        assert!(
+            !mounts(&container)
+                .iter()
+                .any(|m| m.target.starts_with("/run"))
+        );
     }
 
     #[test]
     fn the_kernel_cannot_be_set_from_inside() {
         let steps = plan_container(&guest(), &instance());
         let proc = position(&steps, |s| matches!(s, Step::Mount(m) if m.kind == "proc"));
-        let sys = position(&steps, |s| *s == Step::Protect { path: "/proc/sys".to_owned() });
+        let sys = position(&steps, |s| {
+            *s == Step::Protect {
+                path: "/proc/sys".to_owned(),
+            }
+        });
         assert!(proc < sys);
-        let sysfs = mounts(&steps).into_iter().find(|m| m.kind == "sysfs").expect("mounted");
+        let sysfs = mounts(&steps)
+            .into_iter()
+            .find(|m| m.kind == "sysfs")
+            .expect("mounted");
         assert!(sysfs.options.contains(&ReadOnly));
     }
 
     #[test]
     fn files_are_hidden_behind_a_device_that_exists() {
         let steps = plan_container(&guest(), &instance());
-        let null =
-            position(&steps, |s| matches!(s, Step::MakeDevice { path, .. } if path == "/dev/null"));
+        let null = position(
+            &steps,
+            |s| matches!(s, Step::MakeDevice { path, .. } if path == "/dev/null"),
+        );
         let hidden = position(&steps, |s| matches!(s, Step::Hide { .. }));
         assert!(null < hidden);
     }
@@ -414,7 +559,10 @@ mod tests {
     fn a_plan_survives_the_pipe() {
         let steps = plan_container(&guest(), &instance());
         let json = serde_json::to_vec(&steps).expect("json");
-        assert_eq!(serde_json::from_slice::<Vec<Step>>(&json).expect("steps"), steps);
+        assert_eq!(
+            serde_json::from_slice::<Vec<Step>>(&json).expect("steps"),
+            steps
+        );
     }
 
     #[test]
@@ -441,7 +589,11 @@ mod tests {
             ),
         ];
         for (program, env, expected) in rows {
-            assert_eq!(exec_candidates(program, env, "/srv"), *expected, "{program} {env:?}");
+            assert_eq!(
+                exec_candidates(program, env, "/srv"),
+                *expected,
+                "{program} {env:?}"
+            );
         }
     }
 }

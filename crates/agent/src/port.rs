@@ -24,7 +24,12 @@ impl Port {
     /// Those of open(2).
     pub fn open(node: &Path) -> io::Result<Self> {
         let nonblocking = i32::try_from(OFlags::NONBLOCK.bits()).map_err(io::Error::other)?;
-        File::options().read(true).write(true).custom_flags(nonblocking).open(node).map(Self)
+        File::options()
+            .read(true)
+            .write(true)
+            .custom_flags(nonblocking)
+            .open(node)
+            .map(Self)
     }
 
     /// Writes all bytes, or fails when that takes longer than `patience`.
@@ -98,9 +103,13 @@ pub(crate) mod tests {
     fn a_host_that_neither_reads_nor_writes_cannot_hold_the_guest() {
         let (mut port, _host) = pair();
         let patience = Duration::from_millis(50);
-        let written = port.write_all(&vec![0; 16 << 20], patience).expect_err("nobody reads");
+        let written = port
+            .write_all(&vec![0; 16 << 20], patience)
+            .expect_err("nobody reads");
         assert_eq!(written.kind(), io::ErrorKind::TimedOut);
-        let read = port.read_exact(&mut [0; 4], patience).expect_err("nobody writes");
+        let read = port
+            .read_exact(&mut [0; 4], patience)
+            .expect_err("nobody writes");
         assert_eq!(read.kind(), io::ErrorKind::TimedOut);
     }
 
@@ -115,7 +124,8 @@ pub(crate) mod tests {
             host
         });
         let mut buffer = [0; 5];
-        port.read_exact(&mut buffer, Duration::from_secs(5)).expect("read");
+        port.read_exact(&mut buffer, Duration::from_secs(5))
+            .expect("read");
         assert_eq!(&buffer, b"assay");
         drop(writer.join().expect("host"));
     }

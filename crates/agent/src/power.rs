@@ -20,7 +20,9 @@ const KEY_POWER: u16 = 116;
 /// only pull the plug.
 pub fn watch() {
     for node in buttons(Path::new("/sys/class/input")) {
-        let Ok(mut device) = File::open(node) else { continue };
+        let Ok(mut device) = File::open(node) else {
+            continue;
+        };
         thread::spawn(move || {
             let mut event = [0; EVENT_LEN];
             while device.read_exact(&mut event).is_ok() {
@@ -66,7 +68,12 @@ mod tests {
             bytes.try_into().expect("length")
         };
         assert!(is_press(&event(1, 116, 1)));
-        for other in [event(1, 116, 0), event(1, 116, 2), event(1, 30, 1), event(0, 116, 1)] {
+        for other in [
+            event(1, 116, 0),
+            event(1, 116, 2),
+            event(1, 30, 1),
+            event(0, 116, 1),
+        ] {
             assert!(!is_press(&other));
         }
     }
@@ -74,9 +81,11 @@ mod tests {
     #[test]
     fn buttons_are_found_by_name() {
         let class = tempfile::tempdir().expect("directory");
-        for (entry, name) in
-            [("event0", "Power Button\n"), ("event1", "Mouse\n"), ("input0", "Power Button\n")]
-        {
+        for (entry, name) in [
+            ("event0", "Power Button\n"),
+            ("event1", "Mouse\n"),
+            ("input0", "Power Button\n"),
+        ] {
             fs::create_dir_all(class.path().join(entry).join("device")).expect("directory");
             fs::write(class.path().join(entry).join("device/name"), name).expect("name");
         }

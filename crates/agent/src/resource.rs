@@ -41,12 +41,16 @@ impl ResourcePath {
             .map(|rest| rest.split('/').map(str::to_owned).collect::<Vec<_>>())
             .filter(|segments| segments.iter().all(|s| good(s)))
             .map(|segments| Self { segments })
-            .ok_or_else(|| ResourcePathError { got: path.to_owned() })
+            .ok_or_else(|| ResourcePathError {
+                got: path.to_owned(),
+            })
     }
 
     /// The path below `root` instead of [`RESOURCE_ROOT`].
     pub fn below(&self, root: &Path) -> PathBuf {
-        self.segments.iter().fold(root.to_owned(), |path, segment| path.join(segment))
+        self.segments
+            .iter()
+            .fold(root.to_owned(), |path, segment| path.join(segment))
     }
 }
 
@@ -86,10 +90,14 @@ pub fn place_resource(
 ) -> Result<(), PlaceError> {
     let file = path.below(root);
     let parent = file.parent().unwrap_or(root);
-    std::fs::create_dir_all(parent)
-        .map_err(|source| PlaceError::Directory { path: file.clone(), source })?;
-    write_new(parent, &file, content, owner)
-        .map_err(|source| PlaceError::Write { path: file.clone(), source })
+    std::fs::create_dir_all(parent).map_err(|source| PlaceError::Directory {
+        path: file.clone(),
+        source,
+    })?;
+    write_new(parent, &file, content, owner).map_err(|source| PlaceError::Write {
+        path: file.clone(),
+        source,
+    })
 }
 
 fn write_new(
@@ -105,7 +113,11 @@ fn write_new(
     let written = (|| {
         rustix::fs::fchmod(fd.as_fd(), Mode::RUSR)?;
         if let Some((uid, gid)) = owner {
-            rustix::fs::fchown(fd.as_fd(), Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)))?;
+            rustix::fs::fchown(
+                fd.as_fd(),
+                Some(Uid::from_raw(uid)),
+                Some(Gid::from_raw(gid)),
+            )?;
         }
         std::fs::File::from(fd).write_all(content)?;
         std::fs::rename(&partial, file)
@@ -167,10 +179,15 @@ mod tests {
             place_resource(root.path(), &path, content, None).expect("written");
             let file = root.path().join("db/password");
             assert_eq!(std::fs::read(&file).expect("read"), content);
-            let mode = std::fs::metadata(&file).expect("metadata").permissions().mode();
+            let mode = std::fs::metadata(&file)
+                .expect("metadata")
+                .permissions()
+                .mode();
             assert_eq!(mode & 0o7777, 0o400);
         }
-        let names = std::fs::read_dir(root.path().join("db")).expect("directory").count();
+        let names = std::fs::read_dir(root.path().join("db"))
+            .expect("directory")
+            .count();
         assert_eq!(names, 1, "no partial file remains");
     }
 

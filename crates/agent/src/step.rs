@@ -10,7 +10,11 @@ use serde::{Deserialize, Serialize};
 
 /// One thing to do. The executor does it or fails; it never decides.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "step", rename_all = "camelCase", rename_all_fields = "camelCase")]
+#[serde(
+    tag = "step",
+    rename_all = "camelCase",
+    rename_all_fields = "camelCase"
+)]
 pub enum Step {
     /// Creates a directory and its missing parents.
     MakeDirectory {

@@ -40,12 +40,19 @@ pub(crate) fn dm_ioctl(
         return Err(too_short());
     }
     let length = u32::try_from(buffer.len()).map_err(|_| too_short())?;
-    buffer.get_mut(12..16).ok_or_else(too_short)?.copy_from_slice(&length.to_ne_bytes());
+    buffer
+        .get_mut(12..16)
+        .ok_or_else(too_short)?
+        .copy_from_slice(&length.to_ne_bytes());
     let request = iowr(0xfd, command as u8, DM_IOCTL_LEN);
     // SAFETY: the device mapper reads and writes `data_size` bytes at the
     // pointer, which is the buffer's length, and keeps no pointer to it.
     let result = unsafe { libc::ioctl(control.as_raw_fd(), request, buffer.as_mut_ptr()) };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
 }
 
 /// `struct snp_guest_request_ioctl` (Linux, `uapi/linux/sev-guest.h`).
@@ -97,13 +104,20 @@ pub(crate) fn snp_extended_report(
     // `response` has the size of `struct snp_report_resp`, and `certificates`
     // has the length given with it.
     let result = unsafe { libc::ioctl(device.as_raw_fd(), code, ptr::from_mut(&mut request)) };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok((response, certificates)) }
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok((response, certificates))
+    }
 }
 
 /// Gives the calling thread, and the processes that it starts, namespaces of
 /// their own.
 pub(crate) fn unshare(flags: UnshareFlags) -> io::Result<()> {
-    assert!(!flags.contains(UnshareFlags::FILES), "file descriptors stay shared");
+    assert!(
+        !flags.contains(UnshareFlags::FILES),
+        "file descriptors stay shared"
+    );
     // SAFETY: unsafe only for CLONE_FILES, which would leave other threads with
     // descriptors that this one closes.
     Ok(unsafe { rustix::thread::unshare_unsafe(flags) }?)
@@ -125,7 +139,11 @@ impl Signals {
             }
             libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, ptr::null_mut())
         };
-        if code != 0 { Err(io::Error::from_raw_os_error(code)) } else { Ok(Self(set)) }
+        if code != 0 {
+            Err(io::Error::from_raw_os_error(code))
+        } else {
+            Ok(Self(set))
+        }
     }
 
     /// Waits for one of the signals, at most for `timeout`.
@@ -136,9 +154,8 @@ impl Signals {
         };
         // SAFETY: both pointers are valid for the call; no information is asked
         // for.
-        let signal = unsafe {
-            libc::sigtimedwait(&raw const self.0, ptr::null_mut(), &raw const timeout)
-        };
+        let signal =
+            unsafe { libc::sigtimedwait(&raw const self.0, ptr::null_mut(), &raw const timeout) };
         (signal > 0).then_some(signal)
     }
 }

@@ -24,7 +24,10 @@ pub struct ValidGuest {
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum GuestRefusal {
     /// The document has another version.
-    #[error("guest configuration has version {got}, this agent reads {}", GuestConfig::VERSION)]
+    #[error(
+        "guest configuration has version {got}, this agent reads {}",
+        GuestConfig::VERSION
+    )]
     Version {
         /// The version found.
         got: u32,
@@ -69,11 +72,15 @@ pub enum GuestRefusal {
 /// The first reason not to start.
 pub fn validate_guest(config: GuestConfig, cmdline: &[u8]) -> Result<ValidGuest, GuestRefusal> {
     if config.version != GuestConfig::VERSION {
-        return Err(GuestRefusal::Version { got: config.version });
+        return Err(GuestRefusal::Version {
+            got: config.version,
+        });
     }
     let running = cmdline.strip_suffix(b"\n").unwrap_or(cmdline);
     if running != config.cmdline.as_bytes() {
-        return Err(GuestRefusal::Cmdline { got: String::from_utf8_lossy(running).into_owned() });
+        return Err(GuestRefusal::Cmdline {
+            got: String::from_utf8_lossy(running).into_owned(),
+        });
     }
     for path in &config.modules {
         if !is_plain_absolute(path) {
@@ -92,20 +99,40 @@ pub fn validate_guest(config: GuestConfig, cmdline: &[u8]) -> Result<ValidGuest,
     if !process.cwd.starts_with('/') {
         return refuse("working directory is not absolute");
     }
-    let strings = process.args.iter().chain(&process.env).chain([&process.cwd]);
+    let strings = process
+        .args
+        .iter()
+        .chain(&process.env)
+        .chain([&process.cwd]);
     if strings.into_iter().any(|s| s.contains('\0')) {
         return refuse("a string contains NUL");
     }
-    if process.env.iter().any(|e| e.find('=').is_none_or(|at| at == 0)) {
+    if process
+        .env
+        .iter()
+        .any(|e| e.find('=').is_none_or(|at| at == 0))
+    {
         return refuse("an environment entry is not NAME=value");
     }
-    let stop_signal = parse_signal(&process.stop_signal)
-        .ok_or_else(|| GuestRefusal::StopSignal { name: process.stop_signal.clone() })?;
-    Ok(ValidGuest { config, stop_signal })
+    let stop_signal =
+        parse_signal(&process.stop_signal).ok_or_else(|| GuestRefusal::StopSignal {
+            name: process.stop_signal.clone(),
+        })?;
+    Ok(ValidGuest {
+        config,
+        stop_signal,
+    })
 }
 
 fn validate_root(root: &RootFs) -> Result<(), GuestRefusal> {
-    let RootFs::DmVerity { serial, block_size, data_blocks, hash_start_block, salt, .. } = root;
+    let RootFs::DmVerity {
+        serial,
+        block_size,
+        data_blocks,
+        hash_start_block,
+        salt,
+        ..
+    } = root;
     let refuse = |what| Err(GuestRefusal::Verity { what });
     if serial.is_empty() || serial.len() > 20 {
         return refuse("serial");
@@ -121,7 +148,9 @@ fn validate_root(root: &RootFs) -> Result<(), GuestRefusal> {
         return refuse("hash start block");
     }
     // dm-verity: at most 256 bytes of salt.
-    if salt.len() > 512 || hex::decode(salt).is_err() || salt.bytes().any(|b| b.is_ascii_uppercase())
+    if salt.len() > 512
+        || hex::decode(salt).is_err()
+        || salt.bytes().any(|b| b.is_ascii_uppercase())
     {
         return refuse("salt");
     }
@@ -191,7 +220,10 @@ pub enum InstanceRefusal {
     #[error("the instance data is not a valid document")]
     Parse(#[source] serde_json::Error),
     /// The document has another version.
-    #[error("instance data has version {got}, this agent reads {}", InstanceData::VERSION)]
+    #[error(
+        "instance data has version {got}, this agent reads {}",
+        InstanceData::VERSION
+    )]
     Version {
         /// The version found.
         got: u32,
@@ -235,8 +267,10 @@ pub fn validate_instance(document: Vec<u8>) -> Result<ValidInstance, InstanceRef
         return Err(InstanceRefusal::Version { got: data.version });
     }
     let network = &data.network;
-    let refuse =
-        |field, got: &str| InstanceRefusal::Network { field, got: got.to_owned() };
+    let refuse = |field, got: &str| InstanceRefusal::Network {
+        field,
+        got: got.to_owned(),
+    };
 
     let (address, prefix) = network
         .address
@@ -244,12 +278,18 @@ pub fn validate_instance(document: Vec<u8>) -> Result<ValidInstance, InstanceRef
         .and_then(|(address, prefix)| Some((address.parse().ok()?, prefix.parse().ok()?)))
         .filter(|(_, prefix)| (1..=32).contains(prefix))
         .ok_or_else(|| refuse("network.address", &network.address))?;
-    let gateway =
-        network.gateway.parse().map_err(|_| refuse("network.gateway", &network.gateway))?;
+    let gateway = network
+        .gateway
+        .parse()
+        .map_err(|_| refuse("network.gateway", &network.gateway))?;
     let nameservers = network
         .nameservers
         .iter()
-        .map(|server| server.parse().map_err(|_| refuse("network.nameservers", server)))
+        .map(|server| {
+            server
+                .parse()
+                .map_err(|_| refuse("network.nameservers", server))
+        })
         .collect::<Result<_, _>>()?;
     let hostname = fit_hostname(&network.hostname)
         .ok_or_else(|| refuse("network.hostname", &network.hostname))?;
@@ -265,11 +305,15 @@ pub fn validate_instance(document: Vec<u8>) -> Result<ValidInstance, InstanceRef
 
     let mut resources: Vec<(ResourceRequest, ResourcePath)> = Vec::new();
     for request in &data.resources {
-        let path = ResourcePath::parse(&request.path).map_err(|source| {
-            InstanceRefusal::Resource { name: request.name.clone(), source }
-        })?;
+        let path =
+            ResourcePath::parse(&request.path).map_err(|source| InstanceRefusal::Resource {
+                name: request.name.clone(),
+                source,
+            })?;
         if resources.iter().any(|(_, other)| *other == path) {
-            return Err(InstanceRefusal::DuplicateResource { path: request.path.clone() });
+            return Err(InstanceRefusal::DuplicateResource {
+                path: request.path.clone(),
+            });
         }
         resources.push((request.clone(), path));
     }
@@ -298,9 +342,9 @@ fn fit_hostname(name: &str) -> Option<String> {
 
 #[cfg(test)]
 pub(crate) mod tests {
+    use assay_tee::Sha256Digest;
     use assay_tee::guest_config::Process;
     use assay_tee::instance::{Network, PodIdentity, VerifierEndpoint};
-    use assay_tee::Sha256Digest;
 
     use super::*;
 
@@ -333,7 +377,10 @@ pub(crate) mod tests {
 
     pub(crate) fn test_ca() -> String {
         let key = rcgen::KeyPair::generate().expect("key");
-        rcgen::CertificateParams::default().self_signed(&key).expect("certificate").pem()
+        rcgen::CertificateParams::default()
+            .self_signed(&key)
+            .expect("certificate")
+            .pem()
     }
 
     pub(crate) fn good_instance() -> InstanceData {
@@ -341,7 +388,10 @@ pub(crate) mod tests {
             version: 1,
             namespace: "shop".to_owned(),
             deployment: "web".to_owned(),
-            pod: PodIdentity { name: "web-1".to_owned(), uid: "u-1".to_owned() },
+            pod: PodIdentity {
+                name: "web-1".to_owned(),
+                uid: "u-1".to_owned(),
+            },
             node: "n1".to_owned(),
             policy_hash: Sha256Digest::of(b"policy"),
             verifier: VerifierEndpoint {
@@ -391,11 +441,21 @@ pub(crate) mod tests {
         }
     }
 
-    type Mutation = (&'static str, fn(&mut GuestConfig), fn(&GuestRefusal) -> bool);
+    type Mutation = (
+        &'static str,
+        fn(&mut GuestConfig),
+        fn(&GuestRefusal) -> bool,
+    );
 
     fn root(config: &mut GuestConfig) -> (&mut u32, &mut u64, &mut u64, &mut String, &mut String) {
-        let RootFs::DmVerity { serial, block_size, data_blocks, hash_start_block, salt, .. } =
-            &mut config.root;
+        let RootFs::DmVerity {
+            serial,
+            block_size,
+            data_blocks,
+            hash_start_block,
+            salt,
+            ..
+        } = &mut config.root;
         (block_size, data_blocks, hash_start_block, salt, serial)
     }
 
@@ -405,9 +465,21 @@ pub(crate) mod tests {
         let process = |e: &GuestRefusal| matches!(e, GuestRefusal::Process { .. });
         let module = |e: &GuestRefusal| matches!(e, GuestRefusal::ModulePath { .. });
         let rows: &[Mutation] = &[
-            ("version", |c| c.version = 2, |e| *e == GuestRefusal::Version { got: 2 }),
-            ("relative module", |c| c.modules = vec!["erofs.ko".to_owned()], module),
-            ("module ..", |c| c.modules = vec!["/lib/../x.ko".to_owned()], module),
+            (
+                "version",
+                |c| c.version = 2,
+                |e| *e == GuestRefusal::Version { got: 2 },
+            ),
+            (
+                "relative module",
+                |c| c.modules = vec!["erofs.ko".to_owned()],
+                module,
+            ),
+            (
+                "module ..",
+                |c| c.modules = vec!["/lib/../x.ko".to_owned()],
+                module,
+            ),
             ("empty serial", |c| root(c).4.clear(), verity),
             ("long serial", |c| *root(c).4 = "x".repeat(21), verity),
             ("block size 0", |c| *root(c).0 = 0, verity),
@@ -417,14 +489,34 @@ pub(crate) mod tests {
             ("overflow", |c| *root(c).1 = u64::MAX / 2, verity),
             ("tree inside the data", |c| *root(c).2 = 99, verity),
             ("odd salt", |c| *root(c).3 = "0".to_owned(), verity),
-            ("salt with space", |c| *root(c).3 = "00 1 x".to_owned(), verity),
+            (
+                "salt with space",
+                |c| *root(c).3 = "00 1 x".to_owned(),
+                verity,
+            ),
             ("long salt", |c| *root(c).3 = "00".repeat(257), verity),
             ("no arguments", |c| c.process.args.clear(), process),
-            ("empty program", |c| c.process.args = vec![String::new()], process),
-            ("relative cwd", |c| c.process.cwd = "srv".to_owned(), process),
+            (
+                "empty program",
+                |c| c.process.args = vec![String::new()],
+                process,
+            ),
+            (
+                "relative cwd",
+                |c| c.process.cwd = "srv".to_owned(),
+                process,
+            ),
             ("NUL", |c| c.process.args.push("a\0b".to_owned()), process),
-            ("env without =", |c| c.process.env.push("HOME".to_owned()), process),
-            ("env without name", |c| c.process.env.push("=x".to_owned()), process),
+            (
+                "env without =",
+                |c| c.process.env.push("HOME".to_owned()),
+                process,
+            ),
+            (
+                "env without name",
+                |c| c.process.env.push("=x".to_owned()),
+                process,
+            ),
             (
                 "signal",
                 |c| c.process.stop_signal = "SIGNOPE".to_owned(),
@@ -458,24 +550,68 @@ pub(crate) mod tests {
 
     #[test]
     fn one_mutation_of_a_good_instance_is_refused_for_its_own_reason() {
-        type Row = (&'static str, fn(&mut InstanceData), fn(&InstanceRefusal) -> bool);
+        type Row = (
+            &'static str,
+            fn(&mut InstanceData),
+            fn(&InstanceRefusal) -> bool,
+        );
         let network = |e: &InstanceRefusal| matches!(e, InstanceRefusal::Network { .. });
         let verifier = |e: &InstanceRefusal| matches!(e, InstanceRefusal::Verifier(_));
         let resource = |e: &InstanceRefusal| matches!(e, InstanceRefusal::Resource { .. });
         let rows: &[Row] = &[
-            ("version", |d| d.version = 0, |e| matches!(e, InstanceRefusal::Version { got: 0 })),
-            ("no prefix", |d| d.network.address = "10.0.2.15".to_owned(), network),
-            ("prefix 33", |d| d.network.address = "10.0.2.15/33".to_owned(), network),
-            ("prefix 0", |d| d.network.address = "10.0.2.15/0".to_owned(), network),
-            ("gateway name", |d| d.network.gateway = "gw".to_owned(), network),
-            ("name server", |d| d.network.nameservers.push("x\noptions".to_owned()), network),
-            ("hostname newline", |d| d.network.hostname = "a\nb".to_owned(), network),
+            (
+                "version",
+                |d| d.version = 0,
+                |e| matches!(e, InstanceRefusal::Version { got: 0 }),
+            ),
+            (
+                "no prefix",
+                |d| d.network.address = "10.0.2.15".to_owned(),
+                network,
+            ),
+            (
+                "prefix 33",
+                |d| d.network.address = "10.0.2.15/33".to_owned(),
+                network,
+            ),
+            (
+                "prefix 0",
+                |d| d.network.address = "10.0.2.15/0".to_owned(),
+                network,
+            ),
+            (
+                "gateway name",
+                |d| d.network.gateway = "gw".to_owned(),
+                network,
+            ),
+            (
+                "name server",
+                |d| d.network.nameservers.push("x\noptions".to_owned()),
+                network,
+            ),
+            (
+                "hostname newline",
+                |d| d.network.hostname = "a\nb".to_owned(),
+                network,
+            ),
             ("hostname empty", |d| d.network.hostname.clear(), network),
-            ("verifier by name", |d| d.verifier.addresses = vec!["v:1".to_owned()], network),
+            (
+                "verifier by name",
+                |d| d.verifier.addresses = vec!["v:1".to_owned()],
+                network,
+            ),
             ("no address", |d| d.verifier.addresses.clear(), verifier),
-            ("plain http", |d| d.verifier.url = "http://broker".to_owned(), verifier),
+            (
+                "plain http",
+                |d| d.verifier.url = "http://broker".to_owned(),
+                verifier,
+            ),
             ("no CA", |d| d.verifier.ca.clear(), verifier),
-            ("outside", |d| d.resources[0].path = "/etc/passwd".to_owned(), resource),
+            (
+                "outside",
+                |d| d.resources[0].path = "/etc/passwd".to_owned(),
+                resource,
+            ),
             (
                 "twice",
                 |d| d.resources.push(d.resources[0].clone()),
@@ -485,8 +621,7 @@ pub(crate) mod tests {
         for (name, mutate, expected) in rows {
             let mut data = good_instance();
             mutate(&mut data);
-            let refusal =
-                validate_instance(data.encode().expect("json")).expect_err(name);
+            let refusal = validate_instance(data.encode().expect("json")).expect_err(name);
             assert!(expected(&refusal), "{name}: {refusal:?}");
         }
     }
@@ -501,7 +636,10 @@ pub(crate) mod tests {
             String::new(),
         ] {
             assert!(
-                matches!(validate_instance(bad.clone().into_bytes()), Err(InstanceRefusal::Parse(_))),
+                matches!(
+                    validate_instance(bad.clone().into_bytes()),
+                    Err(InstanceRefusal::Parse(_))
+                ),
                 "{bad}"
             );
         }

@@ -41,13 +41,22 @@ pub enum VerityError {
 
 /// Length of the device in sectors.
 fn sectors(disk: &VerityDisk) -> Option<u64> {
-    disk.data_blocks.checked_mul(u64::from(disk.block_size)).map(|bytes| bytes / SECTOR)
+    disk.data_blocks
+        .checked_mul(u64::from(disk.block_size))
+        .map(|bytes| bytes / SECTOR)
 }
 
 /// The target's parameters. A block that fails verification stops the kernel:
 /// a workload must not go on with a disk that someone changes.
 fn parameters(disk: &VerityDisk, device: &str) -> String {
-    let VerityDisk { block_size, data_blocks, hash_start_block, root_hash, salt, .. } = disk;
+    let VerityDisk {
+        block_size,
+        data_blocks,
+        hash_start_block,
+        root_hash,
+        salt,
+        ..
+    } = disk;
     let salt = if salt.is_empty() { "-" } else { salt };
     format!(
         "1 {device} {device} {block_size} {block_size} {data_blocks} {hash_start_block} \
@@ -143,11 +152,12 @@ mod tests {
         let root = "ab".repeat(32);
         assert_eq!(
             parameters(&disk(), "/dev/vda"),
-            format!(
-                "1 /dev/vda /dev/vda 4096 4096 100 101 sha256 {root} - 1 panic_on_corruption"
-            )
+            format!("1 /dev/vda /dev/vda 4096 4096 100 101 sha256 {root} - 1 panic_on_corruption")
         );
-        let salted = VerityDisk { salt: "00ff".to_owned(), ..disk() };
+        let salted = VerityDisk {
+            salt: "00ff".to_owned(),
+            ..disk()
+        };
         assert!(parameters(&salted, "/dev/vda").ends_with(" 00ff 1 panic_on_corruption"));
     }
 
@@ -156,7 +166,10 @@ mod tests {
         let bytes = table(&disk(), "/dev/vda").expect("table");
         let word = |at: usize| u32::from_ne_bytes(bytes[at..at + 4].try_into().expect("word"));
         let long = |at: usize| u64::from_ne_bytes(bytes[at..at + 8].try_into().expect("long"));
-        assert_eq!((word(0), word(16), word(20), word(28)), (4, 312, 1, READ_ONLY));
+        assert_eq!(
+            (word(0), word(16), word(20), word(28)),
+            (4, 312, 1, READ_ONLY)
+        );
         assert_eq!(&bytes[48..59], b"assay-root\0");
         assert_eq!((long(312), long(320)), (0, 800));
         assert_eq!(word(332) as usize, bytes.len() - 312);
@@ -179,6 +192,15 @@ mod tests {
     fn what_does_not_fit_is_refused() {
         assert!(header("", 0, 0).is_none());
         assert!(header(&"x".repeat(128), 0, 0).is_none());
-        assert!(table(&VerityDisk { data_blocks: u64::MAX, ..disk() }, "/dev/vda").is_none());
+        assert!(
+            table(
+                &VerityDisk {
+                    data_blocks: u64::MAX,
+                    ..disk()
+                },
+                "/dev/vda"
+            )
+            .is_none()
+        );
     }
 }

@@ -6,6 +6,7 @@
 //! own, with a single thread, it needs none of the care of code between fork
 //! and exec.
 
+use std::fs::File;
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::process::CommandExt as _;
 use std::process::{Command, Stdio};
@@ -87,47 +88,48 @@ pub fn start(steps: &[Step]) -> Result<Workload, WorkloadError> {
         // The pipe closes when the process becomes the workload; before that,
         // whatever comes through it is the reason why it cannot.
         let mut message = String::new();
-        output.read_to_string(&mut message).map_err(WorkloadError::Plan)?;
+        output
+            .read_to_string(&mut message)
+            .map_err(WorkloadError::Plan)?;
         if message.is_empty() {
             Ok(Workload { pid })
         } else {
-            Err(WorkloadError::Failed { message: printable(&message) })
+            Err(WorkloadError::Failed {
+                message: printable(&message),
+            })
         }
     });
-    thread.join().unwrap_or(Err(WorkloadError::Start(io::ErrorKind::Other.into())))
+    thread
+        .join()
+        .unwrap_or(Err(WorkloadError::Start(io::ErrorKind::Other.into())))
 }
 
 /// The other side of [`start`]: carries out the plan on standard input. Returns
-/// only if that fails.
+/// only if that fails, after the pipe has told PID 1.
 pub fn run_stage() -> i32 {
-    let Err(message) = carry_out() else { return CANNOT_RUN };
-    let _ = io::stderr().write_all(format!("assay: {message}\n").as_bytes());
+    // Ends by itself when the workload takes over.
+    let Ok(status) = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdout(), 3) else {
+        return CANNOT_RUN;
+    };
+    let result = receive_plan()
+        .map_err(|e| describe(&e))
+        .and_then(|steps| exec::run(&steps).map_err(|e| describe(&e)));
+    if let Err(message) = result {
+        // If PID 1 does not hear it, it still sees the exit status.
+        let _ = File::from(status).write_all(message.as_bytes());
+    }
     CANNOT_RUN
 }
 
-fn carry_out() -> Result<(), String> {
-    let told = |e: &dyn std::error::Error| describe(e);
+/// Reads the plan and leaves the workload's own standard streams behind.
+fn receive_plan() -> io::Result<Vec<Step>> {
     let mut plan = Vec::new();
-    io::stdin().read_to_end(&mut plan).map_err(|e| told(&e))?;
-    // From now on standard output is the console, and the pipe ends by itself
-    // when the workload takes over.
-    let status = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdout(), 3)
-        .map_err(|e| told(&io::Error::from(e)))?;
-    let mut status = std::fs::File::from(status);
-    let result = (|| {
-        rustix::stdio::dup2_stdout(rustix::stdio::stderr()).map_err(io::Error::from)?;
-        let null = std::fs::File::open("/dev/null")?;
-        rustix::stdio::dup2_stdin(&null).map_err(io::Error::from)?;
-        // No terminal's signals reach the workload, and its own stay its own.
-        rustix::process::setsid().map_err(io::Error::from)?;
-        serde_json::from_slice::<Vec<Step>>(&plan).map_err(io::Error::from)
-    })()
-    .map_err(|e| told(&e))
-    .and_then(|steps| exec::run(&steps).map_err(|e| told(&e)));
-    if let Err(message) = &result {
-        let _ = status.write_all(message.as_bytes());
-    }
-    result
+    io::stdin().read_to_end(&mut plan)?;
+    rustix::stdio::dup2_stdin(File::open("/dev/null")?)?;
+    rustix::stdio::dup2_stdout(rustix::stdio::stderr())?;
+    // No terminal's signals reach the workload.
+    rustix::process::setsid()?;
+    Ok(serde_json::from_slice(&plan)?)
 }
 
 /// Signals that ask this guest to stop.
@@ -186,7 +188,11 @@ impl Supervisor {
             if let Ok(result) = receiver.try_recv() {
                 return Ok(result);
             }
-            if self.0.wait(LOOK).is_some_and(|signal| STOP.contains(&signal)) {
+            if self
+                .0
+                .wait(LOOK)
+                .is_some_and(|signal| STOP.contains(&signal))
+            {
                 return Err(Stopped);
             }
         }
@@ -199,7 +205,11 @@ impl Supervisor {
             if let Some(code) = reap(workload.pid) {
                 return code;
             }
-            if self.0.wait(LOOK).is_some_and(|signal| STOP.contains(&signal)) {
+            if self
+                .0
+                .wait(LOOK)
+                .is_some_and(|signal| STOP.contains(&signal))
+            {
                 // It may have ended just now, which the next round finds out.
                 let _ = rustix::process::kill_process(workload.pid, stop_signal);
             }
@@ -220,7 +230,9 @@ fn reap(workload: Pid) -> Option<i32> {
 
 /// The status as a shell tells it; `None` for a process that goes on.
 fn exit_code(status: WaitStatus) -> Option<i32> {
-    status.exit_status().or_else(|| Some(128 + status.terminating_signal()?))
+    status
+        .exit_status()
+        .or_else(|| Some(128 + status.terminating_signal()?))
 }
 
 #[cfg(test)]
@@ -228,11 +240,18 @@ mod tests {
     use super::*;
 
     #[test]
+    #[expect(
+        clippy::zombie_processes,
+        reason = "waited for by its id, as PID 1 does"
+    )]
     fn the_status_of_a_process_is_that_of_a_shell() {
         for (script, expected) in [("exit 7", 7), ("kill -TERM $$", 128 + 15)] {
-            let child = Command::new("sh").args(["-c", script]).spawn().expect("shell");
+            let child = Command::new("sh")
+                .args(["-c", script])
+                .spawn()
+                .expect("shell");
             let pid = Pid::from_raw(i32::try_from(child.id()).expect("pid")).expect("pid");
-            // Only this child: other tests have their own.
+            // Only this child, as other tests have theirs.
             let (_, status) = loop {
                 if let Some(ended) =
                     rustix::process::waitpid(Some(pid), WaitOptions::empty()).expect("wait")

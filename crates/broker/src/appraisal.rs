@@ -91,7 +91,12 @@ impl BrokerCheck {
 
     fn fail(self, reason: &str, expected: &str, observed: impl Into<String>) -> CheckStatus {
         let expected = Some(expected.to_owned());
-        self.status(CheckResult::Fail, Some(reason.to_owned()), expected, Some(observed.into()))
+        self.status(
+            CheckResult::Fail,
+            Some(reason.to_owned()),
+            expected,
+            Some(observed.into()),
+        )
     }
 
     fn status(
@@ -101,7 +106,13 @@ impl BrokerCheck {
         expected: Option<String>,
         observed: Option<String>,
     ) -> CheckStatus {
-        CheckStatus { name: self.as_str().to_owned(), result, reason, expected, observed }
+        CheckStatus {
+            name: self.as_str().to_owned(),
+            result,
+            reason,
+            expected,
+            observed,
+        }
     }
 }
 
@@ -126,8 +137,9 @@ pub struct Appraisal {
     pub trust_domain: Option<TrustDomain>,
     /// What the report says; to be believed only if it was accepted.
     pub claims: Option<Claims>,
-    /// Whether a genuine report binds this session and this instance: true of
-    /// every acceptance, and of rejections that really come from the guest.
+    /// Whether a genuine report binds this session and this instance, and the
+    /// session is no replay: true of every acceptance, and of rejections that
+    /// really come from the guest.
     pub authentic: bool,
 }
 
@@ -164,34 +176,47 @@ pub fn decide_attestation(
             Ok(deployment) => deployment,
             Err(error) => return Ok(Decision::Unidentified(error)),
         };
-    let identity = format!("{}/{} ({})", instance.namespace, instance.pod.name, instance.pod.uid);
+    let identity = format!(
+        "{}/{} ({})",
+        instance.namespace, instance.pod.name, instance.pod.uid
+    );
+    let freshness = check_freshness(nonce, observed.record.as_ref(), instance);
+    let fresh = freshness.result == CheckResult::Pass;
     let mut checks = vec![
-        check_freshness(nonce, observed.record.as_ref(), instance),
+        freshness,
         BrokerCheck::InstanceIdentity.pass(identity),
         check_verifier(instance, verifier),
         check_policy(instance, observed.policy.as_deref())?,
         check_image(observed.image.as_deref()),
     ];
 
-    let runtime_data = submission.runtime_data.binding(&submission.additional_evidence)?;
+    let runtime_data = submission
+        .runtime_data
+        .binding(&submission.additional_evidence)?;
     let binding = Binding {
-        report_data: submission.runtime_data.report_data(&submission.additional_evidence)?,
+        report_data: submission
+            .runtime_data
+            .report_data(&submission.additional_evidence)?,
         host_data: *InstanceData::host_data(submission.instance_document.as_bytes()).as_bytes(),
     };
     let machine = &deployment.spec.machine;
-    let verdict = observed.image.as_deref().zip(observed.policy.as_deref()).map(|(image, policy)| {
-        appraise(
-            &Evidence::from_table(
-                submission.evidence.report.clone(),
-                submission.certificates.clone(),
-            ),
-            &verifier.anchors,
-            &reference_values(image, machine),
-            &appraisal_policy(&policy.spec, machine),
-            &binding,
-            now,
-        )
-    });
+    let verdict = observed
+        .image
+        .as_deref()
+        .zip(observed.policy.as_deref())
+        .map(|(image, policy)| {
+            appraise(
+                &Evidence::from_table(
+                    submission.evidence.report.clone(),
+                    submission.certificates.clone(),
+                ),
+                &verifier.anchors,
+                &reference_values(image, machine),
+                &appraisal_policy(&policy.spec, machine),
+                &binding,
+                now,
+            )
+        });
     match &verdict {
         Some(verdict) => checks.extend(verdict.checks.iter().map(check_status)),
         None => checks.extend(CheckName::ALL.iter().map(|name| skipped(*name))),
@@ -209,21 +234,31 @@ pub fn decide_attestation(
         .filter(|_| checks_pass)
         .and_then(|policy| now.checked_add(policy.spec.freshness.max_age.get()).ok());
     let accepted = expires_at.is_some();
-    let reason = if accepted { "Accepted".to_owned() } else { first_reason(&checks) };
-    let diagnosis =
-        verdict.as_ref().zip(observed.image.as_deref()).and_then(|(verdict, image)| {
-            diagnose(verdict, image, deployment)
-        });
+    let reason = if accepted {
+        "Accepted".to_owned()
+    } else {
+        first_reason(&checks)
+    };
+    let diagnosis = verdict
+        .as_ref()
+        .zip(observed.image.as_deref())
+        .and_then(|(verdict, image)| diagnose(verdict, image, deployment));
     let trust_domain = verdict.as_ref().and_then(|verdict| verdict.trust_domain);
     let claims = verdict.as_ref().and_then(|verdict| verdict.claims.clone());
     let status = AttestationRecordStatus {
-        verdict: if accepted { RecordVerdict::Accepted } else { RecordVerdict::Rejected },
+        verdict: if accepted {
+            RecordVerdict::Accepted
+        } else {
+            RecordVerdict::Rejected
+        },
         reason,
         tee: trust_domain.map_or(machine.tee, |domain| TeeType::from(domain.tee())),
         trust_domain: trust_domain
             .map_or_else(|| "Unknown".to_owned(), |domain| domain.to_string()),
         measurement: claims.as_ref().map(|claims| claims.measurement.to_string()),
-        reference_value: verdict.as_ref().and_then(|verdict| verdict.reference_value.clone()),
+        reference_value: verdict
+            .as_ref()
+            .and_then(|verdict| verdict.reference_value.clone()),
         policy_hash: match observed.policy.as_deref() {
             Some(policy) => policy.spec.hash()?.to_string(),
             None => instance.policy_hash.to_string(),
@@ -248,14 +283,22 @@ pub fn decide_attestation(
             uid: instance.pod.uid.clone(),
         },
         node_name: instance.node.clone(),
-        deployment_ref: LocalReference { name: instance.deployment.clone() },
+        deployment_ref: LocalReference {
+            name: instance.deployment.clone(),
+        },
         image_ref: LocalReference {
             name: image_name(&observed.lineage, deployment).to_owned(),
         },
         policy_ref: deployment.spec.policy_ref.clone(),
     };
-    let authentic = verdict.as_ref().is_some_and(is_authentic);
-    Ok(Decision::Appraised(Box::new(Appraisal { spec, status, trust_domain, claims, authentic })))
+    let authentic = fresh && verdict.as_ref().is_some_and(is_authentic);
+    Ok(Decision::Appraised(Box::new(Appraisal {
+        spec,
+        status,
+        trust_domain,
+        claims,
+        authentic,
+    })))
 }
 
 /// A nonce must be newer than the acceptance that is in force. A replica that
@@ -275,7 +318,10 @@ fn check_freshness(
         Some(verified_at) if verified_at.as_second() > issued_at => BrokerCheck::Freshness.fail(
             "NonceSuperseded",
             &format!("a nonce issued after {verified_at}"),
-            format!("issued {}s before", verified_at.as_second().saturating_sub(issued_at)),
+            format!(
+                "issued {}s before",
+                verified_at.as_second().saturating_sub(issued_at)
+            ),
         ),
         _ => BrokerCheck::Freshness.pass("a nonce of this session, used once"),
     }
@@ -331,7 +377,8 @@ fn check_image(image: Option<&MeasuredImage>) -> CheckStatus {
 
 fn check_status(check: &Check) -> CheckStatus {
     let text = |text: &Option<String>| {
-        text.as_ref().map(|text| text.chars().take(MAX_TEXT).collect::<String>())
+        text.as_ref()
+            .map(|text| text.chars().take(MAX_TEXT).collect::<String>())
     };
     CheckStatus {
         name: check.name.as_str().to_owned(),
@@ -378,7 +425,9 @@ fn is_authentic(verdict: &Verdict) -> bool {
     ]
     .into_iter()
     .all(|name| {
-        verdict.check(name).is_some_and(|check| check.result == assay_attest::CheckResult::Pass)
+        verdict
+            .check(name)
+            .is_some_and(|check| check.result == assay_attest::CheckResult::Pass)
     })
 }
 
@@ -396,8 +445,9 @@ fn diagnose(
         .measurement;
     let machine = &deployment.spec.machine;
     let name = image.metadata.name.as_deref().unwrap_or_default();
-    let other =
-        rows(image).iter().find(|row| row.digest.parse::<LaunchDigest>() == Ok(measurement));
+    let other = rows(image)
+        .iter()
+        .find(|row| row.digest.parse::<LaunchDigest>() == Ok(measurement));
     Some(match other {
         Some(row) => Diagnosis {
             type_: "OtherShape".to_owned(),
@@ -416,195 +466,4 @@ fn diagnose(
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::fixtures;
-    use assay_crds::v1alpha1::measured_image::DigestState;
-    use jiff::ToSpan as _;
-
-    struct Case {
-        submission: Submission,
-        nonce: IssuedNonce,
-        observed: Observed,
-        verifier: VerifierIdentity,
-        now: Timestamp,
-    }
-
-    fn good() -> Case {
-        Case {
-            submission: fixtures::submission(),
-            nonce: fixtures::nonce(),
-            observed: fixtures::observed(),
-            verifier: fixtures::verifier(),
-            now: fixtures::now(),
-        }
-    }
-
-    fn decide(case: &Case) -> Appraisal {
-        let Case { submission, nonce, observed, verifier, now } = case;
-        fixtures::appraised(decide_attestation(submission, nonce, observed, verifier, *now).unwrap())
-    }
-
-    fn submitted(instance: &InstanceData, page: u8) -> Submission {
-        let guest = fixtures::launch(page, instance);
-        Submission::parse(&fixtures::attest(&guest, instance)).unwrap()
-    }
-
-    #[test]
-    fn a_good_guest_is_accepted() {
-        let appraisal = decide(&good());
-        assert!(appraisal.is_accepted(), "{:#?}", appraisal.status.checks);
-        assert!(appraisal.authentic);
-        assert!(appraisal.is_simulated());
-        let status = appraisal.status;
-        assert_eq!(status.reason, "Accepted");
-        assert_eq!(status.tee, TeeType::SimulatedSnp);
-        assert_eq!(status.reference_value.as_deref(), Some("one"));
-        assert_eq!(status.expires_at, Some(Time(fixtures::now() + 1800.seconds())));
-        assert_eq!(status.checks.len(), 5 + CheckName::ALL.len());
-        assert_eq!(
-            InstanceData::host_data(status.evidence.instance_data.as_bytes()),
-            InstanceData::host_data(&fixtures::instance().encode().unwrap())
-        );
-    }
-
-    /// One change to the good case; the reason that the record must then have.
-    #[test]
-    fn every_mutation_has_its_reason() {
-        type Change = fn(&mut Case);
-        fn policy(case: &mut Case) -> &mut AttestationPolicy {
-            Arc::make_mut(case.observed.policy.as_mut().unwrap())
-        }
-        fn image(case: &mut Case) -> &mut MeasuredImage {
-            Arc::make_mut(case.observed.image.as_mut().unwrap())
-        }
-        fn deployment(case: &mut Case) -> &mut ConfidentialDeployment {
-            Arc::make_mut(case.observed.deployment.as_mut().unwrap())
-        }
-        /// Another policy, and a guest that was launched under it.
-        fn repolicy(case: &mut Case, change: fn(&mut AttestationPolicy)) {
-            change(policy(case));
-            let mut instance = fixtures::instance();
-            instance.policy_hash = policy(case).spec.hash().unwrap();
-            case.submission = submitted(&instance, 1);
-        }
-        let rows: Vec<(Change, &str)> = vec![
-            (|c| c.submission = submitted(&fixtures::instance(), 9), "MeasurementUnknown"),
-            (|c| c.submission = submitted(&fixtures::instance(), 2), "MeasurementUnknown"),
-            (|c| deployment(c).spec.machine.vcpus = 2, "MeasurementUnknown"),
-            (|c| deployment(c).spec.machine.tee = TeeType::Snp, "TeeNotAllowed"),
-            (
-                |c| {
-                    image(c).spec.lifecycle.state = LifecycleState::Revoked;
-                },
-                "ImageRevoked",
-            ),
-            (
-                |c| {
-                    let status = image(c).status.as_mut().unwrap();
-                    status.launch_digests[0].state = DigestState::Revoked;
-                },
-                "MeasurementRevoked",
-            ),
-            (|c| image(c).status = None, "MeasurementUnknown"),
-            (|c| c.observed.image = None, "ImageMissing"),
-            (|c| c.observed.policy = None, "PolicyMissing"),
-            (|c| policy(c).spec.release.clear(), "PolicyHashMismatch"),
-            (|c| c.verifier.ca = "another".to_owned(), "VerifierMismatch"),
-            (|c| c.verifier.anchors = TrustAnchors::amd(), "RootUnknown"),
-            (|c| repolicy(c, |p| p.spec.tees = vec![TeeType::Snp]), "TeeNotAllowed"),
-            (|c| repolicy(c, |p| p.spec.snp.products.clear()), "ProductNotAllowed"),
-            (
-                |c| repolicy(c, |p| p.spec.snp.products[0].minimum_tcb.snp = 24),
-                "TcbTooOld",
-            ),
-            (|c| repolicy(c, |p| p.spec.snp.vmpls = vec![1]), "VmplNotAllowed"),
-            (
-                |c| repolicy(c, |p| p.spec.snp.crl = assay_crds::v1alpha1::attestation_policy::CrlRules::default()),
-                "RevocationListMissing",
-            ),
-            (|c| c.now += (365 * 30 * 24).hours(), "CertificateExpired"),
-            (|c| c.submission.runtime_data.nonce.push('='), "ReportDataMismatch"),
-            (
-                |c| {
-                    let other = fixtures::attestation_body();
-                    let other = Submission::parse(&other).unwrap().runtime_data;
-                    c.submission.runtime_data.tee_pubkey.x = other.tee_pubkey.y;
-                },
-                "ReportDataMismatch",
-            ),
-            (|c| c.submission.instance_document.push(' '), "HostDataMismatch"),
-            (|c| c.submission.evidence.report[0x90] ^= 1, "ReportSignatureInvalid"),
-            (|c| c.submission.evidence.report[0x330] ^= 1, "ReservedByteSet"),
-            (|c| c.submission.evidence.report.push(0), "ReportLengthInvalid"),
-            (|c| c.submission.certificates.0.clear(), "RootMissing"),
-            (
-                |c| {
-                    let mut record = fixtures::record();
-                    record.status.as_mut().unwrap().verified_at.0 += 1.seconds();
-                    c.observed.record = Some(record);
-                },
-                "NonceSuperseded",
-            ),
-        ];
-        for (index, (change, reason)) in rows.into_iter().enumerate() {
-            let mut case = good();
-            change(&mut case);
-            let appraisal = decide(&case);
-            assert!(!appraisal.is_accepted(), "row {index}");
-            assert_eq!(appraisal.status.reason, reason, "row {index}");
-            assert_eq!(appraisal.status.expires_at, None, "row {index}");
-            assert!(appraisal.status.checks.len() <= 64);
-        }
-    }
-
-    /// Evidence of one pod's guest does not serve another pod.
-    #[test]
-    fn instance_data_of_another_pod_is_unidentified() {
-        let mut case = good();
-        let pod = case.observed.lineage.pod.as_mut().unwrap();
-        pod.metadata.uid = Some("another".to_owned());
-        let Case { submission, nonce, observed, verifier, now } = &case;
-        let decision = decide_attestation(submission, nonce, observed, verifier, *now).unwrap();
-        assert!(matches!(decision, Decision::Unidentified(IdentityError::PodUid { .. })));
-    }
-
-    #[test]
-    fn only_evidence_that_binds_session_and_instance_is_authentic() {
-        let mut wrong_measurement = good();
-        wrong_measurement.submission = submitted(&fixtures::instance(), 9);
-        assert!(decide(&wrong_measurement).authentic);
-        let changes: [fn(&mut Case); 4] = [
-            |c| c.submission.evidence.report[0x50] ^= 1,
-            |c| c.submission.runtime_data.nonce.push('='),
-            |c| c.submission.instance_document.push(' '),
-            |c| c.verifier.anchors = TrustAnchors::amd(),
-        ];
-        for change in changes {
-            let mut case = good();
-            change(&mut case);
-            assert!(!decide(&case).authentic);
-        }
-    }
-
-    #[test]
-    fn an_unknown_digest_is_explained() {
-        let mut other_shape = good();
-        other_shape.submission = submitted(&fixtures::instance(), 2);
-        let diagnosis = decide(&other_shape).status.diagnosis.unwrap();
-        assert_eq!(diagnosis.type_, "OtherShape");
-        assert!(diagnosis.message.contains("2 vCPUs of EPYC-v4"), "{}", diagnosis.message);
-        let mut unknown = good();
-        unknown.submission = submitted(&fixtures::instance(), 9);
-        assert_eq!(decide(&unknown).status.diagnosis.unwrap().type_, "Unknown");
-        assert_eq!(decide(&good()).status.diagnosis, None);
-    }
-
-    /// The pod of an earlier acceptance may attest again with a later nonce.
-    #[test]
-    fn attesting_again_is_accepted() {
-        let mut case = good();
-        case.observed.record = Some(fixtures::record());
-        assert!(decide(&case).is_accepted());
-    }
-}
+mod tests;

@@ -18,7 +18,7 @@ use assay_tee::page_info::{PAGE_SIZE, PageType};
 use assay_tee::{GuestPolicy, InstanceData, LaunchDigest, TcbVersion};
 use jiff::Timestamp;
 use k8s_openapi::ByteString;
-use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
+use k8s_openapi::api::apps::v1::ReplicaSet;
 use k8s_openapi::api::core::v1::{Pod, Secret};
 use rcgen::KeyPair;
 use serde_json::json;
@@ -52,7 +52,13 @@ pub(crate) fn now_seconds() -> u64 {
 fn endorsement() -> &'static Endorsement {
     static ENDORSEMENT: OnceLock<Endorsement> = OnceLock::new();
     ENDORSEMENT.get_or_init(|| {
-        let tcb = TcbVersion { fmc: None, bootloader: 9, tee: 0, snp: 23, microcode: 72 };
+        let tcb = TcbVersion {
+            fmc: None,
+            bootloader: 9,
+            tee: 0,
+            snp: 23,
+            microcode: 72,
+        };
         let not_before = Timestamp::from_second(1_700_000_000).unwrap();
         Endorsement::generate("chip", tcb, not_before).unwrap()
     })
@@ -60,7 +66,10 @@ fn endorsement() -> &'static Endorsement {
 
 pub(crate) fn verifier() -> VerifierIdentity {
     let anchors = TrustAnchors::with_simulated(endorsement().chain().anchor());
-    VerifierIdentity { ca: CA.to_owned(), anchors }
+    VerifierIdentity {
+        ca: CA.to_owned(),
+        anchors,
+    }
 }
 
 pub(crate) fn instance() -> InstanceData {
@@ -68,7 +77,10 @@ pub(crate) fn instance() -> InstanceData {
         version: InstanceData::VERSION,
         namespace: NAMESPACE.to_owned(),
         deployment: DEPLOYMENT.to_owned(),
-        pod: PodIdentity { name: POD.to_owned(), uid: POD_UID.to_owned() },
+        pod: PodIdentity {
+            name: POD.to_owned(),
+            uid: POD_UID.to_owned(),
+        },
         node: NODE.to_owned(),
         policy_hash: policy().spec.hash().unwrap(),
         verifier: VerifierEndpoint {
@@ -94,8 +106,12 @@ pub(crate) fn instance() -> InstanceData {
 pub(crate) fn launch(fill: u8, instance: &InstanceData) -> assay_psp_sim::Guest {
     let processor = Processor::new(endorsement().clone()).unwrap();
     let mut launching = processor.launch_start(GuestPolicy::default()).unwrap();
-    launching.launch_update(PageType::Normal, 0, &[fill; PAGE_SIZE]).unwrap();
-    launching.launch_finish(InstanceData::host_data(&instance.encode().unwrap())).unwrap()
+    launching
+        .launch_update(PageType::Normal, 0, &[fill; PAGE_SIZE])
+        .unwrap();
+    launching
+        .launch_finish(InstanceData::host_data(&instance.encode().unwrap()))
+        .unwrap()
 }
 
 pub(crate) fn digest() -> LaunchDigest {
@@ -116,7 +132,10 @@ pub(crate) fn evidence(guest: &assay_psp_sim::Guest, report_data: [u8; 64]) -> S
 pub(crate) fn response<T: serde::Serialize>(cookie: &str, body: &T) -> HttpResponse {
     HttpResponse {
         status: 200,
-        headers: vec![("set-cookie".to_owned(), format!("{SESSION_COOKIE}={cookie}"))],
+        headers: vec![(
+            "set-cookie".to_owned(),
+            format!("{SESSION_COOKIE}={cookie}"),
+        )],
         body: serde_json::to_vec(body).unwrap(),
     }
 }
@@ -127,7 +146,12 @@ pub(crate) fn challenged() -> (ChallengedSession, IssuedNonce) {
     let nonce = issuer.issue(SESSION, now_seconds()).unwrap();
     let issued = issuer.verify(&nonce, SESSION, now_seconds()).unwrap();
     let session = GuestSession::new().unwrap();
-    (session.on_challenge(&response(SESSION, &Challenge::new(nonce))).unwrap(), issued)
+    (
+        session
+            .on_challenge(&response(SESSION, &Challenge::new(nonce)))
+            .unwrap(),
+        issued,
+    )
 }
 
 /// The body of the guest's attestation request.
@@ -140,7 +164,8 @@ pub(crate) fn attest(guest: &assay_psp_sim::Guest, instance: &InstanceData) -> V
 
 pub(crate) fn attestation_body() -> Vec<u8> {
     static BODY: OnceLock<Vec<u8>> = OnceLock::new();
-    BODY.get_or_init(|| attest(&launch(1, &instance()), &instance())).clone()
+    BODY.get_or_init(|| attest(&launch(1, &instance()), &instance()))
+        .clone()
 }
 
 pub(crate) fn submission() -> Submission {
@@ -148,7 +173,10 @@ pub(crate) fn submission() -> Submission {
 }
 
 pub(crate) fn nonce() -> IssuedNonce {
-    IssuedNonce { id: [3; 24], issued_at: now_seconds() }
+    IssuedNonce {
+        id: [3; 24],
+        issued_at: now_seconds(),
+    }
 }
 
 pub(crate) fn deployment() -> ConfidentialDeployment {
@@ -218,8 +246,8 @@ pub(crate) fn policy() -> AttestationPolicy {
     .unwrap()
 }
 
-fn owned_by(kind: &str, uid: &str) -> serde_json::Value {
-    json!([{ "apiVersion": "v1", "kind": kind, "name": "owner", "uid": uid, "controller": true }])
+fn owned_by(kind: &str, name: &str, uid: &str) -> serde_json::Value {
+    json!([{ "apiVersion": "apps/v1", "kind": kind, "name": name, "uid": uid, "controller": true }])
 }
 
 pub(crate) fn lineage() -> Lineage {
@@ -227,27 +255,25 @@ pub(crate) fn lineage() -> Lineage {
         "metadata": {
             "name": POD, "namespace": NAMESPACE, "uid": POD_UID,
             "labels": { DEPLOYMENT_LABEL: DEPLOYMENT },
-            "ownerReferences": owned_by("ReplicaSet", "rs-uid"),
+            "ownerReferences": owned_by("ReplicaSet", "web-6d5f", "rs-uid"),
         },
         "spec": { "nodeName": NODE, "containers": [] },
     }))
     .unwrap();
     let replica_set: ReplicaSet = serde_json::from_value(json!({
-        "metadata": { "uid": "rs-uid", "ownerReferences": owned_by("Deployment", "dep-uid") },
+        "metadata": {
+            "uid": "rs-uid", "ownerReferences": owned_by("Deployment", DEPLOYMENT, "dep-uid"),
+        },
         "spec": {
             "selector": {},
             "template": { "metadata": { "labels": { IMAGE_LABEL: IMAGE } } },
         },
     }))
     .unwrap();
-    let workload: Deployment = serde_json::from_value(json!({
-        "metadata": {
-            "uid": "dep-uid",
-            "ownerReferences": owned_by("ConfidentialDeployment", "cdep-uid"),
-        },
-    }))
-    .unwrap();
-    Lineage { pod: Some(pod), replica_set: Some(replica_set), workload: Some(workload) }
+    Lineage {
+        pod: Some(pod),
+        replica_set: Some(replica_set),
+    }
 }
 
 pub(crate) fn observed() -> Observed {

@@ -7,19 +7,17 @@
 use assay_crds::names::{DEPLOYMENT_LABEL, IMAGE_LABEL};
 use assay_crds::v1alpha1::ConfidentialDeployment;
 use assay_tee::InstanceData;
-use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
+use k8s_openapi::api::apps::v1::ReplicaSet;
 use k8s_openapi::api::core::v1::Pod;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 
-/// The pod and the objects above it, as the API server has them.
+/// The pod and what controls it, as the API server has them.
 #[derive(Debug, Clone, Default)]
 pub struct Lineage {
     /// The pod that the instance data names.
     pub pod: Option<Pod>,
     /// The ReplicaSet that controls the pod.
     pub replica_set: Option<ReplicaSet>,
-    /// The Deployment that controls the ReplicaSet.
-    pub workload: Option<Deployment>,
 }
 
 /// Why the instance data's identity is not believed.
@@ -89,8 +87,12 @@ pub fn check_identity<'a>(
     if pod.metadata.deletion_timestamp.is_some() {
         return Err(IdentityError::PodTerminating);
     }
-    let label =
-        pod.metadata.labels.as_ref().and_then(|labels| labels.get(DEPLOYMENT_LABEL)).cloned();
+    let label = pod
+        .metadata
+        .labels
+        .as_ref()
+        .and_then(|labels| labels.get(DEPLOYMENT_LABEL))
+        .cloned();
     if label.as_deref() != Some(instance.deployment.as_str()) {
         return Err(IdentityError::PodLabel { got: label });
     }
@@ -99,27 +101,39 @@ pub fn check_identity<'a>(
         return Err(IdentityError::PodNode { got: node });
     }
     let deployment = deployment.ok_or(IdentityError::DeploymentMissing)?;
-    let replica_set = &lineage.replica_set.as_ref().map(|object| &object.metadata);
-    let workload = &lineage.workload.as_ref().map(|object| &object.metadata);
-    let chain = [
-        ("the pod", "ReplicaSet", Some(&pod.metadata), *replica_set),
-        ("the ReplicaSet", "Deployment", *replica_set, *workload),
-        ("the Deployment", "ConfidentialDeployment", *workload, Some(&deployment.metadata)),
-    ];
-    for (link, owner_kind, child, owner) in chain {
-        if !child.zip(owner).is_some_and(|(child, owner)| controls(owner_kind, owner, child)) {
-            return Err(IdentityError::NotControlled(link));
-        }
+    let replica_set = lineage.replica_set.as_ref().map(|object| &object.metadata);
+    if !replica_set.is_some_and(|replica_set| controls("ReplicaSet", replica_set, &pod.metadata)) {
+        return Err(IdentityError::NotControlled("the pod"));
+    }
+    // The Deployment of a ConfidentialDeployment has its name. It is not read:
+    // whoever may write Deployments of the namespace may mount its Secrets
+    // anyway, and gains nothing from a forged owner.
+    let workload = replica_set.and_then(|replica_set| controller_name(replica_set, "Deployment"));
+    if workload != Some(instance.deployment.as_str()) {
+        return Err(IdentityError::NotControlled("the ReplicaSet"));
     }
     Ok(deployment)
 }
 
 /// Whether `owner` is the controller of `child`, by UID.
 fn controls(owner_kind: &str, owner: &ObjectMeta, child: &ObjectMeta) -> bool {
-    let Some(uid) = owner.uid.as_deref().filter(|uid| !uid.is_empty()) else { return false };
-    child.owner_references.iter().flatten().any(|reference| {
-        reference.controller == Some(true) && reference.kind == owner_kind && reference.uid == uid
-    })
+    let Some(uid) = owner.uid.as_deref().filter(|uid| !uid.is_empty()) else {
+        return false;
+    };
+    controller(child, owner_kind).is_some_and(|reference| reference.uid == uid)
+}
+
+fn controller<'a>(child: &'a ObjectMeta, kind: &str) -> Option<&'a OwnerReference> {
+    child
+        .owner_references
+        .iter()
+        .flatten()
+        .find(|reference| reference.controller == Some(true) && reference.kind == kind)
+}
+
+/// Name of the controller of `child` that has `kind`.
+pub fn controller_name<'a>(child: &'a ObjectMeta, kind: &str) -> Option<&'a str> {
+    controller(child, kind).map(|reference| reference.name.as_str())
 }
 
 /// Name of the MeasuredImage that the pod was made to run: while a deployment
@@ -129,19 +143,17 @@ pub fn image_name<'a>(lineage: &'a Lineage, deployment: &'a ConfidentialDeployme
     lineage
         .replica_set
         .as_ref()
-        .and_then(|replica_set| replica_set.spec.as_ref()?.template.as_ref()?.metadata.as_ref())
+        .and_then(|replica_set| {
+            replica_set
+                .spec
+                .as_ref()?
+                .template
+                .as_ref()?
+                .metadata
+                .as_ref()
+        })
         .and_then(|metadata| metadata.labels.as_ref()?.get(IMAGE_LABEL))
         .unwrap_or(&deployment.spec.image_ref.name)
-}
-
-/// Name of the controller of `child` that has `kind`.
-pub fn controller_name<'a>(child: &'a ObjectMeta, kind: &str) -> Option<&'a str> {
-    child
-        .owner_references
-        .iter()
-        .flatten()
-        .find(|reference| reference.controller == Some(true) && reference.kind == kind)
-        .map(|reference| reference.name.as_str())
 }
 
 #[cfg(test)]
@@ -156,8 +168,11 @@ mod tests {
     #[test]
     fn the_deployment_s_pod_is_believed() {
         let deployment = fixtures::deployment();
-        let found =
-            check_identity(&fixtures::instance(), &fixtures::lineage(), Some(&deployment));
+        let found = check_identity(
+            &fixtures::instance(),
+            &fixtures::lineage(),
+            Some(&deployment),
+        );
         assert_eq!(found, Ok(&deployment));
     }
 
@@ -177,9 +192,12 @@ mod tests {
     #[test]
     fn every_break_is_found() {
         type Change = fn(&mut Lineage);
-        let rows: [(Change, &str); 10] = [
+        let rows: [(Change, &str); 11] = [
             (|l| l.pod = None, "PodMissing"),
-            (|l| pod(l).metadata.uid = Some("other".to_owned()), "PodUidMismatch"),
+            (
+                |l| pod(l).metadata.uid = Some("other".to_owned()),
+                "PodUidMismatch",
+            ),
             (|l| pod(l).metadata.uid = None, "PodUidMismatch"),
             (
                 |l| {
@@ -189,9 +207,19 @@ mod tests {
                 "PodTerminating",
             ),
             (|l| pod(l).metadata.labels = None, "PodLabelMismatch"),
-            (|l| pod(l).spec.as_mut().unwrap().node_name = None, "PodNodeMismatch"),
-            (|l| pod(l).metadata.owner_references = None, "PodNotControlled"),
+            (
+                |l| pod(l).spec.as_mut().unwrap().node_name = None,
+                "PodNodeMismatch",
+            ),
+            (
+                |l| pod(l).metadata.owner_references = None,
+                "PodNotControlled",
+            ),
             (|l| l.replica_set = None, "PodNotControlled"),
+            (
+                |l| l.replica_set.as_mut().unwrap().metadata.uid = Some("other".to_owned()),
+                "PodNotControlled",
+            ),
             (
                 |l| {
                     let replica_set = l.replica_set.as_mut().unwrap();
@@ -201,8 +229,8 @@ mod tests {
             ),
             (
                 |l| {
-                    let workload = l.workload.as_mut().unwrap();
-                    workload.metadata.owner_references.as_mut().unwrap()[0].uid =
+                    let replica_set = l.replica_set.as_mut().unwrap();
+                    replica_set.metadata.owner_references.as_mut().unwrap()[0].name =
                         "other".to_owned();
                 },
                 "PodNotControlled",

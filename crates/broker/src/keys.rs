@@ -81,13 +81,20 @@ impl BrokerKeys {
         let ca_key = key("the certificate authority's key")?;
         let mut params = ca_params();
         set_validity(&mut params, now, CA_YEARS * 365);
-        let ca = params.self_signed(&ca_key).map_err(|source| KeysError::Generate {
-            what: "the certificate authority",
-            source,
-        })?;
+        let ca = params
+            .self_signed(&ca_key)
+            .map_err(|source| KeysError::Generate {
+                what: "the certificate authority",
+                source,
+            })?;
         let mut nonce_key = Zeroizing::new([0; 32]);
         aws_lc_rs::rand::fill(nonce_key.as_mut_slice()).map_err(|_| KeysError::Random)?;
-        Ok(Self { ca: ca.pem(), ca_key, token_key: key("the token key")?, nonce_key })
+        Ok(Self {
+            ca: ca.pem(),
+            ca_key,
+            token_key: key("the token key")?,
+            nonce_key,
+        })
     }
 
     /// The entries of the Secret.
@@ -110,15 +117,15 @@ impl BrokerKeys {
     /// With the first entry that is missing or malformed.
     pub fn parse(entries: &BTreeMap<String, Vec<u8>>) -> Result<Self, KeysError> {
         let entry = |name| entries.get(name).ok_or(KeysError::Missing(name));
-        let text = |name| {
-            str::from_utf8(entry(name)?).map_err(|_| KeysError::Malformed(name))
-        };
+        let text = |name| str::from_utf8(entry(name)?).map_err(|_| KeysError::Malformed(name));
         let key = |name| {
             KeyPair::from_pem_and_sign_algo(text(name)?, &PKCS_ECDSA_P256_SHA256)
                 .map_err(|_| KeysError::Malformed(name))
         };
-        let nonce_key: [u8; 32] =
-            entry(NONCE_KEY)?.as_slice().try_into().map_err(|_| KeysError::Malformed(NONCE_KEY))?;
+        let nonce_key: [u8; 32] = entry(NONCE_KEY)?
+            .as_slice()
+            .try_into()
+            .map_err(|_| KeysError::Malformed(NONCE_KEY))?;
         let ca = text(CA_CERTIFICATE)?.to_owned();
         if !ca.contains("-----BEGIN CERTIFICATE-----") {
             return Err(KeysError::Malformed(CA_CERTIFICATE));
@@ -154,7 +161,10 @@ impl BrokerKeys {
         names: &[String],
         now: Timestamp,
     ) -> Result<Arc<ServerConfig>, KeysError> {
-        let failed = |source| KeysError::Generate { what: "the TLS certificate", source };
+        let failed = |source| KeysError::Generate {
+            what: "the TLS certificate",
+            source,
+        };
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(failed)?;
         let mut params = CertificateParams::new(names.to_vec()).map_err(failed)?;
         params.distinguished_name = distinguished_name("assay-broker");
@@ -209,7 +219,10 @@ fn distinguished_name(common_name: &str) -> DistinguishedName {
 /// Valid from yesterday, because clocks differ, for `days`.
 fn set_validity(params: &mut CertificateParams, now: Timestamp, days: i64) {
     let date = |days: i64| {
-        let date = now.to_zoned(TimeZone::UTC).date().saturating_add(days.days());
+        let date = now
+            .to_zoned(TimeZone::UTC)
+            .date()
+            .saturating_add(days.days());
         rcgen::date_time_ymd(
             i32::from(date.year()),
             date.month().unsigned_abs(),
@@ -235,7 +248,9 @@ mod tests {
     /// A handshake in memory: client and server of this process.
     fn handshake(ca: &str, server: Arc<ServerConfig>, name: &str) -> Result<(), rustls::Error> {
         let mut roots = RootCertStore::empty();
-        roots.add(CertificateDer::from_pem_slice(ca.as_bytes()).unwrap()).unwrap();
+        roots
+            .add(CertificateDer::from_pem_slice(ca.as_bytes()).unwrap())
+            .unwrap();
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let client = ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
@@ -255,7 +270,10 @@ mod tests {
             client.read_tls(&mut bytes.as_slice()).unwrap();
             client.process_new_packets()?;
         }
-        assert_eq!(client.protocol_version(), Some(rustls::ProtocolVersion::TLSv1_3));
+        assert_eq!(
+            client.protocol_version(),
+            Some(rustls::ProtocolVersion::TLSv1_3)
+        );
         Ok(())
     }
 
@@ -278,7 +296,12 @@ mod tests {
         assert_eq!(read.ca, keys.ca);
         assert_eq!(read.nonce_key(), keys.nonce_key());
         let token = keys.token_key().unwrap().sign(&fixtures::claims()).unwrap();
-        assert!(read.token_key().unwrap().verify(&token, fixtures::now()).is_ok());
+        assert!(
+            read.token_key()
+                .unwrap()
+                .verify(&token, fixtures::now())
+                .is_ok()
+        );
         // A certificate that this replica makes chains to the other's authority.
         let names = server_names("assay-system");
         let config = read.server_config(&names, Timestamp::now()).unwrap();
@@ -291,7 +314,10 @@ mod tests {
         for name in [CA_CERTIFICATE, CA_KEY, TOKEN_KEY, NONCE_KEY] {
             let mut missing = good.clone();
             missing.remove(name);
-            assert!(matches!(BrokerKeys::parse(&missing), Err(KeysError::Missing(_))), "{name}");
+            assert!(
+                matches!(BrokerKeys::parse(&missing), Err(KeysError::Missing(_))),
+                "{name}"
+            );
             let mut malformed = good.clone();
             malformed.insert(name.to_owned(), b"junk".to_vec());
             assert!(

@@ -12,7 +12,7 @@ use assay_crds::v1alpha1::{
 use assay_tee::InstanceData;
 use futures::{Stream, StreamExt as _};
 use k8s_openapi::NamespaceResourceScope;
-use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
+use k8s_openapi::api::apps::v1::ReplicaSet;
 use k8s_openapi::api::core::v1::{ObjectReference, Pod, Secret};
 use kube::api::{Api, Patch, PatchParams};
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
@@ -46,7 +46,10 @@ impl KubernetesCluster {
         let (deployments, watch_deployments) = watch(&client);
         let (images, watch_images) = watch(&client);
         let (policies, watch_policies) = watch(&client);
-        let reporter = Reporter { controller: format!("assay.dev/{BROKER}"), instance: None };
+        let reporter = Reporter {
+            controller: format!("assay.dev/{BROKER}"),
+            instance: None,
+        };
         let recorder = Recorder::new(client.clone(), reporter);
         let driver = async {
             tokio::join!(
@@ -55,13 +58,25 @@ impl KubernetesCluster {
                 watch_policies.for_each(|()| async {}),
             );
         };
-        (Self { client, deployments, images, policies, recorder }, driver)
+        (
+            Self {
+                client,
+                deployments,
+                images,
+                policies,
+                recorder,
+            },
+            driver,
+        )
     }
 
     /// Waits until every watch has listed what there is.
     pub fn synced(&self) -> impl Future<Output = bool> + Send + use<> {
-        let (deployments, images, policies) =
-            (self.deployments.clone(), self.images.clone(), self.policies.clone());
+        let (deployments, images, policies) = (
+            self.deployments.clone(),
+            self.images.clone(),
+            self.policies.clone(),
+        );
         async move {
             deployments.wait_until_ready().await.is_ok()
                 && images.wait_until_ready().await.is_ok()
@@ -88,7 +103,10 @@ impl KubernetesCluster {
             + Debug
             + DeserializeOwned,
     {
-        self.api(namespace).get_opt(name).await.map_err(|source| api_error(action, source))
+        self.api(namespace)
+            .get_opt(name)
+            .await
+            .map_err(|source| api_error(action, source))
     }
 
     /// The watched copy, or the object itself where there is no copy yet.
@@ -114,22 +132,17 @@ impl KubernetesCluster {
 
     async fn lineage(&self, namespace: &str, pod: &str) -> Result<Lineage, ClusterError> {
         let pod: Option<Pod> = self.get("read the pod", namespace, pod).await?;
-        let owner = |child: Option<&kube::api::ObjectMeta>, kind: &str| {
-            child.and_then(|child| controller_name(child, kind)).map(str::to_owned)
-        };
-        let replica_set = match owner(pod.as_ref().map(Resource::meta), "ReplicaSet") {
+        let owner = pod
+            .as_ref()
+            .and_then(|pod| controller_name(&pod.metadata, "ReplicaSet"));
+        let replica_set = match owner {
             Some(name) => {
-                self.get::<ReplicaSet>("read the ReplicaSet", namespace, &name).await?
+                self.get::<ReplicaSet>("read the ReplicaSet", namespace, name)
+                    .await?
             }
             None => None,
         };
-        let workload = match owner(replica_set.as_ref().map(Resource::meta), "Deployment") {
-            Some(name) => {
-                self.get::<Deployment>("read the Deployment", namespace, &name).await?
-            }
-            None => None,
-        };
-        Ok(Lineage { pod, replica_set, workload })
+        Ok(Lineage { pod, replica_set })
     }
 }
 
@@ -150,7 +163,10 @@ where
 }
 
 fn api_error(action: &'static str, source: kube::Error) -> ClusterError {
-    ClusterError::Api { action, source: Box::new(source) }
+    ClusterError::Api {
+        action,
+        source: Box::new(source),
+    }
 }
 
 /// As [`api_error`], but a conflict is told apart. An object that has vanished
@@ -176,7 +192,11 @@ impl Cluster for KubernetesCluster {
             self.read_record(namespace, &instance.pod.name),
         )?;
         let Some(deployment) = deployment else {
-            return Ok(Observed { lineage, record, ..Observed::default() });
+            return Ok(Observed {
+                lineage,
+                record,
+                ..Observed::default()
+            });
         };
         let (image, policy) = tokio::try_join!(
             self.cached(
@@ -192,7 +212,13 @@ impl Cluster for KubernetesCluster {
                 &deployment.spec.policy_ref.name
             ),
         )?;
-        Ok(Observed { lineage, deployment: Some(deployment), image, policy, record })
+        Ok(Observed {
+            lineage,
+            deployment: Some(deployment),
+            image,
+            policy,
+            record,
+        })
     }
 
     async fn observe_release(
@@ -212,11 +238,17 @@ impl Cluster for KubernetesCluster {
         let policy = match &deployment {
             Some(deployment) => {
                 let name = &deployment.spec.policy_ref.name;
-                self.get("read the AttestationPolicy", namespace, name).await?
+                self.get("read the AttestationPolicy", namespace, name)
+                    .await?
             }
             None => None,
         };
-        Ok(ReleaseObserved { record, deployment, image, policy })
+        Ok(ReleaseObserved {
+            record,
+            deployment,
+            image,
+            policy,
+        })
     }
 
     async fn read_record(
@@ -241,23 +273,21 @@ impl Cluster for KubernetesCluster {
                 && existing.metadata.labels == record.metadata.labels
                 && existing.metadata.owner_references == record.metadata.owner_references
         });
-        let base_version = match unchanged {
-            Some(existing) => existing.resource_version(),
-            None => {
-                let mut base = record.clone();
-                base.status = None;
-                base.metadata.resource_version =
-                    existing.and_then(kube::ResourceExt::resource_version);
-                let applied = api
-                    .patch(&name, &params, &Patch::Apply(&base))
-                    .await
-                    .map_err(|source| write_error("apply the AttestationRecord", source))?;
-                if existing.is_none() && applied.status.is_some() {
-                    // Another replica was first.
-                    return Err(ClusterError::Conflict);
-                }
-                applied.resource_version()
+        let base_version = if let Some(existing) = unchanged {
+            existing.resource_version()
+        } else {
+            let mut base = record.clone();
+            base.status = None;
+            base.metadata.resource_version = existing.and_then(kube::ResourceExt::resource_version);
+            let applied = api
+                .patch(&name, &params, &Patch::Apply(&base))
+                .await
+                .map_err(|source| write_error("apply the AttestationRecord", source))?;
+            if existing.is_none() && applied.status.is_some() {
+                // Another replica was first.
+                return Err(ClusterError::Conflict);
             }
+            applied.resource_version()
         };
         let status = json!({
             "apiVersion": AttestationRecord::api_version(&()),
@@ -281,9 +311,12 @@ impl Cluster for KubernetesCluster {
 
     async fn notify(&self, namespace: &str, pod: &str, pod_uid: &str, notice: Notice) {
         let (type_, reason, action, note) = match notice {
-            Notice::SecretReleased { path } => {
-                (EventType::Normal, "SecretReleased", "Release", format!("Released {path}"))
-            }
+            Notice::SecretReleased { path } => (
+                EventType::Normal,
+                "SecretReleased",
+                "Release",
+                format!("Released {path}"),
+            ),
             Notice::SecretRefused { path, reason } => (
                 EventType::Warning,
                 "SecretRefused",
@@ -317,3 +350,6 @@ impl Cluster for KubernetesCluster {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -69,7 +69,9 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
         }
         None => TrustAnchors::amd(),
     };
-    let client = kube::Client::try_default().await.context("cannot configure the API client")?;
+    let client = kube::Client::try_default()
+        .await
+        .context("cannot configure the API client")?;
     let namespace = &arguments.namespace;
     let keys = get_or_create_keys(&client, namespace, Timestamp::now()).await?;
     publish_ca(&client, namespace, &keys.ca).await?;
@@ -85,7 +87,10 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
 
     let service = Service::new(ServiceParts {
         cluster,
-        verifier: VerifierIdentity { ca: keys.ca.clone(), anchors },
+        verifier: VerifierIdentity {
+            ca: keys.ca.clone(),
+            anchors,
+        },
         nonces: NonceIssuer::new(keys.nonce_key()),
         used_nonces: Box::new(BoundedNonceCache::new(NONCE_CACHE)),
         tokens: keys.token_key()?,
@@ -135,9 +140,10 @@ async fn renew_certificate(keys: BrokerKeys, names: Vec<String>, tls: RustlsConf
 /// answered.
 async fn shut_down(handle: Handle<SocketAddr>, ready: Arc<AtomicBool>) {
     use tokio::signal::unix::{SignalKind, signal};
-    let (Ok(mut terminate), Ok(mut interrupt)) =
-        (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
-    else {
+    let (Ok(mut terminate), Ok(mut interrupt)) = (
+        signal(SignalKind::terminate()),
+        signal(SignalKind::interrupt()),
+    ) else {
         tracing::error!("cannot listen for signals");
         return;
     };

@@ -22,7 +22,10 @@ pub fn appraisal_policy(spec: &AttestationPolicySpec, machine: &Machine) -> Appr
     let AttestationPolicySpec { tees, snp, .. } = spec;
     let guest_policy = [
         (snp.guest_policy.debug, GuestPolicyBit::Debug),
-        (snp.guest_policy.migration_agent, GuestPolicyBit::MigrationAgent),
+        (
+            snp.guest_policy.migration_agent,
+            GuestPolicyBit::MigrationAgent,
+        ),
         (snp.guest_policy.smt, GuestPolicyBit::Smt),
     ];
     let forbidden = guest_policy
@@ -44,8 +47,14 @@ pub fn appraisal_policy(spec: &AttestationPolicySpec, machine: &Machine) -> Appr
         tcb_against: snp.tcb_against.iter().map(|kind| tcb_kind(*kind)).collect(),
         signing_keys: vec![SigningKeyPolicy::Vcek],
         vmpls: snp.vmpls.clone(),
-        guest_policy: GuestPolicyRules { forbidden, ..GuestPolicyRules::default() },
-        platform: PlatformRules { required, forbidden: Vec::new() },
+        guest_policy: GuestPolicyRules {
+            forbidden,
+            ..GuestPolicyRules::default()
+        },
+        platform: PlatformRules {
+            required,
+            forbidden: Vec::new(),
+        },
         revocation_list: match snp.crl.mode {
             CrlMode::Require => RevocationListMode::Required,
             CrlMode::NotRequired => RevocationListMode::NotRequired,
@@ -57,14 +66,26 @@ pub fn appraisal_policy(spec: &AttestationPolicySpec, machine: &Machine) -> Appr
 }
 
 fn product_policy(policy: &api::ProductPolicy) -> ProductPolicy {
-    let MinimumTcb { boot_loader, tee, snp, microcode, fmc } = policy.minimum_tcb;
+    let MinimumTcb {
+        boot_loader,
+        tee,
+        snp,
+        microcode,
+        fmc,
+    } = policy.minimum_tcb;
     ProductPolicy {
         product: match policy.name {
             api::Product::Milan => Product::Milan,
             api::Product::Genoa => Product::Genoa,
             api::Product::Turin => Product::Turin,
         },
-        minimum_tcb: TcbVersion { fmc, bootloader: boot_loader, tee, snp, microcode },
+        minimum_tcb: TcbVersion {
+            fmc,
+            bootloader: boot_loader,
+            tee,
+            snp,
+            microcode,
+        },
         minimum_firmware: None,
     }
 }
@@ -89,7 +110,11 @@ pub fn reference_values(image: &MeasuredImage, machine: &Machine) -> ReferenceVa
             DigestState::Accepted if !revoked => ReferenceState::Accepted,
             DigestState::Accepted | DigestState::Revoked => ReferenceState::Revoked,
         };
-        Some(ReferenceValue { id: row.id.clone(), digest, state })
+        Some(ReferenceValue {
+            id: row.id.clone(),
+            digest,
+            state,
+        })
     };
     let rows = rows(image).iter().filter(|row| has_shape(row, machine));
     ReferenceValues(rows.filter_map(value).collect())
@@ -97,7 +122,10 @@ pub fn reference_values(image: &MeasuredImage, machine: &Machine) -> ReferenceVa
 
 /// The image's launch digests.
 pub fn rows(image: &MeasuredImage) -> &[LaunchDigestRow] {
-    image.status.as_ref().map_or(&[], |status| &status.launch_digests)
+    image
+        .status
+        .as_ref()
+        .map_or(&[], |status| &status.launch_digests)
 }
 
 fn has_shape(row: &LaunchDigestRow, machine: &Machine) -> bool {

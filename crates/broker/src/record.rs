@@ -5,9 +5,7 @@ use std::collections::BTreeMap;
 use assay_crds::conditions::{ConditionState, merge};
 use assay_crds::names::{DEPLOYMENT_LABEL, IMAGE_LABEL};
 use assay_crds::v1alpha1::AttestationRecord;
-use assay_crds::v1alpha1::attestation_record::{
-    AttestationRecordStatus, HistoryEntry, Verdict,
-};
+use assay_crds::v1alpha1::attestation_record::{AttestationRecordStatus, HistoryEntry, Verdict};
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 
@@ -45,12 +43,17 @@ pub fn plan_record(
     if let Some(status) = predecessor {
         check_displaces(appraisal, status)?;
     }
-    let mut record =
-        AttestationRecord::new(&appraisal.spec.pod_ref.name, appraisal.spec.clone());
+    let mut record = AttestationRecord::new(&appraisal.spec.pod_ref.name, appraisal.spec.clone());
     record.metadata.namespace = Some(namespace.to_owned());
     record.metadata.labels = Some(BTreeMap::from([
-        (DEPLOYMENT_LABEL.to_owned(), appraisal.spec.deployment_ref.name.clone()),
-        (IMAGE_LABEL.to_owned(), appraisal.spec.image_ref.name.clone()),
+        (
+            DEPLOYMENT_LABEL.to_owned(),
+            appraisal.spec.deployment_ref.name.clone(),
+        ),
+        (
+            IMAGE_LABEL.to_owned(),
+            appraisal.spec.image_ref.name.clone(),
+        ),
     ]));
     record.metadata.owner_references = Some(vec![OwnerReference {
         api_version: "v1".to_owned(),
@@ -65,7 +68,11 @@ pub fn plan_record(
     let ready = ConditionState {
         type_: "Ready",
         status: appraisal.is_accepted().into(),
-        reason: if appraisal.is_accepted() { "Accepted" } else { "Rejected" },
+        reason: if appraisal.is_accepted() {
+            "Accepted"
+        } else {
+            "Rejected"
+        },
         message: status.reason.clone(),
     };
     let before = predecessor.map_or(&[][..], |status| &status.conditions);
@@ -91,7 +98,10 @@ fn check_displaces(
 /// Whether a record's acceptance holds at `now`.
 pub fn is_in_force(status: &AttestationRecordStatus, now: Timestamp) -> bool {
     status.verdict == Verdict::Accepted
-        && status.expires_at.as_ref().is_some_and(|expiry| now < expiry.0)
+        && status
+            .expires_at
+            .as_ref()
+            .is_some_and(|expiry| now < expiry.0)
 }
 
 fn history(status: &AttestationRecordStatus) -> Vec<HistoryEntry> {
@@ -100,7 +110,10 @@ fn history(status: &AttestationRecordStatus) -> Vec<HistoryEntry> {
         verdict: status.verdict,
         reason: status.reason.clone(),
     };
-    std::iter::once(latest).chain(status.history.iter().cloned()).take(MAX_HISTORY).collect()
+    std::iter::once(latest)
+        .chain(status.history.iter().cloned())
+        .take(MAX_HISTORY)
+        .collect()
 }
 
 #[cfg(test)]
@@ -148,7 +161,11 @@ mod tests {
         }
         let history = record.status.unwrap().history;
         assert_eq!(history.len(), MAX_HISTORY);
-        assert!(history.windows(2).all(|pair| pair[0].verified_at > pair[1].verified_at));
+        assert!(
+            history
+                .windows(2)
+                .all(|pair| pair[0].verified_at > pair[1].verified_at)
+        );
     }
 
     #[test]
@@ -179,8 +196,7 @@ mod tests {
         let mut other = later(appraisal(), 100);
         other.spec.pod_ref.uid = "earlier".to_owned();
         let existing = plan_record(fixtures::NAMESPACE, &other, None).unwrap();
-        let record =
-            plan_record(fixtures::NAMESPACE, &rejected(false), Some(&existing)).unwrap();
+        let record = plan_record(fixtures::NAMESPACE, &rejected(false), Some(&existing)).unwrap();
         assert_eq!(record.status.unwrap().history, []);
     }
 }

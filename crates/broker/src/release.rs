@@ -149,7 +149,10 @@ impl ReleaseRefusal {
 /// # Errors
 /// When it does not.
 pub fn check_path(claims: &Claims, path: &ResourcePath) -> Result<(), ReleaseRefusal> {
-    if ![&path.namespace, &path.deployment, &path.name].into_iter().all(|name| is_name(name)) {
+    if ![&path.namespace, &path.deployment, &path.name]
+        .into_iter()
+        .all(|name| is_name(name))
+    {
         return Err(ReleaseRefusal::PathInvalid);
     }
     let instance = claims.instance();
@@ -175,25 +178,43 @@ pub fn decide_release(
 ) -> Result<SecretKeyReference, ReleaseRefusal> {
     check_path(claims, path)?;
     let instance = claims.instance();
-    let record = observed.record.as_ref().ok_or(ReleaseRefusal::RecordMissing)?;
+    let record = observed
+        .record
+        .as_ref()
+        .ok_or(ReleaseRefusal::RecordMissing)?;
     if record.spec.pod_ref.uid != instance.pod_uid {
         return Err(ReleaseRefusal::RecordOfAnotherPod);
     }
-    let status = record.status.as_ref().ok_or(ReleaseRefusal::RecordMissing)?;
+    let status = record
+        .status
+        .as_ref()
+        .ok_or(ReleaseRefusal::RecordMissing)?;
     if !is_in_force(status, now) {
         return Err(ReleaseRefusal::RecordNotInForce);
     }
     if status.evidence.nonce != claims.nonce() {
         return Err(ReleaseRefusal::TokenSuperseded);
     }
-    let deployment = observed.deployment.as_ref().ok_or(ReleaseRefusal::DeploymentMissing)?;
-    let image = observed.image.as_ref().ok_or(ReleaseRefusal::ImageMissing)?;
+    let deployment = observed
+        .deployment
+        .as_ref()
+        .ok_or(ReleaseRefusal::DeploymentMissing)?;
+    let image = observed
+        .image
+        .as_ref()
+        .ok_or(ReleaseRefusal::ImageMissing)?;
     let state = image.spec.lifecycle.state;
     if state == LifecycleState::Revoked {
         return Err(ReleaseRefusal::ImageRevoked);
     }
-    let policy = observed.policy.as_ref().ok_or(ReleaseRefusal::PolicyMissing)?;
-    let hash = policy.spec.hash().map_err(|_| ReleaseRefusal::PolicyChanged)?;
+    let policy = observed
+        .policy
+        .as_ref()
+        .ok_or(ReleaseRefusal::PolicyMissing)?;
+    let hash = policy
+        .spec
+        .hash()
+        .map_err(|_| ReleaseRefusal::PolicyChanged)?;
     if hash.to_string() != claims.submods.cpu0.policy {
         return Err(ReleaseRefusal::PolicyChanged);
     }
@@ -237,7 +258,11 @@ pub fn decide_secret(
         .into_iter()
         .map(|(key, value)| (key, Zeroizing::new(value.0)))
         .collect();
-    let class = secret.metadata.labels.as_ref().and_then(|labels| labels.get(RELEASE_CLASS_LABEL));
+    let class = secret
+        .metadata
+        .labels
+        .as_ref()
+        .and_then(|labels| labels.get(RELEASE_CLASS_LABEL));
     if claims.instance().simulated && class.map(String::as_str) != Some(RELEASE_CLASS_SIMULATED) {
         return Err(ReleaseRefusal::ReleaseClassMismatch);
     }
@@ -302,12 +327,21 @@ mod tests {
             case.claims.submods.cpu0.policy = hash;
         }
         let rows: Vec<(Change, R)> = vec![
-            (|c| c.path.namespace = "other".to_owned(), R::IdentityMismatch),
-            (|c| c.path.deployment = "other".to_owned(), R::IdentityMismatch),
+            (
+                |c| c.path.namespace = "other".to_owned(),
+                R::IdentityMismatch,
+            ),
+            (
+                |c| c.path.deployment = "other".to_owned(),
+                R::IdentityMismatch,
+            ),
             (|c| c.path.name = "../x".to_owned(), R::PathInvalid),
             (|c| c.observed.record = None, R::RecordMissing),
             (|c| record(c).status = None, R::RecordMissing),
-            (|c| record(c).spec.pod_ref.uid = "other".to_owned(), R::RecordOfAnotherPod),
+            (
+                |c| record(c).spec.pod_ref.uid = "other".to_owned(),
+                R::RecordOfAnotherPod,
+            ),
             (
                 |c| record(c).status.as_mut().unwrap().verdict = Verdict::Rejected,
                 R::RecordNotInForce,
@@ -390,11 +424,19 @@ mod tests {
         large.data = Some([(reference.key.clone(), ByteString(vec![0; MAX_VALUE + 1]))].into());
 
         let refused = |secret: Option<Secret>| {
-            decide_secret(&claims, &reference, secret).map(|_| ()).unwrap_err()
+            decide_secret(&claims, &reference, secret)
+                .map(|_| ())
+                .unwrap_err()
         };
         assert_eq!(refused(None), ReleaseRefusal::SecretMissing);
-        assert_eq!(refused(Some(unlabelled.clone())), ReleaseRefusal::ReleaseClassMismatch);
-        assert_eq!(refused(Some(other_class)), ReleaseRefusal::ReleaseClassMismatch);
+        assert_eq!(
+            refused(Some(unlabelled.clone())),
+            ReleaseRefusal::ReleaseClassMismatch
+        );
+        assert_eq!(
+            refused(Some(other_class)),
+            ReleaseRefusal::ReleaseClassMismatch
+        );
         assert_eq!(refused(Some(other_key)), ReleaseRefusal::SecretKeyMissing);
         assert_eq!(refused(Some(large)), ReleaseRefusal::ValueTooLarge);
         assert!(decide_secret(&hardware, &reference, Some(unlabelled)).is_ok());

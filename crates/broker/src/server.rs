@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use assay_protocol::messages::{ATTEST_PATH, AUTH_PATH, RESOURCE_PATH, SESSION_COOKIE};
 use assay_protocol::messages::TokenResponse;
+use assay_protocol::messages::{ATTEST_PATH, AUTH_PATH, RESOURCE_PATH, SESSION_COOKIE};
 use axum::body::Bytes;
 use axum::extract::{DefaultBodyLimit, Path, Request, State};
 use axum::http::{HeaderMap, StatusCode, header};
@@ -47,7 +47,10 @@ pub fn router<C: Cluster>(service: Service<C>, ready: Arc<AtomicBool>) -> Router
     let protocol = Router::new()
         .route(AUTH_PATH, post(authenticate::<C>))
         .route(ATTEST_PATH, post(attest::<C>))
-        .route(&format!("{RESOURCE_PATH}/{{repository}}/{{type}}/{{tag}}"), get(resource::<C>))
+        .route(
+            &format!("{RESOURCE_PATH}/{{repository}}/{{type}}/{{tag}}"),
+            get(resource::<C>),
+        )
         .layer(limit);
     Router::new()
         .merge(protocol)
@@ -55,14 +58,14 @@ pub fn router<C: Cluster>(service: Service<C>, ready: Arc<AtomicBool>) -> Router
         .route("/readyz", get(readyz::<C>))
         .route("/.well-known/jwks.json", get(jwks::<C>))
         .layer(DefaultBodyLimit::max(MAX_BODY))
-        .layer(TimeoutLayer::with_status_code(StatusCode::REQUEST_TIMEOUT, REQUEST_TIMEOUT))
+        .layer(TimeoutLayer::with_status_code(
+            StatusCode::REQUEST_TIMEOUT,
+            REQUEST_TIMEOUT,
+        ))
         .with_state(Arc::new(Shared { service, ready }))
 }
 
-async fn authenticate<C: Cluster>(
-    State(shared): State<Arc<Shared<C>>>,
-    body: Bytes,
-) -> Response {
+async fn authenticate<C: Cluster>(State(shared): State<Arc<Shared<C>>>, body: Bytes) -> Response {
     match shared.service.authenticate(&body) {
         Ok((session, challenge)) => {
             let cookie = format!("{SESSION_COOKIE}={session}; Path=/kbs; Secure; HttpOnly");
@@ -88,7 +91,11 @@ async fn resource<C: Cluster>(
     Path((namespace, deployment, name)): Path<(String, String, String)>,
     headers: HeaderMap,
 ) -> Response {
-    let path = ResourcePath { namespace, deployment, name };
+    let path = ResourcePath {
+        namespace,
+        deployment,
+        name,
+    };
     match shared.service.resource(bearer(&headers), &path).await {
         Ok(jwe) => Json(jwe).into_response(),
         Err(error) => refusal(&error),
@@ -129,7 +136,9 @@ fn session(headers: &HeaderMap) -> Option<&str> {
 fn bearer(headers: &HeaderMap) -> Option<&str> {
     let value = headers.get(header::AUTHORIZATION)?.to_str().ok()?;
     let (scheme, token) = value.split_once(' ')?;
-    scheme.eq_ignore_ascii_case("bearer").then_some(token.trim())
+    scheme
+        .eq_ignore_ascii_case("bearer")
+        .then_some(token.trim())
 }
 
 #[cfg(test)]

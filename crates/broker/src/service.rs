@@ -149,9 +149,7 @@ impl Refusal {
             Self::Session(error) => ("InvalidSession", error.to_string()),
             Self::AttestationFailed(reason) => ("AttestationFailed", reason.clone()),
             Self::TokenInvalid(detail) => ("TokenVerificationFailed", detail.clone()),
-            Self::PolicyDeny(refusal) => {
-                ("PolicyDeny", format!("{}: {refusal}", refusal.reason()))
-            }
+            Self::PolicyDeny(refusal) => ("PolicyDeny", format!("{}: {refusal}", refusal.reason())),
             Self::Unavailable => ("Unavailable", "try again".to_owned()),
         };
         ErrorInformation::new(kind, detail)
@@ -225,13 +223,19 @@ impl<C: Cluster> Service<C> {
         let request: Request = serde_json::from_slice(body)
             .map_err(|error| Refusal::InvalidRequest(error.to_string()))?;
         if request.version != VERSION {
-            return Err(Refusal::InvalidRequest(format!("only version {VERSION} is spoken")));
+            return Err(Refusal::InvalidRequest(format!(
+                "only version {VERSION} is spoken"
+            )));
         }
         if request.tee != Request::TEE_SNP {
-            return Err(Refusal::InvalidRequest("only tee snp is verified".to_owned()));
+            return Err(Refusal::InvalidRequest(
+                "only tee snp is verified".to_owned(),
+            ));
         }
         if !request.supports_hash() {
-            return Err(Refusal::InvalidRequest("only sha384 is verified".to_owned()));
+            return Err(Refusal::InvalidRequest(
+                "only sha384 is verified".to_owned(),
+            ));
         }
         let session = new_session().map_err(Refusal::Session)?;
         let nonce = self
@@ -258,8 +262,12 @@ impl<C: Cluster> Service<C> {
             .verify(&submission.runtime_data.nonce, session, seconds(now))
             .map_err(Refusal::Session)?;
         let instance = &submission.instance;
-        let observed =
-            self.parts.cluster.observe(instance).await.map_err(|error| unavailable(&error))?;
+        let observed = self
+            .parts
+            .cluster
+            .observe(instance)
+            .await
+            .map_err(|error| unavailable(&error))?;
         let decision =
             decide_attestation(&submission, &nonce, &observed, &self.parts.verifier, now)
                 .map_err(|error| unavailable(&error))?;
@@ -277,10 +285,15 @@ impl<C: Cluster> Service<C> {
         // After the appraisal: only evidence that binds the nonce may use it up,
         // so that nobody can fill the cache with noise.
         if appraisal.authentic {
-            self.parts.used_nonces.consume(&nonce, seconds(now)).map_err(Refusal::Session)?;
+            self.parts
+                .used_nonces
+                .consume(&nonce, seconds(now))
+                .map_err(Refusal::Session)?;
         }
-        self.log_appraisal(instance, &appraisal);
-        let recorded = self.record(&instance.namespace, &appraisal, observed.record).await?;
+        Self::log_appraisal(instance, &appraisal);
+        let recorded = self
+            .record(&instance.namespace, &appraisal, observed.record)
+            .await?;
         if !appraisal.is_accepted() {
             if recorded {
                 let reason = appraisal.status.reason.clone();
@@ -291,7 +304,10 @@ impl<C: Cluster> Service<C> {
         }
         let claims = Claims::of(&appraisal, &instance.namespace, &submission.runtime_data)
             .ok_or_else(|| Refusal::AttestationFailed(appraisal.status.reason.clone()))?;
-        self.parts.tokens.sign(&claims).map_err(|error| unavailable(&error))
+        self.parts
+            .tokens
+            .sign(&claims)
+            .map_err(|error| unavailable(&error))
     }
 
     /// Records an appraisal, again when another replica writes at the same time;
@@ -312,7 +328,12 @@ impl<C: Cluster> Service<C> {
                     return Err(Refusal::AttestationFailed("AppraisalSuperseded".to_owned()));
                 }
             };
-            match self.parts.cluster.write_record(&record, existing.as_ref()).await {
+            match self
+                .parts
+                .cluster
+                .write_record(&record, existing.as_ref())
+                .await
+            {
                 Ok(()) => return Ok(true),
                 Err(ClusterError::Conflict) => {
                     let pod = &appraisal.spec.pod_ref.name;
@@ -329,7 +350,7 @@ impl<C: Cluster> Service<C> {
         Err(unavailable(&ClusterError::Conflict))
     }
 
-    fn log_appraisal(&self, instance: &InstanceData, appraisal: &Appraisal) {
+    fn log_appraisal(instance: &InstanceData, appraisal: &Appraisal) {
         let status = &appraisal.status;
         tracing::info!(
             namespace = instance.namespace, deployment = instance.deployment,
@@ -343,7 +364,10 @@ impl<C: Cluster> Service<C> {
 
     async fn notify(&self, namespace: &str, appraisal: &Appraisal, notice: Notice) {
         let pod = &appraisal.spec.pod_ref;
-        self.parts.cluster.notify(namespace, &pod.name, &pod.uid, notice).await;
+        self.parts
+            .cluster
+            .notify(namespace, &pod.name, &pod.uid, notice)
+            .await;
     }
 
     /// Releases a resource to the holder of a token, encrypted to the key in
@@ -362,7 +386,9 @@ impl<C: Cluster> Service<C> {
         let result = self.release(&claims, path, now).await;
         let instance = claims.instance();
         let notice = match &result {
-            Ok(_) => Some(Notice::SecretReleased { path: path.to_string() }),
+            Ok(_) => Some(Notice::SecretReleased {
+                path: path.to_string(),
+            }),
             Err(Refusal::PolicyDeny(refusal)) => Some(Notice::SecretRefused {
                 path: path.to_string(),
                 reason: refusal.reason(),
@@ -376,7 +402,14 @@ impl<C: Cluster> Service<C> {
         );
         if let Some(notice) = notice {
             let cluster = &self.parts.cluster;
-            cluster.notify(&instance.namespace, &instance.pod, &instance.pod_uid, notice).await;
+            cluster
+                .notify(
+                    &instance.namespace,
+                    &instance.pod,
+                    &instance.pod_uid,
+                    notice,
+                )
+                .await;
         }
         result
     }

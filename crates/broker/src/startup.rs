@@ -7,8 +7,8 @@ use assay_crds::names::{BROKER, BROKER_CA_CONFIG_MAP, BROKER_CA_KEY, BROKER_SECR
 use jiff::Timestamp;
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
-use kube::api::{Api, ObjectMeta, Patch, PatchParams, PostParams};
 use kube::Client;
+use kube::api::{Api, ObjectMeta, Patch, PatchParams, PostParams};
 
 use crate::keys::{BrokerKeys, KeysError};
 
@@ -44,23 +44,39 @@ pub async fn get_or_create_keys(
     now: Timestamp,
 ) -> Result<BrokerKeys, StartupError> {
     let api: Api<Secret> = Api::namespaced(client.clone(), namespace);
-    if let Some(secret) = api.get_opt(BROKER_SECRET).await.map_err(StartupError::ReadSecret)? {
+    if let Some(secret) = api
+        .get_opt(BROKER_SECRET)
+        .await
+        .map_err(StartupError::ReadSecret)?
+    {
         return parse(secret);
     }
     let keys = BrokerKeys::generate(now).map_err(StartupError::Keys)?;
-    let data = keys.encode().into_iter().map(|(name, value)| (name, ByteString(value)));
+    let data = keys
+        .encode()
+        .into_iter()
+        .map(|(name, value)| (name, ByteString(value)));
     let secret = Secret {
-        metadata: ObjectMeta { name: Some(BROKER_SECRET.to_owned()), ..ObjectMeta::default() },
+        metadata: ObjectMeta {
+            name: Some(BROKER_SECRET.to_owned()),
+            ..ObjectMeta::default()
+        },
         type_: Some("assay.dev/broker-keys".to_owned()),
         immutable: Some(true),
         data: Some(data.collect()),
         ..Secret::default()
     };
-    let params = PostParams { field_manager: Some(BROKER.to_owned()), ..PostParams::default() };
+    let params = PostParams {
+        field_manager: Some(BROKER.to_owned()),
+        ..PostParams::default()
+    };
     match api.create(&params, &secret).await {
         Ok(_) => Ok(keys),
         Err(kube::Error::Api(status)) if status.code == 409 => {
-            let secret = api.get_opt(BROKER_SECRET).await.map_err(StartupError::ReadSecret)?;
+            let secret = api
+                .get_opt(BROKER_SECRET)
+                .await
+                .map_err(StartupError::ReadSecret)?;
             parse(secret.ok_or(StartupError::SecretVanished)?)
         }
         Err(error) => Err(StartupError::CreateSecret(error)),

@@ -25,7 +25,10 @@ pub enum ParseSubmissionError {
     #[error("init-data is not instance data")]
     InstanceData(#[source] serde_json::Error),
     /// The instance data has another version.
-    #[error("instance data of version {got} is not known, only {}", InstanceData::VERSION)]
+    #[error(
+        "instance data of version {got} is not known, only {}",
+        InstanceData::VERSION
+    )]
     InstanceVersion {
         /// The version.
         got: u32,
@@ -80,15 +83,22 @@ impl Submission {
     /// # Errors
     /// When any part of it is not what a guest of ours sends.
     pub fn parse(body: &[u8]) -> Result<Self, ParseSubmissionError> {
-        let Attestation { init_data, runtime_data, tee_evidence } =
-            serde_json::from_slice(body).map_err(ParseSubmissionError::Attestation)?;
+        let Attestation {
+            init_data,
+            runtime_data,
+            tee_evidence,
+        } = serde_json::from_slice(body).map_err(ParseSubmissionError::Attestation)?;
         let init_data = init_data
             .filter(|data| data.format == INIT_DATA_FORMAT)
             .ok_or(ParseSubmissionError::InitDataMissing)?;
         let evidence = tee_evidence.primary_evidence;
         for (part, len, limit) in [
             ("init-data", init_data.body.len(), MAX_INSTANCE_DATA),
-            ("the certificate table", evidence.certificates.len(), MAX_CERTIFICATES),
+            (
+                "the certificate table",
+                evidence.certificates.len(),
+                MAX_CERTIFICATES,
+            ),
         ] {
             if len > limit {
                 return Err(ParseSubmissionError::TooLarge { part, limit });
@@ -124,7 +134,9 @@ fn parse_instance(document: &str) -> Result<InstanceData, ParseSubmissionError> 
     let instance: InstanceData =
         serde_json::from_str(document).map_err(ParseSubmissionError::InstanceData)?;
     if instance.version != InstanceData::VERSION {
-        return Err(ParseSubmissionError::InstanceVersion { got: instance.version });
+        return Err(ParseSubmissionError::InstanceVersion {
+            got: instance.version,
+        });
     }
     // These become parts of paths at the API server.
     for (field, name) in [
@@ -133,7 +145,10 @@ fn parse_instance(document: &str) -> Result<InstanceData, ParseSubmissionError> 
         ("pod.name", &instance.pod.name),
     ] {
         if !is_name(name) {
-            return Err(ParseSubmissionError::Name { field, got: name.clone() });
+            return Err(ParseSubmissionError::Name {
+                field,
+                got: name.clone(),
+            });
         }
     }
     Ok(instance)
@@ -177,16 +192,52 @@ mod tests {
             ("/init-data", serde_json::Value::Null, "InitDataMissing"),
             ("/init-data/format", "toml".into(), "InitDataMissing"),
             ("/init-data/body", "{}".into(), "InstanceData"),
-            ("/init-data/body", " ".repeat(MAX_INSTANCE_DATA + 1).into(), "TooLarge"),
-            ("/init-data/body", instance(|i| i.version = 2), "InstanceVersion"),
-            ("/init-data/body", instance(|i| i.namespace = "a/../b".to_owned()), "Name"),
-            ("/init-data/body", instance(|i| i.pod.name = String::new()), "Name"),
-            ("/init-data/body", instance(|i| i.deployment = "Web".to_owned()), "Name"),
-            ("/runtime-data/tee-pubkey/alg", "ECDH-ES".into(), "TeePublicKey"),
+            (
+                "/init-data/body",
+                " ".repeat(MAX_INSTANCE_DATA + 1).into(),
+                "TooLarge",
+            ),
+            (
+                "/init-data/body",
+                instance(|i| i.version = 2),
+                "InstanceVersion",
+            ),
+            (
+                "/init-data/body",
+                instance(|i| i.namespace = "a/../b".to_owned()),
+                "Name",
+            ),
+            (
+                "/init-data/body",
+                instance(|i| i.pod.name = String::new()),
+                "Name",
+            ),
+            (
+                "/init-data/body",
+                instance(|i| i.deployment = "Web".to_owned()),
+                "Name",
+            ),
+            (
+                "/runtime-data/tee-pubkey/alg",
+                "ECDH-ES".into(),
+                "TeePublicKey",
+            ),
             ("/runtime-data/tee-pubkey/x", "AAAA".into(), "TeePublicKey"),
-            ("/tee-evidence/additional_evidence", "{\"nvidia\":1}".into(), "AdditionalEvidence"),
-            ("/tee-evidence/primary_evidence/report", "?".into(), "Attestation"),
-            ("/tee-evidence/primary_evidence/certificates", "AAAA".into(), "Certificates"),
+            (
+                "/tee-evidence/additional_evidence",
+                "{\"nvidia\":1}".into(),
+                "AdditionalEvidence",
+            ),
+            (
+                "/tee-evidence/primary_evidence/report",
+                "?".into(),
+                "Attestation",
+            ),
+            (
+                "/tee-evidence/primary_evidence/certificates",
+                "AAAA".into(),
+                "Certificates",
+            ),
         ];
         for (pointer, value, expected) in rows {
             let mut changed = good.clone();

@@ -158,7 +158,10 @@ impl Claims {
     /// The claims of an accepted appraisal; nothing for a rejected one.
     pub fn of(appraisal: &Appraisal, namespace: &str, runtime_data: &RuntimeData) -> Option<Self> {
         let expires_at = appraisal.status.expires_at.as_ref()?.0.as_second();
-        let claims = appraisal.claims.as_ref().filter(|_| appraisal.is_accepted())?;
+        let claims = appraisal
+            .claims
+            .as_ref()
+            .filter(|_| appraisal.is_accepted())?;
         let iat = appraisal.status.verified_at.0.as_second();
         let simulated = appraisal.is_simulated();
         let (status, hardware) = if simulated {
@@ -256,12 +259,17 @@ impl TokenKey {
     /// # Errors
     /// When the key is of another kind.
     pub fn new(key: &KeyPair) -> Result<Self, TokenError> {
-        let [0x04, coordinates @ ..] = key.der_bytes() else { return Err(TokenError::Key) };
+        let [0x04, coordinates @ ..] = key.der_bytes() else {
+            return Err(TokenError::Key);
+        };
         let (x, y) = coordinates
             .split_at_checked(32)
             .filter(|(_, y)| y.len() == 32)
             .ok_or(TokenError::Key)?;
-        let (x, y) = (BASE64_URL_SAFE_NO_PAD.encode(x), BASE64_URL_SAFE_NO_PAD.encode(y));
+        let (x, y) = (
+            BASE64_URL_SAFE_NO_PAD.encode(x),
+            BASE64_URL_SAFE_NO_PAD.encode(y),
+        );
         // RFC 7638: members in lexical order, no white space.
         let thumbprint = format!(r#"{{"crv":"P-256","kty":"EC","x":"{x}","y":"{y}"}}"#);
         let kid = BASE64_URL_SAFE_NO_PAD
@@ -342,7 +350,10 @@ mod tests {
         let mut appraisal = fixtures::accepted();
         appraisal.status.verdict = assay_crds::v1alpha1::attestation_record::Verdict::Rejected;
         let runtime_data = fixtures::submission().runtime_data;
-        assert_eq!(Claims::of(&appraisal, fixtures::NAMESPACE, &runtime_data), None);
+        assert_eq!(
+            Claims::of(&appraisal, fixtures::NAMESPACE, &runtime_data),
+            None
+        );
     }
 
     #[test]
@@ -356,7 +367,10 @@ mod tests {
         let over = fixtures::now() + TOKEN_LIFETIME_SECONDS.seconds();
         assert!(matches!(key.verify(&token, over), Err(TokenError::Expired)));
         let early = fixtures::now() - 6.seconds();
-        assert!(matches!(key.verify(&token, early), Err(TokenError::Expired)));
+        assert!(matches!(
+            key.verify(&token, early),
+            Err(TokenError::Expired)
+        ));
 
         let mut appraisal = fixtures::accepted();
         appraisal.status.expires_at = Some((fixtures::now() + 10.seconds()).into());
@@ -370,7 +384,10 @@ mod tests {
         let key = fixtures::token_key();
         let token = key.sign(&fixtures::claims()).unwrap();
         let other = TokenKey::new(&KeyPair::generate().unwrap()).unwrap();
-        assert!(matches!(other.verify(&token, fixtures::now()), Err(TokenError::Verify(_))));
+        assert!(matches!(
+            other.verify(&token, fixtures::now()),
+            Err(TokenError::Verify(_))
+        ));
 
         let parts: Vec<&str> = token.split('.').collect();
         let payload = BASE64_URL_SAFE_NO_PAD.decode(parts[1]).unwrap();
@@ -395,6 +412,9 @@ mod tests {
         let mut claims = fixtures::claims();
         claims.iss = "somebody".to_owned();
         let token = key.sign(&claims).unwrap();
-        assert!(matches!(key.verify(&token, fixtures::now()), Err(TokenError::Verify(_))));
+        assert!(matches!(
+            key.verify(&token, fixtures::now()),
+            Err(TokenError::Verify(_))
+        ));
     }
 }

@@ -22,8 +22,12 @@ pub(crate) struct Args {
     #[arg(long, value_name = "FILE")]
     recipe: PathBuf,
     /// The guest agent, a static executable for linux/amd64
-    #[arg(long, value_name = "FILE", env = "ASSAY_AGENT",
-          default_value = "/usr/lib/assay/assay-agent")]
+    #[arg(
+        long,
+        value_name = "FILE",
+        env = "ASSAY_AGENT",
+        default_value = "/usr/lib/assay/assay-agent"
+    )]
     agent: PathBuf,
     /// Directory to write the artifact's files to
     #[arg(short, long, value_name = "DIR", required_unless_present = "push")]
@@ -87,18 +91,23 @@ struct Built {
 
 fn build_and_publish(args: &Args) -> Result<Built> {
     let progress = Progress::new(args.progress);
-    let recipe = Recipe::parse(&read(&args.recipe)?)
-        .with_context(|| args.recipe.display().to_string())?;
+    let recipe =
+        Recipe::parse(&read(&args.recipe)?).with_context(|| args.recipe.display().to_string())?;
     let agent = read(&args.agent)?.into();
     let docker_config = match &args.docker_config {
-        Some(path) => Some(
-            DockerConfig::parse(&read(path)?).with_context(|| path.display().to_string())?,
-        ),
+        Some(path) => {
+            Some(DockerConfig::parse(&read(path)?).with_context(|| path.display().to_string())?)
+        }
         None => None,
     };
-    let options = RegistryOptions { plain_http_hosts: args.plain_http.clone(), docker_config };
+    let options = RegistryOptions {
+        plain_http_hosts: args.plain_http.clone(),
+        docker_config,
+    };
     let registry = Registry::new(options)?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
 
     let pull = |what, reference: &PinnedReference, layout: Option<&Path>| -> Result<SourceImage> {
         let step = progress.step(&format!("pull {what} {reference}"));
@@ -113,7 +122,11 @@ fn build_and_publish(args: &Args) -> Result<Built> {
         source_image(&pulled, reference).with_context(|| format!("cannot use the {what}"))
     };
     let inputs = BuildInputs {
-        rootfs: pull("workload image", &recipe.rootfs, args.rootfs_layout.as_deref())?,
+        rootfs: pull(
+            "workload image",
+            &recipe.rootfs,
+            args.rootfs_layout.as_deref(),
+        )?,
         boot_kit: pull("boot kit", &recipe.boot_kit, args.kit_layout.as_deref())?,
         recipe,
         agent,
@@ -156,7 +169,10 @@ fn source_image(pulled: &Pulled, reference: &PinnedReference) -> Result<SourceIm
         "got {} where {reference} was asked for",
         pulled.digest
     );
-    Ok(SourceImage { config: pulled.config.clone(), layers: pulled.stored_layers()? })
+    Ok(SourceImage {
+        config: pulled.config.clone(),
+        layers: pulled.stored_layers()?,
+    })
 }
 
 fn read(path: &Path) -> Result<Vec<u8>> {
@@ -196,7 +212,9 @@ impl Progress {
             ProgressMode::Bar => true,
         };
         let style = ProgressStyle::default_spinner();
-        Self { bar: bar.then(|| ProgressBar::new_spinner().with_style(style)) }
+        Self {
+            bar: bar.then(|| ProgressBar::new_spinner().with_style(style)),
+        }
     }
 
     fn step(&self, name: &str) -> Step<'_> {
@@ -207,7 +225,11 @@ impl Progress {
             }
             None => eprintln!("{name}"),
         }
-        Step { progress: self, name: name.to_owned(), started: Instant::now() }
+        Step {
+            progress: self,
+            name: name.to_owned(),
+            started: Instant::now(),
+        }
     }
 }
 
@@ -228,10 +250,10 @@ struct Step<'a> {
 
 impl Step<'_> {
     fn done(self) {
-        let line = format!("{} ({:.1} s)", self.name, self.started.elapsed().as_secs_f64());
+        let seconds = self.started.elapsed().as_secs_f64();
         match &self.progress.bar {
-            Some(bar) => bar.println(line),
-            None => eprintln!("{line}"),
+            Some(bar) => bar.println(format!("{} ({seconds:.1} s)", self.name)),
+            None => eprintln!("  done in {seconds:.1} s"),
         }
     }
 }

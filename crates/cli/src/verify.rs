@@ -165,7 +165,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     for check in &mut verdict.checks {
         if waived.contains(&check.name) && check.result == CheckResult::Pass {
             check.result = CheckResult::NotApplicable;
-            check.expected = Some("not compared, as asked by `any`".to_owned());
+            check.expected = Some("any".to_owned());
         }
     }
     if args.json {
@@ -348,6 +348,7 @@ fn render(verdict: &Verdict) -> String {
             check
                 .expected
                 .as_ref()
+                .filter(|_| check.result != CheckResult::Pass)
                 .map(|expected| format!("expected {expected}")),
             check.observed.clone(),
         ];

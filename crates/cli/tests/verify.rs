@@ -195,11 +195,7 @@ fn nothing_is_left_out_in_silence() {
         .as_array()
         .unwrap()
         .iter()
-        .filter(|check| {
-            check["expected"]
-                .as_str()
-                .is_some_and(|text| text.contains("`any`"))
-        })
+        .filter(|check| check["expected"] == "any")
         .map(|check| check["name"].as_str().unwrap())
         .collect();
     assert_eq!(waived, ["ReportData", "HostData", "Measurement"]);

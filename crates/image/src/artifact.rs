@@ -132,7 +132,12 @@ impl Artifact {
 
 /// Builds an artifact.
 pub fn build(inputs: &BuildInputs) -> Result<Artifact, BuildError> {
-    let BuildInputs { recipe, rootfs, boot_kit, agent } = inputs;
+    let BuildInputs {
+        recipe,
+        rootfs,
+        boot_kit,
+        agent,
+    } = inputs;
     let kit = BootKit::from_tree(&open("bootKit", boot_kit)?.0).map_err(BuildError::BootKit)?;
     if !agent.starts_with(b"\x7fELF\x02\x01") {
         return Err(BuildError::Agent);
@@ -196,7 +201,9 @@ pub fn build(inputs: &BuildInputs) -> Result<Artifact, BuildError> {
             boot_kit: recipe.boot_kit.clone(),
             agent: Sha256Digest::of(agent),
         },
-        builder: Builder { version: env!("CARGO_PKG_VERSION").to_owned() },
+        builder: Builder {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+        },
     };
     let manifest_bytes = encode_canonical(&manifest).map_err(BuildError::Encode)?;
     Ok(Artifact {
@@ -243,10 +250,18 @@ fn dm_verity_disk(
     image: Sha256Digest,
 ) -> Result<(Rope, RootFs), BuildError> {
     let salt = *derive("assay dm-verity salt v1", image).as_bytes();
-    let uuid = |label| derive(label, image).as_bytes().first_chunk().copied().unwrap_or_default();
-    let mut disk =
-        encode_erofs(tree, uuid("assay erofs uuid v1")).map_err(BuildError::Erofs)?;
-    let parameters = VerityParameters { salt, uuid: uuid("assay dm-verity uuid v1") };
+    let uuid = |label| {
+        derive(label, image)
+            .as_bytes()
+            .first_chunk()
+            .copied()
+            .unwrap_or_default()
+    };
+    let mut disk = encode_erofs(tree, uuid("assay erofs uuid v1")).map_err(BuildError::Erofs)?;
+    let parameters = VerityParameters {
+        salt,
+        uuid: uuid("assay dm-verity uuid v1"),
+    };
     let tree = append_verity(&mut disk, &parameters).map_err(BuildError::Verity)?;
     let root = RootFs::DmVerity {
         serial: ROOT_DISK_SERIAL.to_owned(),

@@ -86,7 +86,10 @@ impl BootKit {
         let (release, kernel) = find_kernel(tree)?;
         let named = parse_kernel_release(&kernel).map_err(BootKitError::Kernel)?;
         if named != release {
-            return Err(BootKitError::Release { kernel: named, modules: release });
+            return Err(BootKitError::Release {
+                kernel: named,
+                modules: release,
+            });
         }
         let directory = format!("{MODULES_PATH}/{release}");
         let text = |name: &str| {
@@ -103,7 +106,13 @@ impl BootKit {
             .collect::<Result<_, _>>()?;
         let firmware = file(tree, FIRMWARE_PATH)?;
         check_firmware(&firmware)?;
-        Ok(Self { release, kernel, stub: file(tree, STUB_PATH)?, firmware, modules })
+        Ok(Self {
+            release,
+            kernel,
+            stub: file(tree, STUB_PATH)?,
+            firmware,
+            modules,
+        })
     }
 }
 
@@ -118,20 +127,29 @@ pub fn check_firmware(firmware: &[u8]) -> Result<(), BootKitError> {
 }
 
 fn find(tree: &Tree, path: &str) -> Result<Option<Bytes>, BootKitError> {
-    Ok(tree.file(path.as_bytes()).map_err(BootKitError::Resolve)?.cloned())
+    Ok(tree
+        .file(path.as_bytes())
+        .map_err(BootKitError::Resolve)?
+        .cloned())
 }
 
 fn file(tree: &Tree, path: &str) -> Result<Bytes, BootKitError> {
-    find(tree, path)?.ok_or_else(|| BootKitError::MissingFile { path: path.to_owned() })
+    find(tree, path)?.ok_or_else(|| BootKitError::MissingFile {
+        path: path.to_owned(),
+    })
 }
 
 /// The only kernel, beside its modules or in `/boot`.
 fn find_kernel(tree: &Tree) -> Result<(String, Bytes), BootKitError> {
-    let directory = tree.lookup(MODULES_PATH.as_bytes()).map_err(BootKitError::Resolve)?;
+    let directory = tree
+        .lookup(MODULES_PATH.as_bytes())
+        .map_err(BootKitError::Resolve)?;
     let entries = directory.and_then(|id| tree.entries(id));
     let mut found = Vec::new();
     for name in entries.into_iter().flat_map(|entries| entries.keys()) {
-        let Ok(release) = std::str::from_utf8(name) else { continue };
+        let Ok(release) = std::str::from_utf8(name) else {
+            continue;
+        };
         let beside = find(tree, &format!("{MODULES_PATH}/{release}/vmlinuz"))?;
         let kernel = match beside {
             Some(kernel) => Some(kernel),
@@ -142,7 +160,11 @@ fn find_kernel(tree: &Tree) -> Result<(String, Bytes), BootKitError> {
     match found.pop() {
         Some(only) if found.is_empty() => Ok(only),
         last => Err(BootKitError::Kernels {
-            found: found.into_iter().chain(last).map(|(release, _)| release).collect(),
+            found: found
+                .into_iter()
+                .chain(last)
+                .map(|(release, _)| release)
+                .collect(),
         }),
     }
 }

@@ -23,7 +23,10 @@ pub fn parse_kernel_release(kernel: &[u8]) -> Result<String, ParseKernelReleaseE
         }
         let start = BASE + usize::from(u16_at(kernel, VERSION_POINTER)?);
         let text = kernel.get(start..)?;
-        let end = text.iter().take(MAX_RELEASE_LEN).position(|byte| matches!(byte, b' ' | 0))?;
+        let end = text
+            .iter()
+            .take(MAX_RELEASE_LEN)
+            .position(|byte| matches!(byte, b' ' | 0))?;
         let word = std::str::from_utf8(text.get(..end)?).ok()?;
         let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"._+~-".contains(&byte);
         (!word.is_empty() && word.bytes().all(plain)).then(|| word.to_owned())
@@ -50,7 +53,10 @@ mod tests {
     #[test]
     fn the_first_word_is_the_release() {
         let kernel = header(0x400, b"6.12.1+deb13-cloud-amd64 (x@y) #1\0");
-        assert_eq!(parse_kernel_release(&kernel).unwrap(), "6.12.1+deb13-cloud-amd64");
+        assert_eq!(
+            parse_kernel_release(&kernel).unwrap(),
+            "6.12.1+deb13-cloud-amd64"
+        );
     }
 
     #[test]

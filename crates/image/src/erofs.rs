@@ -16,6 +16,7 @@ use crate::tree::{Content, Entries, Inode, InodeId, Tree};
 
 /// Block size.
 pub const BLOCK: u64 = 4096;
+const BLOCK_LEN: usize = 4096;
 const BLOCK_BITS: u8 = 12;
 
 const SUPERBLOCK_OFFSET: usize = 1024;
@@ -98,8 +99,12 @@ struct Layout {
 
 impl Layout {
     fn new(tree: &Tree) -> Result<Self, EncodeErofsError> {
-        let mut layout =
-            Self { placed: Vec::new(), index: HashMap::new(), meta_len: 0, blocks: 0 };
+        let mut layout = Self {
+            placed: Vec::new(),
+            index: HashMap::new(),
+            meta_len: 0,
+            blocks: 0,
+        };
         layout.collect(tree)?;
         layout.place_inodes(tree)?;
         layout.place_content()?;
@@ -121,15 +126,27 @@ impl Layout {
                 Content::Directory(entries) => {
                     let children = entries.values().rev();
                     pending.extend(children.map(|child| (*child, id)));
-                    let subdirectories =
-                        entries.values().filter(|child| tree.entries(**child).is_some()).count();
-                    (narrow(subdirectories + 2, "links of a directory")?, directory_size(entries))
+                    let subdirectories = entries
+                        .values()
+                        .filter(|child| tree.entries(**child).is_some())
+                        .count();
+                    (
+                        narrow(subdirectories + 2, "links of a directory")?,
+                        directory_size(entries),
+                    )
                 }
                 Content::File(content) => (1, content.len() as u64),
                 Content::Symlink(target) => (1, target.len() as u64),
             };
             self.index.insert(id, self.placed.len());
-            self.placed.push(Placed { id, parent, links, nid: 0, size, block: 0 });
+            self.placed.push(Placed {
+                id,
+                parent,
+                links,
+                nid: 0,
+                size,
+                block: 0,
+            });
         }
         Ok(())
     }
@@ -162,7 +179,10 @@ impl Layout {
     }
 
     fn nid(&self, id: InodeId) -> u64 {
-        self.index.get(&id).and_then(|index| self.placed.get(*index)).map_or(0, |placed| placed.nid)
+        self.index
+            .get(&id)
+            .and_then(|index| self.placed.get(*index))
+            .map_or(0, |placed| placed.nid)
     }
 
     fn emit(&self, tree: &Tree, uuid: [u8; 16]) -> Result<Rope, EncodeErofsError> {
@@ -173,7 +193,12 @@ impl Layout {
         for (number, placed) in (1_u64..).zip(&self.placed) {
             let offset: usize = narrow(placed.nid * SLOT, "inodes")?;
             meta.resize(offset, 0);
-            encode_inode(&mut meta, placed, tree.inode(placed.id), narrow(number, "inodes")?)?;
+            encode_inode(
+                &mut meta,
+                placed,
+                tree.inode(placed.id),
+                narrow(number, "inodes")?,
+            )?;
         }
         out.push(meta);
         out.pad_to(BLOCK);
@@ -207,11 +232,13 @@ impl Layout {
             out.extend(0_u32.to_le_bytes()); // xattr_blkaddr: none is shared
             out.extend(uuid);
             // No volume name, no incompatible feature.
-            out.resize(usize::try_from(BLOCK).unwrap_or(SUPERBLOCK_OFFSET), 0);
+            out.resize(BLOCK_LEN, 0);
             out
         };
         let unsummed = encode(0);
-        encode(crc32c(unsummed.get(SUPERBLOCK_OFFSET..).unwrap_or_default()))
+        encode(crc32c(
+            unsummed.get(SUPERBLOCK_OFFSET..).unwrap_or_default(),
+        ))
     }
 
     /// A directory's blocks: each holds its entries and then their names.
@@ -223,18 +250,20 @@ impl Layout {
     ) -> Result<Bytes, EncodeErofsError> {
         let mut out = Vec::new();
         for block in directory_blocks(entries) {
-            let padded = out.len().next_multiple_of(BLOCK as usize);
-            out.resize(padded, 0);
+            out.resize(out.len().next_multiple_of(BLOCK_LEN), 0);
             let mut name_offset = block.len() * DIRENT_LEN;
             for entry in &block {
                 let (id, kind) = match entry.target {
                     Target::Itself => (placed.id, FT_DIRECTORY),
                     Target::Parent => (placed.parent, FT_DIRECTORY),
-                    Target::Child(id) => (id, match tree.inode(id).content {
-                        Content::Directory(_) => FT_DIRECTORY,
-                        Content::File(_) => FT_REGULAR,
-                        Content::Symlink(_) => FT_SYMLINK,
-                    }),
+                    Target::Child(id) => (
+                        id,
+                        match tree.inode(id).content {
+                            Content::Directory(_) => FT_DIRECTORY,
+                            Content::File(_) => FT_REGULAR,
+                            Content::Symlink(_) => FT_SYMLINK,
+                        },
+                    ),
                 };
                 out.extend(self.nid(id).to_le_bytes());
                 out.extend(narrow::<_, u16>(name_offset, "a directory block")?.to_le_bytes());
@@ -266,10 +295,19 @@ struct Dirent<'a> {
 fn directory_blocks(entries: &Entries) -> Vec<Vec<Dirent<'_>>> {
     let mut all: Vec<_> = entries
         .iter()
-        .map(|(name, id)| Dirent { name, target: Target::Child(*id) })
+        .map(|(name, id)| Dirent {
+            name,
+            target: Target::Child(*id),
+        })
         .chain([
-            Dirent { name: b".", target: Target::Itself },
-            Dirent { name: b"..", target: Target::Parent },
+            Dirent {
+                name: b".",
+                target: Target::Itself,
+            },
+            Dirent {
+                name: b"..",
+                target: Target::Parent,
+            },
         ])
         .collect();
     all.sort_by(|a, b| a.name.cmp(b.name));
@@ -295,18 +333,25 @@ fn directory_blocks(entries: &Entries) -> Vec<Vec<Dirent<'_>>> {
 fn directory_size(entries: &Entries) -> u64 {
     let blocks = directory_blocks(entries);
     let last = blocks.last().map_or(0, |block| {
-        block.iter().map(|entry| (DIRENT_LEN + entry.name.len()) as u64).sum()
+        block
+            .iter()
+            .map(|entry| (DIRENT_LEN + entry.name.len()) as u64)
+            .sum()
     });
     (blocks.len() as u64).saturating_sub(1) * BLOCK + last
 }
 
 /// Bytes of the inode's extended attributes.
 fn xattr_len(inode: &Inode) -> Result<usize, EncodeErofsError> {
-    let Some(value) = &inode.metadata.capability else { return Ok(0) };
+    let Some(value) = &inode.metadata.capability else {
+        return Ok(0);
+    };
     let entry = XATTR_ENTRY_LEN + CAPABILITY.len() + value.len();
     let len = XATTR_HEADER_LEN + entry.next_multiple_of(4);
     if (INODE_LEN + len) as u64 > BLOCK {
-        return Err(EncodeErofsError::TooLarge { what: "an extended attribute" });
+        return Err(EncodeErofsError::TooLarge {
+            what: "an extended attribute",
+        });
     }
     Ok(len)
 }

@@ -4,6 +4,7 @@
 //! `security.capability` are dropped: none of them may change what a guest is
 //! measured as, and a guest makes its own devices.
 
+use std::borrow::Cow;
 use std::io::Read as _;
 
 use assay_tee::Sha256Digest;
@@ -123,14 +124,21 @@ pub struct StoredLayer {
 /// Applies layers, lowest first, each checked against its uncompressed digest.
 pub fn flatten(layers: &[StoredLayer], diff_ids: &[Sha256Digest]) -> Result<Tree, FlattenError> {
     if layers.len() != diff_ids.len() {
-        return Err(FlattenError::LayerCount { expected: diff_ids.len(), actual: layers.len() });
+        return Err(FlattenError::LayerCount {
+            expected: diff_ids.len(),
+            actual: layers.len(),
+        });
     }
     let mut tree = Tree::new();
     for (index, (stored, expected)) in layers.iter().zip(diff_ids).enumerate() {
         let bytes = uncompress(index, stored)?;
         let actual = Sha256Digest::of(&bytes);
         if actual != *expected {
-            return Err(FlattenError::DiffId { layer: index, expected: *expected, actual });
+            return Err(FlattenError::DiffId {
+                layer: index,
+                expected: *expected,
+                actual,
+            });
         }
         apply(&mut tree, index, &bytes)?;
     }
@@ -202,7 +210,9 @@ fn apply(tree: &mut Tree, layer: usize, bytes: &Bytes) -> Result<(), FlattenErro
             MemberKind::Opaque => None,
             _ => continue,
         };
-        let Some(directory) = tree.lookup(&member.parent).map_err(place)? else { continue };
+        let Some(directory) = tree.lookup(&member.parent).map_err(place)? else {
+            continue;
+        };
         if let Some(entries) = tree.entries_mut(directory) {
             match hide {
                 Some(name) => drop(entries.remove(name)),
@@ -217,7 +227,11 @@ fn apply(tree: &mut Tree, layer: usize, bytes: &Bytes) -> Result<(), FlattenErro
 }
 
 fn place_member(tree: &mut Tree, layer: usize, member: Member) -> Result<(), FlattenError> {
-    let entry_error = |problem| FlattenError::Entry { layer, path: member.path.clone(), problem };
+    let entry_error = |problem| FlattenError::Entry {
+        layer,
+        path: member.path.clone(),
+        problem,
+    };
     let place = |source| FlattenError::Place { layer, source };
     if member.name.is_empty() {
         return match member.kind {
@@ -255,7 +269,10 @@ fn place_member(tree: &mut Tree, layer: usize, member: Member) -> Result<(), Fla
         tree.inode_mut(id).metadata = member.metadata;
         return Ok(());
     }
-    let id = tree.add(Inode { metadata: member.metadata, content });
+    let id = tree.add(Inode {
+        metadata: member.metadata,
+        content,
+    });
     if let Some(entries) = tree.entries_mut(parent) {
         entries.insert(member.name, id);
     }
@@ -265,17 +282,25 @@ fn place_member(tree: &mut Tree, layer: usize, member: Member) -> Result<(), Fla
 /// The file or symbolic link at `path`; only its parents are followed.
 fn hard_link_target(tree: &Tree, path: &[u8]) -> Result<Option<InodeId>, ResolveError> {
     let (parent, name) = split_path(path);
-    let Some(directory) = tree.lookup(parent)? else { return Ok(None) };
-    Ok(tree.child(directory, name).filter(|id| tree.entries(*id).is_none()))
+    let Some(directory) = tree.lookup(parent)? else {
+        return Ok(None);
+    };
+    Ok(tree
+        .child(directory, name)
+        .filter(|id| tree.entries(*id).is_none()))
 }
 
 fn split_path(path: &[u8]) -> (&[u8], &[u8]) {
-    let end = path.iter().rposition(|byte| *byte != b'/').map_or(0, |last| last + 1);
+    let end = path
+        .iter()
+        .rposition(|byte| *byte != b'/')
+        .map_or(0, |last| last + 1);
     let path = path.get(..end).unwrap_or_default();
     match path.iter().rposition(|byte| *byte == b'/') {
-        Some(slash) => {
-            (path.get(..slash).unwrap_or_default(), path.get(slash + 1..).unwrap_or_default())
-        }
+        Some(slash) => (
+            path.get(..slash).unwrap_or_default(),
+            path.get(slash + 1..).unwrap_or_default(),
+        ),
         None => (&[], path),
     }
 }
@@ -288,7 +313,11 @@ fn read_members(layer: usize, bytes: &Bytes) -> Result<Vec<Member>, FlattenError
         let mut entry = entry.map_err(tar_error)?;
         let raw_path = entry.path_bytes().into_owned();
         let path = String::from_utf8_lossy(&raw_path).into_owned();
-        let entry_error = |problem| FlattenError::Entry { layer, path: path.clone(), problem };
+        let entry_error = |problem| FlattenError::Entry {
+            layer,
+            path: path.clone(),
+            problem,
+        };
 
         let mut capability = None;
         if let Some(extensions) = entry.pax_extensions().map_err(tar_error)? {
@@ -300,18 +329,27 @@ fn read_members(layer: usize, bytes: &Bytes) -> Result<Vec<Member>, FlattenError
                     }
                     capability = Some(Bytes::copy_from_slice(extension.value_bytes()));
                 } else if extension.key_bytes().starts_with(PAX_SPARSE) {
-                    return Err(entry_error("is a sparse file in pax format, which is not read"));
+                    return Err(entry_error(
+                        "is a sparse file in pax format, which is not read",
+                    ));
                 }
             }
         }
 
-        let link = || entry.link_name_bytes().map(|link| link.into_owned()).unwrap_or_default();
+        let link = || {
+            entry
+                .link_name_bytes()
+                .map(Cow::into_owned)
+                .unwrap_or_default()
+        };
         let kind = match entry.header().entry_type() {
             EntryType::Directory => MemberKind::Directory,
             EntryType::Regular | EntryType::Continuous => {
                 let start = usize::try_from(entry.raw_file_position()).ok();
                 let len = usize::try_from(entry.size()).ok();
-                let end = start.zip(len).and_then(|(start, len)| start.checked_add(len));
+                let end = start
+                    .zip(len)
+                    .and_then(|(start, len)| start.checked_add(len));
                 match (start, end) {
                     (Some(start), Some(end)) if end <= bytes.len() => {
                         MemberKind::File(bytes.slice(start..end))
@@ -344,21 +382,30 @@ fn read_members(layer: usize, bytes: &Bytes) -> Result<Vec<Member>, FlattenError
         };
 
         let header = entry.header();
-        let number = |value: std::io::Result<u64>| {
-            value.ok().and_then(|value| u32::try_from(value).ok())
-        };
+        let number =
+            |value: std::io::Result<u64>| value.ok().and_then(|value| u32::try_from(value).ok());
         let (Some(uid), Some(gid)) = (number(header.uid()), number(header.gid())) else {
             return Err(entry_error("has an owner outside 32 bits"));
         };
         let mode = header.mode().map_err(tar_error)? & 0o7777;
-        let metadata = Metadata { mode, owner: Owner { uid, gid }, capability };
+        let metadata = Metadata {
+            mode,
+            owner: Owner { uid, gid },
+            capability,
+        };
 
         let (parent, name) = split_path(&raw_path);
         let parent: Vec<u8> = parent.to_vec();
-        if raw_path.split(|byte| *byte == b'/').any(|component| component == b"..") {
+        if raw_path
+            .split(|byte| *byte == b'/')
+            .any(|component| component == b"..")
+        {
             return Err(entry_error("leads out of its directory"));
         }
-        if raw_path.split(|byte| *byte == b'/').any(|component| component.len() > MAX_NAME_LEN) {
+        if raw_path
+            .split(|byte| *byte == b'/')
+            .any(|component| component.len() > MAX_NAME_LEN)
+        {
             return Err(entry_error("has a name of more than 255 bytes"));
         }
         if raw_path.contains(&0) {
@@ -374,7 +421,13 @@ fn read_members(layer: usize, bytes: &Bytes) -> Result<Vec<Member>, FlattenError
             None if name == b"." => (Bytes::new(), kind),
             None => (Bytes::copy_from_slice(name), kind),
         };
-        members.push(Member { parent, name, path, metadata, kind });
+        members.push(Member {
+            parent,
+            name,
+            path,
+            metadata,
+            kind,
+        });
     }
     Ok(members)
 }

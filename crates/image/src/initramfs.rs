@@ -117,26 +117,31 @@ mod tests {
         let agent = Bytes::from_static(b"agent");
         let archive = encode_initramfs(&agent, &config, &modules).unwrap();
         let entries = parse_newc(&archive.to_bytes()).unwrap();
-        let paths: Vec<_> =
-            entries.iter().map(|entry| (entry.path.as_str(), entry.mode)).collect();
-        assert_eq!(paths, [
-            ("dev", 0o040_755),
-            ("etc", 0o040_755),
-            ("etc/assay", 0o040_755),
-            ("etc/assay/guest.json", 0o100_444),
-            ("init", 0o100_755),
-            ("lib", 0o040_755),
-            ("lib/modules", 0o040_755),
-            ("lib/modules/6.12", 0o040_755),
-            ("lib/modules/6.12/kernel", 0o040_755),
-            ("lib/modules/6.12/kernel/fs", 0o040_755),
-            ("lib/modules/6.12/kernel/fs/erofs.ko.xz", 0o100_444),
-            ("newroot", 0o040_755),
-            ("proc", 0o040_555),
-            ("run", 0o040_755),
-            ("sys", 0o040_555),
-            ("tmp", 0o041_777),
-        ]);
+        let paths: Vec<_> = entries
+            .iter()
+            .map(|entry| (entry.path.as_str(), entry.mode))
+            .collect();
+        assert_eq!(
+            paths,
+            [
+                ("dev", 0o040_755),
+                ("etc", 0o040_755),
+                ("etc/assay", 0o040_755),
+                ("etc/assay/guest.json", 0o100_444),
+                ("init", 0o100_755),
+                ("lib", 0o040_755),
+                ("lib/modules", 0o040_755),
+                ("lib/modules/6.12", 0o040_755),
+                ("lib/modules/6.12/kernel", 0o040_755),
+                ("lib/modules/6.12/kernel/fs", 0o040_755),
+                ("lib/modules/6.12/kernel/fs/erofs.ko.xz", 0o100_444),
+                ("newroot", 0o040_755),
+                ("proc", 0o040_555),
+                ("run", 0o040_755),
+                ("sys", 0o040_555),
+                ("tmp", 0o041_777),
+            ]
+        );
         let written: GuestConfig = serde_json::from_slice(&entries[3].content).unwrap();
         assert_eq!(written, config);
     }

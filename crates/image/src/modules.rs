@@ -15,17 +15,24 @@ pub struct Wanted {
 }
 
 const fn required(name: &'static str) -> Wanted {
-    Wanted { name, required: true }
+    Wanted {
+        name,
+        required: true,
+    }
 }
 
 const fn optional(name: &'static str) -> Wanted {
-    Wanted { name, required: false }
+    Wanted {
+        name,
+        required: false,
+    }
 }
 
 /// What a guest needs, first things first. The accelerated SHA-256 goes before
 /// dm-verity, which picks an implementation when it starts; kernels since 6.16
-/// have it built in.
-pub const GUEST_MODULES: [Wanted; 10] = [
+/// have it built in. The last two bring the power button to the agent, by which
+/// a launcher asks the guest to stop.
+pub const GUEST_MODULES: [Wanted; 12] = [
     required("virtio_pci"),
     required("virtio_console"),
     required("qemu_fw_cfg"),
@@ -36,6 +43,8 @@ pub const GUEST_MODULES: [Wanted; 10] = [
     required("overlay"),
     required("virtio_net"),
     required("sev_guest"),
+    optional("button"),
+    optional("evdev"),
 ];
 
 /// The kernel cannot run a guest, or its module lists are damaged.
@@ -78,13 +87,16 @@ impl ModuleIndex {
             if line.trim().is_empty() {
                 continue;
             }
-            let (path, dependencies) =
-                line.split_once(':').ok_or(ModulesError::MalformedDep { line: number })?;
+            let (path, dependencies) = line
+                .split_once(':')
+                .ok_or(ModulesError::MalformedDep { line: number })?;
             let dependencies: Vec<String> =
                 dependencies.split_whitespace().map(str::to_owned).collect();
             for path in dependencies.iter().map(String::as_str).chain([path]) {
                 if path.split('/').any(|part| matches!(part, "" | "." | "..")) {
-                    return Err(ModulesError::UnsafePath { path: path.to_owned() });
+                    return Err(ModulesError::UnsafePath {
+                        path: path.to_owned(),
+                    });
                 }
             }
             loadable.insert(module_name(path), (path.to_owned(), dependencies));
@@ -120,7 +132,10 @@ impl ModuleIndex {
 /// `kernel/drivers/md/dm-verity.ko.xz` is `dm_verity`.
 fn module_name(path: &str) -> String {
     let file = path.trim().rsplit('/').next().unwrap_or_default();
-    file.split(".ko").next().unwrap_or_default().replace('-', "_")
+    file.split(".ko")
+        .next()
+        .unwrap_or_default()
+        .replace('-', "_")
 }
 
 #[cfg(test)]
@@ -136,7 +151,9 @@ kernel/lib/libcrc32c.ko.xz:
 ";
 
     fn closure(wanted: &[Wanted]) -> Result<Vec<String>, ModulesError> {
-        ModuleIndex::parse(DEP, "kernel/drivers/virtio/virtio_pci.ko\n").unwrap().closure(wanted)
+        ModuleIndex::parse(DEP, "kernel/drivers/virtio/virtio_pci.ko\n")
+            .unwrap()
+            .closure(wanted)
     }
 
     #[test]
@@ -148,13 +165,16 @@ kernel/lib/libcrc32c.ko.xz:
             required("dm_verity"),
             optional("nowhere"),
         ]);
-        assert_eq!(order.unwrap(), [
-            "kernel/drivers/md/dm-mod.ko.xz",
-            "kernel/lib/libcrc32c.ko.xz",
-            "kernel/fs/erofs/erofs.ko.xz",
-            "kernel/drivers/md/dm-bufio.ko.xz",
-            "kernel/drivers/md/dm-verity.ko.xz",
-        ]);
+        assert_eq!(
+            order.unwrap(),
+            [
+                "kernel/drivers/md/dm-mod.ko.xz",
+                "kernel/lib/libcrc32c.ko.xz",
+                "kernel/fs/erofs/erofs.ko.xz",
+                "kernel/drivers/md/dm-bufio.ko.xz",
+                "kernel/drivers/md/dm-verity.ko.xz",
+            ]
+        );
     }
 
     #[test]
@@ -168,7 +188,10 @@ kernel/lib/libcrc32c.ko.xz:
         let parse = |dep| ModuleIndex::parse(dep, "").unwrap_err();
         assert_eq!(parse("a.ko:\nb.ko"), ModulesError::MalformedDep { line: 2 });
         for dep in ["../../etc/shadow:", "a.ko: /b.ko", "a//b.ko:", ": x.ko"] {
-            assert!(matches!(parse(dep), ModulesError::UnsafePath { .. }), "{dep}");
+            assert!(
+                matches!(parse(dep), ModulesError::UnsafePath { .. }),
+                "{dep}"
+            );
         }
     }
 }

@@ -71,7 +71,9 @@ impl NewcBuilder {
         links: u32,
         content: Bytes,
     ) -> Result<&mut Self, EncodeNewcError> {
-        let too_large = |_| EncodeNewcError::TooLarge { path: path.to_owned() };
+        let too_large = |_| EncodeNewcError::TooLarge {
+            path: path.to_owned(),
+        };
         let len = u32::try_from(content.len()).map_err(too_large)?;
         self.entries += 1;
         self.header(self.entries, mode, links, len, path);
@@ -154,8 +156,12 @@ pub fn parse_newc(bytes: &Bytes) -> Result<Vec<NewcEntry>, ParseNewcError> {
             Some(bytes.slice(start..end))
         };
         let name = span(name_start, name_len).ok_or_else(|| error("truncated name"))?;
-        let name = name.strip_suffix(b"\0").ok_or_else(|| error("name without NUL"))?;
-        let path = std::str::from_utf8(name).map_err(|_| error("name is not UTF-8"))?.to_owned();
+        let name = name
+            .strip_suffix(b"\0")
+            .ok_or_else(|| error("name without NUL"))?;
+        let path = std::str::from_utf8(name)
+            .map_err(|_| error("name is not UTF-8"))?
+            .to_owned();
         let content_start = (name_start + name_len).next_multiple_of(4);
         if path == TRAILER {
             let rest = bytes.get(content_start..).unwrap_or_default();
@@ -165,7 +171,11 @@ pub fn parse_newc(bytes: &Bytes) -> Result<Vec<NewcEntry>, ParseNewcError> {
             return Ok(entries);
         }
         let content = span(content_start, len).ok_or_else(|| error("truncated content"))?;
-        entries.push(NewcEntry { path, mode, content });
+        entries.push(NewcEntry {
+            path,
+            mode,
+            content,
+        });
         offset = (content_start + len).next_multiple_of(4);
     }
 }
@@ -179,8 +189,12 @@ mod tests {
     fn example() -> Bytes {
         let mut builder = NewcBuilder::new();
         builder.directory("etc", 0o755).unwrap();
-        builder.file("etc/x", 0o644, Bytes::from_static(b"hello")).unwrap();
-        builder.file("init", 0o755, Bytes::from_static(b"\x7fELF")).unwrap();
+        builder
+            .file("etc/x", 0o644, Bytes::from_static(b"hello"))
+            .unwrap();
+        builder
+            .file("init", 0o755, Bytes::from_static(b"\x7fELF"))
+            .unwrap();
         builder.finish().to_bytes()
     }
 
@@ -193,18 +207,33 @@ mod tests {
             .iter()
             .map(|entry| (entry.path.as_str(), entry.mode, entry.content.as_ref()))
             .collect();
-        assert_eq!(summary, [
-            ("etc", 0o040_755, b"".as_slice()),
-            ("etc/x", 0o100_644, b"hello"),
-            ("init", 0o100_755, b"\x7fELF"),
-        ]);
+        assert_eq!(
+            summary,
+            [
+                ("etc", 0o040_755, b"".as_slice()),
+                ("etc/x", 0o100_644, b"hello"),
+                ("init", 0o100_755, b"\x7fELF"),
+            ]
+        );
     }
 
     #[test]
     fn the_bytes_are_pinned() {
         let expected = concat!(
-            "070701", "00000001", "000041ED", "00000000", "00000000", "00000002", "00000000",
-            "00000000", "00000000", "00000000", "00000000", "00000000", "00000004", "00000000",
+            "070701",
+            "00000001",
+            "000041ED",
+            "00000000",
+            "00000000",
+            "00000002",
+            "00000000",
+            "00000000",
+            "00000000",
+            "00000000",
+            "00000000",
+            "00000000",
+            "00000004",
+            "00000000",
             "etc\0\0\0",
         );
         assert!(example().starts_with(expected.as_bytes()));
@@ -213,7 +242,10 @@ mod tests {
     #[test]
     fn a_second_archive_is_refused() {
         let twice = [example(), example()].concat();
-        assert_eq!(parse_newc(&twice.into()).unwrap_err().problem, "data after the trailer");
+        assert_eq!(
+            parse_newc(&twice.into()).unwrap_err().problem,
+            "data after the trailer"
+        );
     }
 
     proptest! {

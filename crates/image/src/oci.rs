@@ -111,7 +111,11 @@ impl Layer {
     /// An uncompressed layer from a tar archive.
     pub fn tar(tar: impl Into<Rope>) -> Self {
         let blob = Blob::new(tar);
-        Self { diff_id: blob.digest(), blob, compression: LayerCompression::None }
+        Self {
+            diff_id: blob.digest(),
+            blob,
+            compression: LayerCompression::None,
+        }
     }
 
     /// A gzip-compressed layer from a tar archive. The bytes are those of this
@@ -451,9 +455,8 @@ mod tests {
         let tar = TarBuilder::new().finish();
         let layer = Layer::gzip(&tar).unwrap();
         assert_eq!(layer.diff_id, tar.sha256());
-        let mut decoder = flate2::read::GzDecoder::new(std::io::Cursor::new(
-            layer.blob().content().to_bytes(),
-        ));
+        let mut decoder =
+            flate2::read::GzDecoder::new(std::io::Cursor::new(layer.blob().content().to_bytes()));
         let mut plain = Vec::new();
         std::io::Read::read_to_end(&mut decoder, &mut plain).unwrap();
         assert_eq!(plain, tar.to_bytes());
@@ -461,10 +464,18 @@ mod tests {
 
     #[test]
     fn ambiguous_documents_are_refused() {
-        for text in ["", "{}", r#"{"schemaVersion":2}"#, r#"{"schemaVersion":1,"layers":[]}"#] {
+        for text in [
+            "",
+            "{}",
+            r#"{"schemaVersion":2}"#,
+            r#"{"schemaVersion":1,"layers":[]}"#,
+        ] {
             assert!(parse_manifest(text.as_bytes()).is_err(), "{text}");
         }
         let both = r#"{"schemaVersion":2,"layers":[],"manifests":[]}"#;
-        assert!(matches!(parse_manifest(both.as_bytes()), Err(ParseManifestError::Ambiguous)));
+        assert!(matches!(
+            parse_manifest(both.as_bytes()),
+            Err(ParseManifestError::Ambiguous)
+        ));
     }
 }

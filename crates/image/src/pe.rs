@@ -141,7 +141,10 @@ impl PeImage {
             let start = table + index * SECTION_HEADER_LEN;
             let header = headers.get(start..start + SECTION_HEADER_LEN)?;
             let name = header.get(..8)?;
-            let name_len = name.iter().position(|byte| *byte == 0).unwrap_or(name.len());
+            let name_len = name
+                .iter()
+                .position(|byte| *byte == 0)
+                .unwrap_or(name.len());
             Some(PeSection {
                 name: String::from_utf8_lossy(name.get(..name_len)?).into_owned(),
                 virtual_size: u32_at(header, 8)?,
@@ -151,8 +154,10 @@ impl PeImage {
             })
         };
         let count = usize::from(short(field::NUMBER_OF_SECTIONS)?);
-        let sections =
-            (0..count).map(section).collect::<Option<Vec<_>>>().ok_or_else(truncated)?;
+        let sections = (0..count)
+            .map(section)
+            .collect::<Option<Vec<_>>>()
+            .ok_or_else(truncated)?;
         let security = field::DATA_DIRECTORIES + 8 * SECURITY_DIRECTORY;
         let is_signed = security + 8 <= table && long(security)? != 0;
         Ok(Self {

@@ -96,7 +96,10 @@ fn check(
     good: impl Fn(&str) -> bool,
 ) -> Result<(), ProcessError> {
     match values.iter().find(|value| !good(value)) {
-        Some(value) => Err(ProcessError::Malformed { field, value: value.clone() }),
+        Some(value) => Err(ProcessError::Malformed {
+            field,
+            value: value.clone(),
+        }),
         None => Ok(()),
     }
 }
@@ -124,42 +127,61 @@ fn resolve_user(text: &str, tree: &Tree) -> Result<User, ProcessError> {
     let entry = passwd
         .iter()
         .find(|fields| column(fields, 0) == user)
-        .or_else(|| passwd.iter().find(|fields| number.is_some() && id(fields, 2) == number));
-    let uid = match (entry.and_then(|fields| id(fields, 2)), number) {
-        (Some(uid), _) | (None, Some(uid)) => uid,
-        (None, None) => return Err(ProcessError::UnknownUser { name: user.to_owned() }),
+        .or_else(|| {
+            passwd
+                .iter()
+                .find(|fields| number.is_some() && id(fields, 2) == number)
+        });
+    let Some(uid) = entry.and_then(|fields| id(fields, 2)).or(number) else {
+        return Err(ProcessError::UnknownUser {
+            name: user.to_owned(),
+        });
     };
     let name = entry.map(|fields| column(fields, 0));
-    let home = entry.map(|fields| column(fields, 5)).filter(|home| home.starts_with('/'));
+    let home = entry
+        .map(|fields| column(fields, 5))
+        .filter(|home| home.starts_with('/'));
 
     let mut additional_gids = Vec::new();
-    let gid = match group {
-        Some(group) => {
-            let by_name = groups.iter().find(|fields| column(fields, 0) == group);
-            match (by_name.and_then(|fields| id(fields, 2)), group.parse().ok()) {
-                (Some(gid), _) | (None, Some(gid)) => gid,
-                (None, None) => return Err(ProcessError::UnknownGroup { name: group.to_owned() }),
-            }
-        }
-        None => {
-            let member = |fields: &&Vec<String>| {
-                name.is_some_and(|name| column(fields, 3).split(',').any(|user| user == name))
-            };
-            additional_gids = groups.iter().filter(member).filter_map(|f| id(f, 2)).collect();
-            entry.and_then(|fields| id(fields, 3)).unwrap_or(0)
-        }
+    let gid = if let Some(group) = group {
+        let by_name = groups.iter().find(|fields| column(fields, 0) == group);
+        by_name
+            .and_then(|fields| id(fields, 2))
+            .or_else(|| group.parse().ok())
+            .ok_or_else(|| ProcessError::UnknownGroup {
+                name: group.to_owned(),
+            })?
+    } else {
+        let member = |fields: &&Vec<String>| {
+            name.is_some_and(|name| column(fields, 3).split(',').any(|user| user == name))
+        };
+        let ids = groups.iter().filter(member).filter_map(|f| id(f, 2));
+        additional_gids.extend(ids);
+        entry.and_then(|fields| id(fields, 3)).unwrap_or(0)
     };
     let home = home.unwrap_or("/").to_owned();
-    Ok(User { uid, gid, additional_gids, home })
+    Ok(User {
+        uid,
+        gid,
+        additional_gids,
+        home,
+    })
 }
 
 /// Lines of a colon-separated file; none where the image has no such file.
 fn database(tree: &Tree, path: &'static str) -> Result<Vec<Vec<String>>, ProcessError> {
-    let content =
-        tree.file(path.as_bytes()).map_err(|source| ProcessError::Resolve { path, source })?;
-    let text = content.map(|content| String::from_utf8_lossy(content)).unwrap_or_default();
+    let content = tree
+        .file(path.as_bytes())
+        .map_err(|source| ProcessError::Resolve { path, source })?;
+    let text = content
+        .map(|content| String::from_utf8_lossy(content))
+        .unwrap_or_default();
     let row = |line: &str| line.trim().split(':').map(str::to_owned).collect();
-    Ok(text.lines().filter(|line| !line.starts_with('#')).map(row).collect())
+    Ok(text
+        .lines()
+        .filter(|line| !line.starts_with('#'))
+        .map(row)
+        .collect())
 }
 
 fn column(fields: &[String], index: usize) -> &str {
@@ -187,8 +209,13 @@ mod tests {
         let etc = tree.resolve_or_create(b"etc").unwrap();
         for (name, text) in [("passwd", PASSWD), ("group", GROUP)] {
             let content = Content::File(Bytes::from_static(text.as_bytes()));
-            let id = tree.add(Inode { metadata: Metadata::root(0o644), content });
-            tree.entries_mut(etc).unwrap().insert(Bytes::from_static(name.as_bytes()), id);
+            let id = tree.add(Inode {
+                metadata: Metadata::root(0o644),
+                content,
+            });
+            tree.entries_mut(etc)
+                .unwrap()
+                .insert(Bytes::from_static(name.as_bytes()), id);
         }
         tree
     }
@@ -218,18 +245,29 @@ mod tests {
             let process = resolve_process(&config(user), &tree()).unwrap();
             let got = (process.uid, process.gid, process.additional_gids);
             assert_eq!(got, expected, "{user}");
-            assert_eq!(process.env, [DEFAULT_PATH, &format!("HOME={home}")], "{user}");
+            assert_eq!(
+                process.env,
+                [DEFAULT_PATH, &format!("HOME={home}")],
+                "{user}"
+            );
         }
     }
 
     #[test]
     fn unknown_names_are_named() {
         let error = |user| resolve_process(&config(user), &tree()).unwrap_err();
-        let unknown = |name: &str| ProcessError::UnknownUser { name: name.to_owned() };
+        let unknown = |name: &str| ProcessError::UnknownUser {
+            name: name.to_owned(),
+        };
         assert_eq!(error("nobody"), unknown("nobody"));
         assert_eq!(error("broken"), unknown("broken"));
         assert_eq!(error("-1"), unknown("-1"));
-        assert_eq!(error("web:none"), ProcessError::UnknownGroup { name: "none".to_owned() });
+        assert_eq!(
+            error("web:none"),
+            ProcessError::UnknownGroup {
+                name: "none".to_owned()
+            }
+        );
         // Without the files, numbers still work.
         resolve_process(&config("5:6"), &Tree::new()).unwrap();
     }
@@ -248,18 +286,39 @@ mod tests {
         let process = resolve_process(&full, &tree()).unwrap();
         assert_eq!(process.args, ["/bin/web", "-v", "x y"]);
         assert_eq!(process.env, ["PATH=/bin", "HOME=/h", "EMPTY="]);
-        assert_eq!((process.cwd.as_str(), process.stop_signal.as_str()), ("/srv", "SIGQUIT"));
+        assert_eq!(
+            (process.cwd.as_str(), process.stop_signal.as_str()),
+            ("/srv", "SIGQUIT")
+        );
 
-        let only_cmd = RunConfig { entrypoint: None, ..full.clone() };
-        assert_eq!(resolve_process(&only_cmd, &tree()).unwrap().args, ["-v", "x y"]);
+        let only_cmd = RunConfig {
+            entrypoint: None,
+            ..full.clone()
+        };
+        assert_eq!(
+            resolve_process(&only_cmd, &tree()).unwrap().args,
+            ["-v", "x y"]
+        );
 
         let refused = |config: RunConfig| resolve_process(&config, &tree()).unwrap_err();
         assert_eq!(refused(RunConfig::default()), ProcessError::NoCommand);
         let malformed = [
-            RunConfig { env: text(&["=x"]), ..full.clone() },
-            RunConfig { env: text(&["x"]), ..full.clone() },
-            RunConfig { working_dir: Some("srv".to_owned()), ..full.clone() },
-            RunConfig { cmd: text(&["a\0b"]), ..full },
+            RunConfig {
+                env: text(&["=x"]),
+                ..full.clone()
+            },
+            RunConfig {
+                env: text(&["x"]),
+                ..full.clone()
+            },
+            RunConfig {
+                working_dir: Some("srv".to_owned()),
+                ..full.clone()
+            },
+            RunConfig {
+                cmd: text(&["a\0b"]),
+                ..full
+            },
         ];
         for config in malformed {
             assert!(matches!(refused(config), ProcessError::Malformed { .. }));

@@ -124,12 +124,15 @@ pub fn read_artifact(
     config: &[u8],
     layers: &[StoredLayer],
 ) -> Result<ReadArtifact, ReadArtifactError> {
-    let config: ImageConfig =
-        serde_json::from_slice(config).map_err(ReadArtifactError::Config)?;
+    let config: ImageConfig = serde_json::from_slice(config).map_err(ReadArtifactError::Config)?;
     let tree = flatten(layers, &config.rootfs.diff_ids).map_err(ReadArtifactError::Flatten)?;
     let file = |path: &'static str| {
-        let found = tree.file(path.as_bytes()).map_err(ReadArtifactError::Resolve)?;
-        found.cloned().ok_or(ReadArtifactError::MissingFile { path })
+        let found = tree
+            .file(path.as_bytes())
+            .map_err(ReadArtifactError::Resolve)?;
+        found
+            .cloned()
+            .ok_or(ReadArtifactError::MissingFile { path })
     };
     read_artifact_content(&ArtifactContent {
         manifest: file(MANIFEST_PATH)?,
@@ -140,9 +143,7 @@ pub fn read_artifact(
 }
 
 /// Reads an artifact from its files.
-pub fn read_artifact_content(
-    content: &ArtifactContent,
-) -> Result<ReadArtifact, ReadArtifactError> {
+pub fn read_artifact_content(content: &ArtifactContent) -> Result<ReadArtifact, ReadArtifactError> {
     let manifest: Manifest =
         serde_json::from_slice(&content.manifest).map_err(ReadArtifactError::Manifest)?;
     if manifest.version != Manifest::VERSION {
@@ -179,16 +180,37 @@ fn same<T: PartialEq + std::fmt::Debug>(
 }
 
 fn check_files(manifest: &Manifest, content: &ArtifactContent) -> Result<(), ReadArtifactError> {
-    let Manifest { uki, firmware, root_disk, .. } = manifest;
+    let Manifest {
+        uki,
+        firmware,
+        root_disk,
+        ..
+    } = manifest;
     same("uki.path", &uki.path.as_str(), &UKI_PATH)?;
     same("uki.size", &uki.size, &(content.uki.len() as u64))?;
     same("uki.sha256", &uki.sha256, &Sha256Digest::of(&content.uki))?;
     same("firmware.path", &firmware.path.as_str(), &FIRMWARE_PATH)?;
-    same("firmware.size", &firmware.size, &(content.firmware.len() as u64))?;
-    same("firmware.sha256", &firmware.sha256, &Sha256Digest::of(&content.firmware))?;
+    same(
+        "firmware.size",
+        &firmware.size,
+        &(content.firmware.len() as u64),
+    )?;
+    same(
+        "firmware.sha256",
+        &firmware.sha256,
+        &Sha256Digest::of(&content.firmware),
+    )?;
     same("rootDisk.path", &root_disk.path.as_str(), &ROOT_DISK_PATH)?;
-    same("rootDisk.size", &root_disk.size, &(content.root_disk.len() as u64))?;
-    same("rootDisk.sha256", &root_disk.sha256, &Sha256Digest::of(&content.root_disk))
+    same(
+        "rootDisk.size",
+        &root_disk.size,
+        &(content.root_disk.len() as u64),
+    )?;
+    same(
+        "rootDisk.sha256",
+        &root_disk.sha256,
+        &Sha256Digest::of(&content.root_disk),
+    )
 }
 
 fn check_uki(
@@ -198,21 +220,33 @@ fn check_uki(
 ) -> Result<(), ReadArtifactError> {
     let sections = uki_sections(&content.uki).map_err(ReadArtifactError::Uki)?;
     same("uki.sections", &manifest.uki.sections, &sections)?;
-    same("uki.cmdline", &manifest.uki.cmdline.as_bytes(), &section(uki, CMDLINE)?.as_ref())?;
-    same("uki.uname", &manifest.uki.uname.as_bytes(), &section(uki, UNAME)?.as_ref())?;
-    let release =
-        parse_kernel_release(section(uki, LINUX)?).map_err(ReadArtifactError::Kernel)?;
+    same(
+        "uki.cmdline",
+        &manifest.uki.cmdline.as_bytes(),
+        &section(uki, CMDLINE)?.as_ref(),
+    )?;
+    same(
+        "uki.uname",
+        &manifest.uki.uname.as_bytes(),
+        &section(uki, UNAME)?.as_ref(),
+    )?;
+    let release = parse_kernel_release(section(uki, LINUX)?).map_err(ReadArtifactError::Kernel)?;
     same("uki.uname", &manifest.uki.uname, &release)
 }
 
 fn section<'a>(uki: &'a UkiContent, name: &'static str) -> Result<&'a Bytes, ReadArtifactError> {
-    uki.section(name).ok_or(ReadArtifactError::Uki(ParseUkiError::Missing(name)))
+    uki.section(name)
+        .ok_or(ReadArtifactError::Uki(ParseUkiError::Missing(name)))
 }
 
 fn check_initrd(manifest: &Manifest, uki: &UkiContent) -> Result<GuestConfig, ReadArtifactError> {
     let entries = parse_newc(section(uki, INITRD)?).map_err(ReadArtifactError::Initrd)?;
     let agent = only_file(&entries, AGENT_PATH)?;
-    same("inputs.agent", &manifest.inputs.agent, &Sha256Digest::of(agent))?;
+    same(
+        "inputs.agent",
+        &manifest.inputs.agent,
+        &Sha256Digest::of(agent),
+    )?;
     let config = only_file(&entries, GUEST_CONFIG_PATH)?;
     let config: GuestConfig =
         serde_json::from_slice(config).map_err(ReadArtifactError::GuestConfig)?;
@@ -228,10 +262,15 @@ fn only_file<'a>(
     path: &'static str,
 ) -> Result<&'a Bytes, ReadArtifactError> {
     let components = |path: &str| -> Vec<String> {
-        path.split('/').filter(|part| !matches!(*part, "" | ".")).map(str::to_owned).collect()
+        path.split('/')
+            .filter(|part| !matches!(*part, "" | "."))
+            .map(str::to_owned)
+            .collect()
     };
     let wanted = components(path);
-    let mut found = entries.iter().filter(|entry| components(&entry.path) == wanted);
+    let mut found = entries
+        .iter()
+        .filter(|entry| components(&entry.path) == wanted);
     match (found.next(), found.next()) {
         (Some(entry), None) if entry.is_file() => Ok(&entry.content),
         _ => Err(ReadArtifactError::InitrdFile { path }),
@@ -240,8 +279,14 @@ fn only_file<'a>(
 
 /// Hashes the data again and compares the whole tree with what the disk has.
 fn check_root_disk(root: &RootFs, disk: &Bytes) -> Result<(), ReadArtifactError> {
-    let RootFs::DmVerity { serial, block_size, data_blocks, hash_start_block, root_hash, salt } =
-        root;
+    let RootFs::DmVerity {
+        serial,
+        block_size,
+        data_blocks,
+        hash_start_block,
+        root_hash,
+        salt,
+    } = root;
     let unlike = |field| ReadArtifactError::RootDisk { field };
     if serial != ROOT_DISK_SERIAL {
         return Err(unlike("serial"));
@@ -249,7 +294,10 @@ fn check_root_disk(root: &RootFs, disk: &Bytes) -> Result<(), ReadArtifactError>
     if *block_size != verity::BLOCK {
         return Err(unlike("block size"));
     }
-    let mut parameters = VerityParameters { salt: [0; 32], uuid: [0; 16] };
+    let mut parameters = VerityParameters {
+        salt: [0; 32],
+        uuid: [0; 16],
+    };
     hex::decode_to_slice(salt, &mut parameters.salt).map_err(|_| unlike("salt"))?;
     let data_len = data_blocks
         .checked_mul(u64::from(verity::BLOCK))
@@ -258,11 +306,17 @@ fn check_root_disk(root: &RootFs, disk: &Bytes) -> Result<(), ReadArtifactError>
         .ok_or_else(|| unlike("number of data blocks"))?;
     let mut rebuilt = Rope::from(disk.slice(..data_len));
     // The superblock's identifier is the only part that nothing else says.
-    let uuid = disk.get(data_len + 16..).and_then(|rest| rest.first_chunk());
+    let uuid = disk
+        .get(data_len + 16..)
+        .and_then(|rest| rest.first_chunk());
     parameters.uuid = *uuid.ok_or_else(|| unlike("superblock"))?;
     let tree = append_verity(&mut rebuilt, &parameters).map_err(ReadArtifactError::Verity)?;
     same("rootDisk.root.rootHash", root_hash, &tree.root_hash)?;
-    same("rootDisk.root.hashStartBlock", hash_start_block, &tree.hash_start_block)?;
+    same(
+        "rootDisk.root.hashStartBlock",
+        hash_start_block,
+        &tree.hash_start_block,
+    )?;
     if rebuilt.len() != disk.len() as u64 || rebuilt.sha256() != Sha256Digest::of(disk) {
         return Err(unlike("hash tree"));
     }

@@ -21,8 +21,16 @@ const MAX_CMDLINE_LEN: usize = 2047;
 
 /// Parameters that a recipe may not set: those of [`DEFAULT_CMDLINE`], of which
 /// the kernel would believe the last, and those that replace the guest agent.
-const RESERVED_PARAMETERS: [&str; 8] =
-    ["quiet", "panic", "oops", "lockdown", "module.sig_enforce", "init", "rdinit", "--"];
+const RESERVED_PARAMETERS: [&str; 8] = [
+    "quiet",
+    "panic",
+    "oops",
+    "lockdown",
+    "module.sig_enforce",
+    "init",
+    "rdinit",
+    "--",
+];
 
 /// What an artifact is made of.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -93,7 +101,10 @@ impl PinnedReference {
     /// A reference from its parts.
     pub fn new(repository: &str, digest: Sha256Digest) -> Result<Self, ParsePinnedReferenceError> {
         if is_repository(repository) {
-            Ok(Self { repository: repository.to_owned(), digest })
+            Ok(Self {
+                repository: repository.to_owned(),
+                digest,
+            })
         } else {
             Err(ParsePinnedReferenceError)
         }
@@ -140,16 +151,22 @@ impl Serialize for PinnedReference {
 
 impl<'de> Deserialize<'de> for PinnedReference {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+        String::deserialize(deserializer)?
+            .parse()
+            .map_err(serde::de::Error::custom)
     }
 }
 
 /// Whether `text` is `host[:port]/path` in the grammar of the distribution
 /// specification: lower case, no tag, no digest.
 fn is_repository(text: &str) -> bool {
-    let Some((host, path)) = text.split_once('/') else { return false };
+    let Some((host, path)) = text.split_once('/') else {
+        return false;
+    };
     let host_ok = !host.is_empty()
-        && host.bytes().all(|b| b.is_ascii_alphanumeric() || b".-_:[]".contains(&b));
+        && host
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || b".-_:[]".contains(&b));
     let component_ok = |component: &str| {
         let edge = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
         component.bytes().next().is_some_and(edge)
@@ -215,7 +232,9 @@ impl Recipe {
 
     /// Parses and validates a recipe's JSON.
     pub fn parse(bytes: &[u8]) -> Result<ValidRecipe, RecipeError> {
-        serde_json::from_slice::<Self>(bytes).map_err(RecipeError::Json)?.validate()
+        serde_json::from_slice::<Self>(bytes)
+            .map_err(RecipeError::Json)?
+            .validate()
     }
 
     /// Checks every field.
@@ -224,11 +243,14 @@ impl Recipe {
             return Err(RecipeError::Version(self.version));
         }
         let reference = |field, source: &ImageSource| {
-            source.image.parse().map_err(|error| RecipeError::Reference {
-                field,
-                got: source.image.clone(),
-                source: error,
-            })
+            source
+                .image
+                .parse()
+                .map_err(|error| RecipeError::Reference {
+                    field,
+                    got: source.image.clone(),
+                    source: error,
+                })
         };
         if !is_repository(&self.output.repository) {
             return Err(RecipeError::Repository(self.output.repository.clone()));
@@ -245,8 +267,13 @@ impl Recipe {
 
 fn full_cmdline(extra: Option<&str>) -> Result<String, RecipeError> {
     let mut cmdline = DEFAULT_CMDLINE.to_owned();
-    let Some(extra) = extra else { return Ok(cmdline) };
-    if !extra.bytes().all(|byte| (b' '..=b'~').contains(&byte) && byte != b'"') {
+    let Some(extra) = extra else {
+        return Ok(cmdline);
+    };
+    if !extra
+        .bytes()
+        .all(|byte| (b' '..=b'~').contains(&byte) && byte != b'"')
+    {
         return Err(RecipeError::CmdlineCharacters);
     }
     for parameter in extra.split(' ') {
@@ -255,7 +282,10 @@ fn full_cmdline(extra: Option<&str>) -> Result<String, RecipeError> {
             return Err(RecipeError::CmdlineCharacters);
         }
         // The kernel takes '-' and '_' in names for the same.
-        if RESERVED_PARAMETERS.iter().any(|reserved| name.replace('-', "_") == reserved.replace('-', "_")) {
+        if RESERVED_PARAMETERS
+            .iter()
+            .any(|reserved| name.replace('-', "_") == reserved.replace('-', "_"))
+        {
             return Err(RecipeError::CmdlineReserved(parameter.to_owned()));
         }
         cmdline.push(' ');
@@ -276,11 +306,17 @@ mod tests {
     fn good() -> Recipe {
         Recipe {
             version: 1,
-            rootfs: ImageSource { image: format!("registry.example:5000/team/web@{DIGEST}") },
-            boot_kit: ImageSource { image: format!("registry.example/kit:6.12@{DIGEST}") },
+            rootfs: ImageSource {
+                image: format!("registry.example:5000/team/web@{DIGEST}"),
+            },
+            boot_kit: ImageSource {
+                image: format!("registry.example/kit:6.12@{DIGEST}"),
+            },
             layout: Layout::DmVerity,
             cmdline: None,
-            output: Output { repository: "registry.example/team/web-guest".to_owned() },
+            output: Output {
+                repository: "registry.example/team/web-guest".to_owned(),
+            },
         }
     }
 
@@ -292,24 +328,58 @@ mod tests {
         assert_eq!(valid.boot_kit.repository(), "registry.example/kit");
         assert_eq!(valid.cmdline, DEFAULT_CMDLINE);
 
-        let more = Recipe { cmdline: Some("console=hvc0 foo.bar=1".to_owned()), ..good() };
+        let more = Recipe {
+            cmdline: Some("console=hvc0 foo.bar=1".to_owned()),
+            ..good()
+        };
         let expected = format!("{DEFAULT_CMDLINE} console=hvc0 foo.bar=1");
         assert_eq!(more.validate().unwrap().cmdline, expected);
     }
 
     #[test]
     fn every_mistake_names_its_field() {
-        let image = |image: &str| ImageSource { image: image.to_owned() };
-        let cmdline = |text: &str| Recipe { cmdline: Some(text.to_owned()), ..good() };
+        let image = |image: &str| ImageSource {
+            image: image.to_owned(),
+        };
+        let cmdline = |text: &str| Recipe {
+            cmdline: Some(text.to_owned()),
+            ..good()
+        };
         let repository = |text: &str| Recipe {
-            output: Output { repository: text.to_owned() },
+            output: Output {
+                repository: text.to_owned(),
+            },
             ..good()
         };
         let table = [
-            (Recipe { version: 2, ..good() }, "version: "),
-            (Recipe { rootfs: image("registry.example/web:latest"), ..good() }, "rootfs.image: "),
-            (Recipe { boot_kit: image(&format!("kit@{DIGEST}")), ..good() }, "bootKit.image: "),
-            (Recipe { boot_kit: image(&format!("h/K@{DIGEST}")), ..good() }, "bootKit.image: "),
+            (
+                Recipe {
+                    version: 2,
+                    ..good()
+                },
+                "version: ",
+            ),
+            (
+                Recipe {
+                    rootfs: image("registry.example/web:latest"),
+                    ..good()
+                },
+                "rootfs.image: ",
+            ),
+            (
+                Recipe {
+                    boot_kit: image(&format!("kit@{DIGEST}")),
+                    ..good()
+                },
+                "bootKit.image: ",
+            ),
+            (
+                Recipe {
+                    boot_kit: image(&format!("h/K@{DIGEST}")),
+                    ..good()
+                },
+                "bootKit.image: ",
+            ),
             (repository("registry.example/x:tag"), "output.repository: "),
             (repository("nohost"), "output.repository: "),
             (cmdline("a\nb"), "cmdline: "),
@@ -330,7 +400,9 @@ mod tests {
         let mut value = serde_json::to_value(good()).unwrap();
         value["layout"] = "Floppy".into();
         let error = Recipe::parse(value.to_string().as_bytes()).unwrap_err();
-        let RecipeError::Json(source) = &error else { panic!("{error}") };
+        let RecipeError::Json(source) = &error else {
+            panic!("{error}")
+        };
         assert!(source.to_string().starts_with("layout: "), "{source}");
 
         let mut value = serde_json::to_value(good()).unwrap();

@@ -54,7 +54,14 @@ impl TarBuilder {
         owner: Owner,
         content: impl Into<Rope>,
     ) -> &mut Self {
-        self.entry(b'0', relative(path.as_ref()), b"", mode, owner, &content.into())
+        self.entry(
+            b'0',
+            relative(path.as_ref()),
+            b"",
+            mode,
+            owner,
+            &content.into(),
+        )
     }
 
     /// Adds a symbolic link.
@@ -64,13 +71,27 @@ impl TarBuilder {
         target: impl AsRef<[u8]>,
         owner: Owner,
     ) -> &mut Self {
-        self.entry(b'2', relative(path.as_ref()), target.as_ref(), 0o777, owner, &Rope::new())
+        self.entry(
+            b'2',
+            relative(path.as_ref()),
+            target.as_ref(),
+            0o777,
+            owner,
+            &Rope::new(),
+        )
     }
 
     /// Adds another name for a file that was added before.
     pub fn hard_link(&mut self, path: impl AsRef<[u8]>, target: impl AsRef<[u8]>) -> &mut Self {
         let target = relative(target.as_ref());
-        self.entry(b'1', relative(path.as_ref()), target, 0o644, Owner::ROOT, &Rope::new())
+        self.entry(
+            b'1',
+            relative(path.as_ref()),
+            target,
+            0o644,
+            Owner::ROOT,
+            &Rope::new(),
+        )
     }
 
     /// Ends the archive with two zero blocks.
@@ -121,7 +142,14 @@ impl TarBuilder {
             self.out.push(pax);
             self.out.pad_to(BLOCK);
         }
-        self.header(&Header { kind, name, link: link_name, mode, owner, size: content.len() });
+        self.header(&Header {
+            kind,
+            name,
+            link: link_name,
+            mode,
+            owner,
+            size: content.len(),
+        });
         self.out.append(content);
         self.out.pad_to(BLOCK);
         self
@@ -161,9 +189,18 @@ impl Header<'_> {
             format!("{:0digits$o}\0", if value > max { 0 } else { value })
         };
         text(self.name, 100);
-        text(octal(u64::from(self.mode & 0o7777), 7, Self::MAX_7).as_bytes(), 8);
-        text(octal(u64::from(self.owner.uid), 7, Self::MAX_7).as_bytes(), 8);
-        text(octal(u64::from(self.owner.gid), 7, Self::MAX_7).as_bytes(), 8);
+        text(
+            octal(u64::from(self.mode & 0o7777), 7, Self::MAX_7).as_bytes(),
+            8,
+        );
+        text(
+            octal(u64::from(self.owner.uid), 7, Self::MAX_7).as_bytes(),
+            8,
+        );
+        text(
+            octal(u64::from(self.owner.gid), 7, Self::MAX_7).as_bytes(),
+            8,
+        );
         text(octal(self.size, 11, Self::MAX_11).as_bytes(), 12);
         text(octal(0, 11, Self::MAX_11).as_bytes(), 12);
         // The checksum counts its own field as spaces.
@@ -197,7 +234,10 @@ fn push_pax_record(out: &mut Vec<u8>, key: &[u8], value: &[u8]) {
 }
 
 fn relative(path: &[u8]) -> &[u8] {
-    let start = path.iter().position(|byte| *byte != b'/').unwrap_or(path.len());
+    let start = path
+        .iter()
+        .position(|byte| *byte != b'/')
+        .unwrap_or(path.len());
     match path.get(start..) {
         None | Some([]) => b".",
         Some(rest) => rest,
@@ -208,6 +248,8 @@ fn relative(path: &[u8]) -> &[u8] {
 mod tests {
     use std::io::Read as _;
 
+    use tar::EntryType::{Directory, Link, Regular, Symlink};
+
     use super::*;
 
     #[test]
@@ -217,8 +259,21 @@ mod tests {
         builder
             .directory("/", 0o755, Owner::ROOT)
             .directory("etc", 0o755, Owner::ROOT)
-            .file("etc/passwd", 0o4755, Owner { uid: 65532, gid: 7 }, b"root".to_vec())
-            .file(&long, 0o600, Owner { uid: 4_000_000_000, gid: 0 }, Rope::new())
+            .file(
+                "etc/passwd",
+                0o4755,
+                Owner { uid: 65532, gid: 7 },
+                b"root".to_vec(),
+            )
+            .file(
+                &long,
+                0o600,
+                Owner {
+                    uid: 4_000_000_000,
+                    gid: 0,
+                },
+                Rope::new(),
+            )
             .symlink("lib", "usr/lib", Owner::ROOT)
             .symlink("far", &long, Owner::ROOT)
             .hard_link("etc/same", "/etc/passwd");
@@ -237,23 +292,34 @@ mod tests {
                 entry.path().unwrap().display().to_string(),
                 header.entry_type(),
                 header.mode().unwrap(),
-                entry.link_name().unwrap().map(|link| link.display().to_string()),
+                entry
+                    .link_name()
+                    .unwrap()
+                    .map(|link| link.display().to_string()),
                 content,
             ));
         }
         let row = |path: &str, kind, mode, link: Option<&str>, content: &str| {
-            (path.to_owned(), kind, mode, link.map(str::to_owned), content.to_owned())
+            (
+                path.to_owned(),
+                kind,
+                mode,
+                link.map(str::to_owned),
+                content.to_owned(),
+            )
         };
-        use tar::EntryType::{Directory, Link, Regular, Symlink};
-        assert_eq!(seen, [
-            row("./", Directory, 0o755, None, ""),
-            row("etc/", Directory, 0o755, None, ""),
-            row("etc/passwd", Regular, 0o4755, None, "root"),
-            row(&long, Regular, 0o600, None, ""),
-            row("lib", Symlink, 0o777, Some("usr/lib"), ""),
-            row("far", Symlink, 0o777, Some(&long), ""),
-            row("etc/same", Link, 0o644, Some("etc/passwd"), ""),
-        ]);
+        assert_eq!(
+            seen,
+            [
+                row("./", Directory, 0o755, None, ""),
+                row("etc/", Directory, 0o755, None, ""),
+                row("etc/passwd", Regular, 0o4755, None, "root"),
+                row(&long, Regular, 0o600, None, ""),
+                row("lib", Symlink, 0o777, Some("usr/lib"), ""),
+                row("far", Symlink, 0o777, Some(&long), ""),
+                row("etc/same", Link, 0o644, Some("etc/passwd"), ""),
+            ]
+        );
     }
 
     #[test]

@@ -24,7 +24,11 @@ pub struct Metadata {
 impl Metadata {
     /// Owned by root, without capabilities.
     pub fn root(mode: u32) -> Self {
-        Self { mode, owner: Owner::ROOT, capability: None }
+        Self {
+            mode,
+            owner: Owner::ROOT,
+            capability: None,
+        }
     }
 }
 
@@ -90,7 +94,12 @@ impl Tree {
     /// An empty root directory with mode 0755.
     pub fn new() -> Self {
         let content = Content::Directory(Entries::new());
-        Self { inodes: vec![Inode { metadata: Metadata::root(0o755), content }] }
+        Self {
+            inodes: vec![Inode {
+                metadata: Metadata::root(0o755),
+                content,
+            }],
+        }
     }
 
     /// The inode of an identifier of this tree; the root for a foreign one.
@@ -140,7 +149,10 @@ impl Tree {
             return id;
         }
         let content = Content::Directory(Entries::new());
-        let id = self.add(Inode { metadata: Metadata::root(mode), content });
+        let id = self.add(Inode {
+            metadata: Metadata::root(mode),
+            content,
+        });
         if let Some(entries) = self.entries_mut(parent) {
             entries.insert(name.clone(), id);
         }
@@ -155,7 +167,9 @@ impl Tree {
             if self.entries(walk.current()).is_none() {
                 return Err(walk.not_a_directory());
             }
-            let Some(id) = self.child(walk.current(), &name) else { return Ok(None) };
+            let Some(id) = self.child(walk.current(), &name) else {
+                return Ok(None);
+            };
             match &self.inode(id).content {
                 Content::Symlink(target) => walk.follow(target)?,
                 _ => walk.enter(id),
@@ -167,10 +181,12 @@ impl Tree {
     /// Content of the regular file at `path`, following symbolic links. `None`
     /// when there is no such file.
     pub fn file(&self, path: &[u8]) -> Result<Option<&Bytes>, ResolveError> {
-        Ok(self.lookup(path)?.and_then(|id| match &self.inode(id).content {
-            Content::File(content) => Some(content),
-            _ => None,
-        }))
+        Ok(self
+            .lookup(path)?
+            .and_then(|id| match &self.inode(id).content {
+                Content::File(content) => Some(content),
+                _ => None,
+            }))
     }
 
     /// The directory that `path` names, following symbolic links and making
@@ -217,7 +233,8 @@ impl Walk {
 
     fn push(&mut self, path: &[u8]) {
         let components = path.split(|byte| *byte == b'/');
-        self.pending.extend(components.rev().map(Bytes::copy_from_slice));
+        self.pending
+            .extend(components.rev().map(Bytes::copy_from_slice));
     }
 
     /// The next component that is a name; `.` and `..` are done on the way.
@@ -248,7 +265,9 @@ impl Walk {
     fn follow(&mut self, target: &Bytes) -> Result<(), ResolveError> {
         self.followed += 1;
         if self.followed > MAX_SYMLINKS {
-            return Err(ResolveError::TooManySymlinks { path: self.path.clone() });
+            return Err(ResolveError::TooManySymlinks {
+                path: self.path.clone(),
+            });
         }
         if target.starts_with(b"/") {
             self.trail.truncate(1);
@@ -258,7 +277,9 @@ impl Walk {
     }
 
     fn not_a_directory(&self) -> ResolveError {
-        ResolveError::NotADirectory { path: self.path.clone() }
+        ResolveError::NotADirectory {
+            path: self.path.clone(),
+        }
     }
 }
 
@@ -270,7 +291,10 @@ mod tests {
         let mut tree = Tree::new();
         let bin = tree.resolve_or_create(b"usr/bin").unwrap();
         let mut put = |directory, name: &'static str, content| {
-            let id = tree.add(Inode { metadata: Metadata::root(0o644), content });
+            let id = tree.add(Inode {
+                metadata: Metadata::root(0o644),
+                content,
+            });
             let name = Bytes::from_static(name.as_bytes());
             tree.entries_mut(directory).unwrap().insert(name, id);
         };
@@ -286,9 +310,18 @@ mod tests {
     #[test]
     fn links_are_followed_inside_the_root() {
         let tree = tree();
-        for path in ["/usr/bin/sh", "bin/sh", "out/bin/sh", "./bin/../../usr/..//out/bin/./sh"] {
+        for path in [
+            "/usr/bin/sh",
+            "bin/sh",
+            "out/bin/sh",
+            "./bin/../../usr/..//out/bin/./sh",
+        ] {
             let found = tree.file(path.as_bytes()).unwrap();
-            assert_eq!(found.map(Bytes::as_ref), Some(b"shell".as_slice()), "{path}");
+            assert_eq!(
+                found.map(Bytes::as_ref),
+                Some(b"shell".as_slice()),
+                "{path}"
+            );
         }
         assert_eq!(tree.lookup(b"").unwrap(), Some(Tree::ROOT));
         assert_eq!(tree.lookup(b"dangling").unwrap(), None);
@@ -298,10 +331,21 @@ mod tests {
     #[test]
     fn dead_ends_are_named() {
         let mut tree = tree();
-        assert!(matches!(tree.lookup(b"loop/x"), Err(ResolveError::TooManySymlinks { .. })));
-        assert!(matches!(tree.lookup(b"bin/sh/x"), Err(ResolveError::NotADirectory { .. })));
+        assert!(matches!(
+            tree.lookup(b"loop/x"),
+            Err(ResolveError::TooManySymlinks { .. })
+        ));
+        assert!(matches!(
+            tree.lookup(b"bin/sh/x"),
+            Err(ResolveError::NotADirectory { .. })
+        ));
         let error = tree.resolve_or_create(b"bin/sh/x").unwrap_err();
-        assert_eq!(error, ResolveError::NotADirectory { path: "bin/sh/x".to_owned() });
+        assert_eq!(
+            error,
+            ResolveError::NotADirectory {
+                path: "bin/sh/x".to_owned()
+            }
+        );
     }
 
     #[test]

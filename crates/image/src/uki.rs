@@ -170,7 +170,9 @@ impl Layout {
             let too_large = || EncodeUkiError::TooLarge(name);
             let virtual_size = u32::try_from(content.len()).map_err(|_| too_large())?;
             let up = |value: u32, alignment| {
-                value.checked_next_multiple_of(alignment).ok_or_else(too_large)
+                value
+                    .checked_next_multiple_of(alignment)
+                    .ok_or_else(too_large)
             };
             let virtual_address = up(memory_end.ok_or_else(too_large)?, stub.section_alignment)?;
             let raw_offset = up(file_end, stub.file_alignment)?;
@@ -197,9 +199,16 @@ impl Layout {
         let headers = stub.sections.len() + sections.len();
         let table_end = stub.section_table + headers * SECTION_HEADER_LEN;
         if table_end as u64 > u64::from(headers_size) {
-            return Err(EncodeUkiError::UnusableStub("it has no room for section headers"));
+            return Err(EncodeUkiError::UnusableStub(
+                "it has no room for section headers",
+            ));
         }
-        Ok(Self { sections, initialized_data, image_size, headers_size })
+        Ok(Self {
+            sections,
+            initialized_data,
+            image_size,
+            headers_size,
+        })
     }
 
     fn write_headers(
@@ -210,17 +219,22 @@ impl Layout {
     ) -> Result<(), EncodeUkiError> {
         // Both must allow it, or firmware that enforces it could not start the
         // kernel.
-        let characteristics =
-            stub.dll_characteristics & (kernel.dll_characteristics | !NX_COMPAT);
+        let characteristics = stub.dll_characteristics & (kernel.dll_characteristics | !NX_COMPAT);
         let count = u16::try_from(stub.sections.len() + self.sections.len())
             .map_err(|_| EncodeUkiError::UnusableStub("it has too many sections"))?;
         let mut table = Vec::new();
         for section in &self.sections {
             let mut name = [0; 8];
-            name.iter_mut().zip(section.name.bytes()).for_each(|(to, from)| *to = from);
+            name.iter_mut()
+                .zip(section.name.bytes())
+                .for_each(|(to, from)| *to = from);
             table.extend(name);
-            let numbers =
-                [section.virtual_size, section.virtual_address, section.raw_size, section.raw_offset];
+            let numbers = [
+                section.virtual_size,
+                section.virtual_address,
+                section.raw_size,
+                section.raw_offset,
+            ];
             table.extend(numbers.iter().flat_map(|number| number.to_le_bytes()));
             table.extend([0; 12]); // no relocations, no line numbers
             table.extend(section.characteristics.to_le_bytes());
@@ -229,11 +243,20 @@ impl Layout {
         let table_end = stub.section_table + stub.sections.len() * SECTION_HEADER_LEN;
         let patches: [(usize, &[u8]); 7] = [
             (pe + field::NUMBER_OF_SECTIONS, &count.to_le_bytes()),
-            (pe + field::SIZE_OF_INITIALIZED_DATA, &self.initialized_data.to_le_bytes()),
+            (
+                pe + field::SIZE_OF_INITIALIZED_DATA,
+                &self.initialized_data.to_le_bytes(),
+            ),
             (pe + field::SIZE_OF_IMAGE, &self.image_size.to_le_bytes()),
-            (pe + field::SIZE_OF_HEADERS, &self.headers_size.to_le_bytes()),
+            (
+                pe + field::SIZE_OF_HEADERS,
+                &self.headers_size.to_le_bytes(),
+            ),
             (pe + field::CHECKSUM, &[0; 4]),
-            (pe + field::DLL_CHARACTERISTICS, &characteristics.to_le_bytes()),
+            (
+                pe + field::DLL_CHARACTERISTICS,
+                &characteristics.to_le_bytes(),
+            ),
             (table_end, &table),
         ];
         for (offset, bytes) in patches {
@@ -246,7 +269,9 @@ impl Layout {
 fn patch(image: &mut [u8], offset: usize, bytes: &[u8]) -> Result<(), EncodeUkiError> {
     let end = offset.checked_add(bytes.len());
     end.and_then(|end| image.get_mut(offset..end))
-        .ok_or(EncodeUkiError::UnusableStub("a header lies outside the file"))?
+        .ok_or(EncodeUkiError::UnusableStub(
+            "a header lies outside the file",
+        ))?
         .copy_from_slice(bytes);
     Ok(())
 }
@@ -260,7 +285,9 @@ fn merge_sbat(
     let mut out = format!("{SBAT_HEADER}\n");
     let sources = [("stub", stub, parts.stub), ("kernel", kernel, parts.kernel)];
     for (name, image, bytes) in sources {
-        let Some(section) = image.section(SBAT) else { continue };
+        let Some(section) = image.section(SBAT) else {
+            continue;
+        };
         let malformed = || EncodeUkiError::MalformedSbat(name);
         let content = section.content(bytes).ok_or_else(malformed)?;
         let text = std::str::from_utf8(&content).map_err(|_| malformed())?;
@@ -280,12 +307,20 @@ fn merge_sbat(
 
 /// Puts merged SBAT data at the place of the stub's.
 fn replace_sbat(image: &mut [u8], stub: &PeImage, sbat: &[u8]) -> Result<(), EncodeUkiError> {
-    let index = stub.sections.iter().position(|section| section.name == SBAT);
+    let index = stub
+        .sections
+        .iter()
+        .position(|section| section.name == SBAT);
     let (index, section) = index
         .and_then(|index| Some((index, stub.sections.get(index)?)))
         .ok_or(EncodeUkiError::UnusableStub("it has no .sbat section"))?;
-    let room = EncodeUkiError::SbatRoom { len: sbat.len(), room: section.raw_size };
-    let Ok(len) = u32::try_from(sbat.len()) else { return Err(room) };
+    let room = EncodeUkiError::SbatRoom {
+        len: sbat.len(),
+        room: section.raw_size,
+    };
+    let Ok(len) = u32::try_from(sbat.len()) else {
+        return Err(room);
+    };
     if len > section.raw_size {
         return Err(room);
     }
@@ -306,7 +341,10 @@ pub struct UkiContent {
 impl UkiContent {
     /// Content of one of [`SECTIONS`].
     pub fn section(&self, name: &str) -> Option<&Bytes> {
-        self.sections.iter().find(|(known, _)| *known == name).map(|(_, content)| content)
+        self.sections
+            .iter()
+            .find(|(known, _)| *known == name)
+            .map(|(_, content)| content)
     }
 }
 
@@ -330,7 +368,12 @@ pub enum ParseUkiError {
 /// Reads a UKI, strictly: exactly our sections, each once.
 pub fn parse_uki(image: &Bytes) -> Result<UkiContent, ParseUkiError> {
     let pe = PeImage::parse(image).map_err(ParseUkiError::Pe)?;
-    let count = |name: &str| pe.sections.iter().filter(|section| section.name == name).count();
+    let count = |name: &str| {
+        pe.sections
+            .iter()
+            .filter(|section| section.name == name)
+            .count()
+    };
     if let Some(foreign) = FOREIGN.into_iter().find(|name| count(name) > 0) {
         return Err(ParseUkiError::Foreign(foreign));
     }

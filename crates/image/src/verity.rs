@@ -68,7 +68,11 @@ pub fn append_verity(
     for level in levels.into_iter().rev() {
         data.push(level);
     }
-    Ok(VerityTree { data_blocks, hash_start_block: data_blocks + 1, root_hash })
+    Ok(VerityTree {
+        data_blocks,
+        hash_start_block: data_blocks + 1,
+        root_hash,
+    })
 }
 
 /// The root hash and the tree's levels, leaves first, each a whole number of
@@ -83,7 +87,9 @@ fn hash_tree(salted: &Sha256, data: &Rope) -> (Sha256Digest, Vec<Bytes>) {
         levels.push(level);
     }
     let mut root = [0; DIGEST_LEN];
-    root.iter_mut().zip(&digests).for_each(|(to, from)| *to = *from);
+    root.iter_mut()
+        .zip(&digests)
+        .for_each(|(to, from)| *to = *from);
     (Sha256Digest::new(root), levels)
 }
 
@@ -123,11 +129,15 @@ mod tests {
 
     use super::*;
 
-    const PARAMETERS: VerityParameters =
-        VerityParameters { salt: [0x5a; 32], uuid: *b"0123456789abcdef" };
+    const PARAMETERS: VerityParameters = VerityParameters {
+        salt: [0x5a; 32],
+        uuid: *b"0123456789abcdef",
+    };
 
     fn data(blocks: usize) -> Vec<u8> {
-        (0..blocks * BLOCK_LEN).map(|i| (i * 31 + i / 4096) as u8).collect()
+        (0..blocks * BLOCK_LEN)
+            .map(|i| (i * 31 + i / 4096).to_le_bytes()[0])
+            .collect()
     }
 
     #[test]
@@ -142,7 +152,9 @@ mod tests {
     #[test]
     fn every_byte_counts() {
         let root = |bytes: Vec<u8>| {
-            append_verity(&mut Rope::from(bytes), &PARAMETERS).unwrap().root_hash
+            append_verity(&mut Rope::from(bytes), &PARAMETERS)
+                .unwrap()
+                .root_hash
         };
         let good = data(130);
         let expected = root(good.clone());
@@ -180,9 +192,15 @@ mod tests {
             };
             let text = String::from_utf8_lossy(&output.stdout);
             assert!(output.status.success(), "{output:?}");
-            assert!(text.contains(&tree.root_hash.to_hex()), "{blocks} blocks: {text}");
+            assert!(
+                text.contains(&tree.root_hash.to_hex()),
+                "{blocks} blocks: {text}"
+            );
             let ours = ours.to_bytes();
-            assert!(std::fs::read(&theirs).unwrap() == ours, "{blocks} blocks differ");
+            assert!(
+                std::fs::read(&theirs).unwrap() == ours,
+                "{blocks} blocks differ"
+            );
 
             let file = path("ours");
             let verify = |bytes: &[u8]| {

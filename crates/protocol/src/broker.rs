@@ -69,7 +69,9 @@ pub struct NonceIssuer {
 impl NonceIssuer {
     /// An issuer with a key that replicas share: 32 random bytes.
     pub fn new(key: &[u8; 32]) -> Self {
-        Self { key: hmac::Key::new(hmac::HMAC_SHA256, key) }
+        Self {
+            key: hmac::Key::new(hmac::HMAC_SHA256, key),
+        }
     }
 
     /// Issues a nonce to `session` at `now`, in seconds since 1970.
@@ -91,9 +93,12 @@ impl NonceIssuer {
     /// When it was not issued by this broker to this session, or its time is
     /// over.
     pub fn verify(&self, nonce: &str, session: &str, now: u64) -> Result<IssuedNonce, NonceError> {
-        let bytes = BASE64_STANDARD.decode(nonce).map_err(|_| NonceError::NotIssued)?;
-        let (body, mac) =
-            bytes.split_at_checked(TIME_LEN + RANDOM_LEN).ok_or(NonceError::NotIssued)?;
+        let bytes = BASE64_STANDARD
+            .decode(nonce)
+            .map_err(|_| NonceError::NotIssued)?;
+        let (body, mac) = bytes
+            .split_at_checked(TIME_LEN + RANDOM_LEN)
+            .ok_or(NonceError::NotIssued)?;
         if mac.len() != MAC_LEN {
             return Err(NonceError::NotIssued);
         }
@@ -148,7 +153,10 @@ struct Used {
 impl BoundedNonceCache {
     /// A cache that remembers at most `capacity` unexpired nonces.
     pub fn new(capacity: usize) -> Self {
-        Self { capacity, used: Mutex::default() }
+        Self {
+            capacity,
+            used: Mutex::default(),
+        }
     }
 }
 
@@ -161,7 +169,10 @@ impl NonceCache for BoundedNonceCache {
         // while the lock was held does not make them wrong.
         let mut used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
         let alive = used.by_expiry.split_off(&now);
-        for id in std::mem::replace(&mut used.by_expiry, alive).into_values().flatten() {
+        for id in std::mem::replace(&mut used.by_expiry, alive)
+            .into_values()
+            .flatten()
+        {
             used.ids.remove(&id);
         }
         if used.ids.contains(&nonce.id) {
@@ -171,7 +182,10 @@ impl NonceCache for BoundedNonceCache {
             return Err(NonceError::CacheFull);
         }
         used.ids.insert(nonce.id);
-        used.by_expiry.entry(nonce.expires_at()).or_default().push(nonce.id);
+        used.by_expiry
+            .entry(nonce.expires_at())
+            .or_default()
+            .push(nonce.id);
         Ok(())
     }
 }
@@ -184,11 +198,13 @@ pub fn new_session() -> Result<String, NonceError> {
     use std::fmt::Write as _;
     let mut bytes = [0; 16];
     rand::fill(&mut bytes).map_err(|_| NonceError::Generate)?;
-    Ok(bytes.iter().fold(String::with_capacity(32), |mut name, byte| {
-        // Writing to a String cannot fail.
-        let _ = write!(name, "{byte:02x}");
-        name
-    }))
+    Ok(bytes
+        .iter()
+        .fold(String::with_capacity(32), |mut name, byte| {
+            // Writing to a String cannot fail.
+            let _ = write!(name, "{byte:02x}");
+            name
+        }))
 }
 
 #[cfg(test)]
@@ -216,13 +232,20 @@ mod tests {
     #[test]
     fn another_session_key_or_text_is_refused() {
         let nonce = issuer().issue("session", NOW).unwrap();
-        assert_eq!(issuer().verify(&nonce, "sessio", NOW), Err(NonceError::NotIssued));
+        assert_eq!(
+            issuer().verify(&nonce, "sessio", NOW),
+            Err(NonceError::NotIssued)
+        );
         assert_eq!(
             NonceIssuer::new(&[8; 32]).verify(&nonce, "session", NOW),
             Err(NonceError::NotIssued)
         );
         for text in ["", "bm9uY2U=", &nonce[..nonce.len() - 4], "not base64"] {
-            assert_eq!(issuer().verify(text, "session", NOW), Err(NonceError::NotIssued), "{text}");
+            assert_eq!(
+                issuer().verify(text, "session", NOW),
+                Err(NonceError::NotIssued),
+                "{text}"
+            );
         }
     }
 
@@ -244,31 +267,63 @@ mod tests {
     #[test]
     fn a_nonce_lives_five_minutes() {
         let nonce = issuer().issue("s", NOW).unwrap();
-        assert!(issuer().verify(&nonce, "s", NOW + NONCE_LIFETIME_SECONDS).is_ok());
+        assert!(
+            issuer()
+                .verify(&nonce, "s", NOW + NONCE_LIFETIME_SECONDS)
+                .is_ok()
+        );
         let after = NOW + NONCE_LIFETIME_SECONDS + 1;
-        assert_eq!(issuer().verify(&nonce, "s", after), Err(NonceError::Expired));
-        assert!(issuer().verify(&nonce, "s", NOW - CLOCK_SKEW_SECONDS).is_ok());
+        assert_eq!(
+            issuer().verify(&nonce, "s", after),
+            Err(NonceError::Expired)
+        );
+        assert!(
+            issuer()
+                .verify(&nonce, "s", NOW - CLOCK_SKEW_SECONDS)
+                .is_ok()
+        );
         let before = NOW - CLOCK_SKEW_SECONDS - 1;
-        assert_eq!(issuer().verify(&nonce, "s", before), Err(NonceError::Expired));
+        assert_eq!(
+            issuer().verify(&nonce, "s", before),
+            Err(NonceError::Expired)
+        );
     }
 
     #[test]
     fn a_nonce_is_used_once() {
         let cache = BoundedNonceCache::new(8);
-        let nonce = IssuedNonce { id: [1; RANDOM_LEN], issued_at: NOW };
+        let nonce = IssuedNonce {
+            id: [1; RANDOM_LEN],
+            issued_at: NOW,
+        };
         assert_eq!(cache.consume(&nonce, NOW), Ok(()));
         assert_eq!(cache.consume(&nonce, NOW), Err(NonceError::Replayed));
-        assert_eq!(cache.consume(&nonce, nonce.expires_at()), Err(NonceError::Replayed));
-        assert_eq!(cache.consume(&nonce, nonce.expires_at() + 1), Err(NonceError::Expired));
+        assert_eq!(
+            cache.consume(&nonce, nonce.expires_at()),
+            Err(NonceError::Replayed)
+        );
+        assert_eq!(
+            cache.consume(&nonce, nonce.expires_at() + 1),
+            Err(NonceError::Expired)
+        );
     }
 
     #[test]
     fn a_full_cache_refuses_until_something_expires() {
         let cache = BoundedNonceCache::new(1);
-        let first = IssuedNonce { id: [1; RANDOM_LEN], issued_at: NOW };
-        let second = IssuedNonce { id: [2; RANDOM_LEN], issued_at: NOW + 100 };
+        let first = IssuedNonce {
+            id: [1; RANDOM_LEN],
+            issued_at: NOW,
+        };
+        let second = IssuedNonce {
+            id: [2; RANDOM_LEN],
+            issued_at: NOW + 100,
+        };
         cache.consume(&first, NOW).unwrap();
-        assert_eq!(cache.consume(&second, NOW + 100), Err(NonceError::CacheFull));
+        assert_eq!(
+            cache.consume(&second, NOW + 100),
+            Err(NonceError::CacheFull)
+        );
         assert_eq!(cache.consume(&second, first.expires_at() + 1), Ok(()));
     }
 

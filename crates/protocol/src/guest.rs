@@ -92,7 +92,13 @@ pub struct HttpRequest {
 impl fmt::Debug for HttpRequest {
     /// Without header values: the token is a bearer's.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {} ({} bytes)", self.method, self.path, self.body.len())
+        write!(
+            f,
+            "{} {} ({} bytes)",
+            self.method,
+            self.path,
+            self.body.len()
+        )
     }
 }
 
@@ -129,10 +135,16 @@ impl HttpResponse {
     fn refusal(&self) -> GuestSessionError {
         let (kind, detail) = match serde_json::from_slice::<ErrorInformation>(&self.body) {
             Ok(error) => (error.kind().to_owned(), error.detail),
-            Err(_) => (String::new(), String::from_utf8_lossy(&self.body).into_owned()),
+            Err(_) => (
+                String::new(),
+                String::from_utf8_lossy(&self.body).into_owned(),
+            ),
         };
         let printable = |text: String| -> String {
-            text.chars().filter(|c| !c.is_control()).take(MAX_DETAIL).collect()
+            text.chars()
+                .filter(|c| !c.is_control())
+                .take(MAX_DETAIL)
+                .collect()
         };
         GuestSessionError::Refused {
             status: self.status,
@@ -161,7 +173,12 @@ fn post<T: Serialize>(
     let mut headers = vec![("content-type", "application/json".to_owned())];
     headers.extend(cookie.map(cookie_header));
     let body = serde_json::to_vec(message).map_err(GuestSessionError::EncodeRequest)?;
-    Ok(HttpRequest { method: "POST", path: path.to_owned(), headers, body })
+    Ok(HttpRequest {
+        method: "POST",
+        path: path.to_owned(),
+        headers,
+        body,
+    })
 }
 
 fn cookie_header(session: &str) -> (&'static str, String) {
@@ -182,7 +199,10 @@ impl GuestSession {
     pub fn new() -> Result<Self, GuestSessionError> {
         let key = RecipientKey::generate().map_err(GuestSessionError::MakeKey)?;
         let public_key = key.public_key().map_err(GuestSessionError::MakeKey)?;
-        Ok(Self { key, public_key: TeePublicKey::new(&public_key) })
+        Ok(Self {
+            key,
+            public_key: TeePublicKey::new(&public_key),
+        })
     }
 
     /// Asks for a challenge.
@@ -204,11 +224,24 @@ impl GuestSession {
         let challenge: Challenge = response.message("challenge")?;
         match challenge.selected_hash() {
             None | Some(HASH_ALGORITHM) => {}
-            Some(got) => return Err(GuestSessionError::UnknownHash { got: got.to_owned() }),
+            Some(got) => {
+                return Err(GuestSessionError::UnknownHash {
+                    got: got.to_owned(),
+                });
+            }
         }
-        let cookie = response.session_cookie().ok_or(GuestSessionError::MissingCookie)?;
-        let runtime_data = RuntimeData { nonce: challenge.nonce, tee_pubkey: self.public_key };
-        Ok(ChallengedSession { key: self.key, cookie, runtime_data })
+        let cookie = response
+            .session_cookie()
+            .ok_or(GuestSessionError::MissingCookie)?;
+        let runtime_data = RuntimeData {
+            nonce: challenge.nonce,
+            tee_pubkey: self.public_key,
+        };
+        Ok(ChallengedSession {
+            key: self.key,
+            cookie,
+            runtime_data,
+        })
     }
 }
 
@@ -260,7 +293,11 @@ impl ChallengedSession {
     /// When the broker refused the evidence.
     pub fn on_token(self, response: &HttpResponse) -> Result<AttestedSession, GuestSessionError> {
         let TokenResponse { token } = response.message("token")?;
-        Ok(AttestedSession { key: self.key, cookie: self.cookie, token })
+        Ok(AttestedSession {
+            key: self.key,
+            cookie: self.cookie,
+            token,
+        })
     }
 }
 
@@ -314,7 +351,9 @@ impl AttestedSession {
 fn is_name(name: &str) -> bool {
     !name.is_empty()
         && !name.starts_with('.')
-        && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'))
+        && name
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'))
 }
 
 #[cfg(test)]
@@ -336,7 +375,9 @@ mod tests {
     fn attested() -> AttestedSession {
         let session = GuestSession::new().unwrap();
         let session = session.on_challenge(&challenge(COOKIE, CHALLENGE)).unwrap();
-        session.on_token(&challenge("", r#"{"token":"t"}"#)).unwrap()
+        session
+            .on_token(&challenge("", r#"{"token":"t"}"#))
+            .unwrap()
     }
 
     #[test]
@@ -345,42 +386,74 @@ mod tests {
         assert_eq!(session.auth_request().unwrap().path, AUTH_PATH);
         let session = session.on_challenge(&challenge(COOKIE, CHALLENGE)).unwrap();
         let report_data = session.report_data().unwrap();
-        let evidence = SnpEvidence { report: vec![1], certificates: vec![] };
+        let evidence = SnpEvidence {
+            report: vec![1],
+            certificates: vec![],
+        };
         let request = session.attest_request(evidence, r#"{"a":1}"#).unwrap();
-        assert!(request.headers.contains(&("cookie", "kbs-session-id=abc".to_owned())));
+        assert!(
+            request
+                .headers
+                .contains(&("cookie", "kbs-session-id=abc".to_owned()))
+        );
         let sent: Attestation = serde_json::from_slice(&request.body).unwrap();
         assert_eq!(sent.init_data.unwrap().body, r#"{"a":1}"#);
         assert_eq!(
-            sent.runtime_data.report_data(&sent.tee_evidence.additional_evidence).unwrap(),
+            sent.runtime_data
+                .report_data(&sent.tee_evidence.additional_evidence)
+                .unwrap(),
             report_data
         );
 
-        let session = session.on_token(&challenge("", r#"{"token":"t"}"#)).unwrap();
+        let session = session
+            .on_token(&challenge("", r#"{"token":"t"}"#))
+            .unwrap();
         let request = session.resource_request("ns/web/tls").unwrap();
         assert_eq!(request.path, "/kbs/v0/resource/ns/web/tls");
-        assert!(request.headers.contains(&("authorization", "Bearer t".to_owned())));
+        assert!(
+            request
+                .headers
+                .contains(&("authorization", "Bearer t".to_owned()))
+        );
         let jwe = Jwe::encrypt(b"secret", &sent.runtime_data.tee_pubkey.ec_key()).unwrap();
         let body = serde_json::to_vec(&jwe).unwrap();
-        let secret = session.on_resource(&HttpResponse { status: 200, headers: vec![], body });
+        let secret = session.on_resource(&HttpResponse {
+            status: 200,
+            headers: vec![],
+            body,
+        });
         assert_eq!(secret.unwrap().as_slice(), b"secret");
     }
 
     #[test]
     fn refusals_carry_kind_and_detail() {
         let body = r#"{"type":"https://github.com/confidential-containers/kbs/errors/AttestationFailed","detail":"MeasurementUnknown"}"#;
-        let response = HttpResponse { status: 401, headers: vec![], body: body.into() };
-        let Err(GuestSessionError::Refused { status: 401, kind, detail }) =
-            GuestSession::new().unwrap().on_challenge(&response)
+        let response = HttpResponse {
+            status: 401,
+            headers: vec![],
+            body: body.into(),
+        };
+        let Err(GuestSessionError::Refused {
+            status: 401,
+            kind,
+            detail,
+        }) = GuestSession::new().unwrap().on_challenge(&response)
         else {
             panic!("not refused")
         };
-        assert_eq!((kind.as_str(), detail.as_str()), ("AttestationFailed", "MeasurementUnknown"));
+        assert_eq!(
+            (kind.as_str(), detail.as_str()),
+            ("AttestationFailed", "MeasurementUnknown")
+        );
     }
 
     #[test]
     fn a_refusal_that_is_not_json_is_bounded_and_printable() {
-        let response =
-            HttpResponse { status: 502, headers: vec![], body: b"\x1b[31mbad\n".repeat(1000) };
+        let response = HttpResponse {
+            status: 502,
+            headers: vec![],
+            body: b"\x1b[31mbad\n".repeat(1000),
+        };
         let GuestSessionError::Refused { kind, detail, .. } = response.refusal() else {
             panic!("not refused")
         };
@@ -416,7 +489,9 @@ mod tests {
     fn resource_paths_are_three_names() {
         let session = attested();
         assert!(session.resource_request("ns/web-1/tls.key").is_ok());
-        for path in ["", "a/b", "a/b/c/d", "a//c", "../b/c", "a/b/c?x", "a/b/c d", "a/b/%2e"] {
+        for path in [
+            "", "a/b", "a/b/c/d", "a//c", "../b/c", "a/b/c?x", "a/b/c d", "a/b/%2e",
+        ] {
             assert!(
                 matches!(
                     session.resource_request(path),

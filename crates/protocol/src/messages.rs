@@ -60,9 +60,10 @@ impl Request {
     pub fn supports_hash(&self) -> bool {
         match self.extra_params.get("supported-hash-algorithms") {
             None => true,
-            Some(Value::Array(names)) => {
-                names.iter().filter_map(Value::as_str).any(|name| name == HASH_ALGORITHM)
-            }
+            Some(Value::Array(names)) => names
+                .iter()
+                .filter_map(Value::as_str)
+                .any(|name| name == HASH_ALGORITHM),
             Some(_) => false,
         }
     }
@@ -82,12 +83,17 @@ pub struct Challenge {
 impl Challenge {
     /// A challenge to answer with [`HASH_ALGORITHM`].
     pub fn new(nonce: String) -> Self {
-        Self { nonce, extra_params: json!({ "selected-hash-algorithm": HASH_ALGORITHM }) }
+        Self {
+            nonce,
+            extra_params: json!({ "selected-hash-algorithm": HASH_ALGORITHM }),
+        }
     }
 
     /// The algorithm that the broker selected, if it named one.
     pub fn selected_hash(&self) -> Option<&str> {
-        self.extra_params.get("selected-hash-algorithm").and_then(Value::as_str)
+        self.extra_params
+            .get("selected-hash-algorithm")
+            .and_then(Value::as_str)
     }
 }
 
@@ -111,7 +117,13 @@ impl TeePublicKey {
     /// The key as a JWK.
     pub fn new(key: &EcPublicKey) -> Self {
         let EcPublicKey { kty, crv, x, y } = key.clone();
-        Self { kty, crv, alg: KEY_ALGORITHM.to_owned(), x, y }
+        Self {
+            kty,
+            crv,
+            alg: KEY_ALGORITHM.to_owned(),
+            x,
+            y,
+        }
     }
 
     /// The key without its algorithm.
@@ -198,7 +210,10 @@ impl std::fmt::Debug for SnpEvidence {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("SnpEvidence")
             .field("report", &format_args!("{} bytes", self.report.len()))
-            .field("certificates", &format_args!("{} bytes", self.certificates.len()))
+            .field(
+                "certificates",
+                &format_args!("{} bytes", self.certificates.len()),
+            )
             .finish()
     }
 }
@@ -235,7 +250,10 @@ pub struct ErrorInformation {
 impl ErrorInformation {
     /// An error of `kind`.
     pub fn new(kind: &str, detail: String) -> Self {
-        Self { error_type: format!("{ERROR_TYPE_PREFIX}{kind}"), detail }
+        Self {
+            error_type: format!("{ERROR_TYPE_PREFIX}{kind}"),
+            detail,
+        }
     }
 
     /// The kind: the last segment of the type.
@@ -256,7 +274,9 @@ mod base64_bytes {
         deserializer: D,
     ) -> Result<Vec<u8>, D::Error> {
         let text = String::deserialize(deserializer)?;
-        BASE64_STANDARD.decode(text).map_err(serde::de::Error::custom)
+        BASE64_STANDARD
+            .decode(text)
+            .map_err(serde::de::Error::custom)
     }
 }
 

@@ -61,8 +61,10 @@ impl DockerConfig {
         for (key, entry) in file.auths {
             let credentials = match (entry.auth, entry.username, entry.password) {
                 (Some(auth), _, _) if !auth.is_empty() => {
-                    let decoded =
-                        BASE64_STANDARD.decode(&auth).ok().and_then(|b| String::from_utf8(b).ok());
+                    let decoded = BASE64_STANDARD
+                        .decode(&auth)
+                        .ok()
+                        .and_then(|b| String::from_utf8(b).ok());
                     let pair = decoded.as_deref().and_then(|text| text.split_once(':'));
                     let Some((user, password)) = pair else {
                         return Err(ParseDockerConfigError::Auth { host: key });
@@ -109,7 +111,10 @@ mod tests {
         )
         .unwrap();
         assert_eq!(config.credentials("docker.io"), Some(("u", "p:q")));
-        assert_eq!(config.credentials("registry.example:5000"), Some(("a", "b")));
+        assert_eq!(
+            config.credentials("registry.example:5000"),
+            Some(("a", "b"))
+        );
         assert_eq!(config.credentials("registry.example"), None);
         assert_eq!(config.credentials("helper.example"), None);
     }
@@ -123,7 +128,10 @@ mod tests {
                 Err(ParseDockerConfigError::Auth { .. })
             ));
         }
-        assert!(matches!(DockerConfig::parse(b"["), Err(ParseDockerConfigError::Json(_))));
+        assert!(matches!(
+            DockerConfig::parse(b"["),
+            Err(ParseDockerConfigError::Json(_))
+        ));
     }
 
     #[test]

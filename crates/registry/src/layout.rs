@@ -69,7 +69,13 @@ pub fn read_layout(directory: &Path, digest: Sha256Digest) -> Result<Pulled, Rea
         .iter()
         .map(|layer| blob(directory, layer.digest))
         .collect::<Result<_, _>>()?;
-    Ok(Pulled { digest, manifest_digest, manifest, config, layers })
+    Ok(Pulled {
+        digest,
+        manifest_digest,
+        manifest,
+        config,
+        layers,
+    })
 }
 
 fn manifest_or_index(
@@ -110,7 +116,11 @@ mod tests {
         let blobs = directory.path().join("blobs/sha256");
         std::fs::create_dir_all(&blobs).unwrap();
         let put = |blob: &Blob| {
-            std::fs::write(blobs.join(blob.digest().to_hex()), blob.content().to_bytes()).unwrap();
+            std::fs::write(
+                blobs.join(blob.digest().to_hex()),
+                blob.content().to_bytes(),
+            )
+            .unwrap();
         };
         let manifest = Blob::new(image.manifest.clone());
         put(&manifest);
@@ -125,6 +135,9 @@ mod tests {
 
         std::fs::write(blobs.join(image.layers[0].digest().to_hex()), b"other").unwrap();
         let changed = read_layout(directory.path(), image.manifest_digest).unwrap_err();
-        assert!(matches!(changed, ReadLayoutError::DigestMismatch { .. }), "{changed}");
+        assert!(
+            matches!(changed, ReadLayoutError::DigestMismatch { .. }),
+            "{changed}"
+        );
     }
 }

@@ -232,11 +232,24 @@ impl Pulled {
     pub fn stored_layers(&self) -> Result<Vec<StoredLayer>, LayerMediaTypeError> {
         let layer = |(index, (descriptor, bytes)): (usize, (&Descriptor, &Bytes))| {
             let media_type = &descriptor.media_type;
-            let compression = LayerCompression::from_media_type(media_type)
-                .ok_or_else(|| LayerMediaTypeError { index, media_type: media_type.clone() })?;
-            Ok(StoredLayer { bytes: bytes.clone(), compression })
+            let compression = LayerCompression::from_media_type(media_type).ok_or_else(|| {
+                LayerMediaTypeError {
+                    index,
+                    media_type: media_type.clone(),
+                }
+            })?;
+            Ok(StoredLayer {
+                bytes: bytes.clone(),
+                compression,
+            })
         };
-        self.manifest.layers.iter().zip(&self.layers).enumerate().map(layer).collect()
+        self.manifest
+            .layers
+            .iter()
+            .zip(&self.layers)
+            .enumerate()
+            .map(layer)
+            .collect()
     }
 }
 
@@ -250,19 +263,25 @@ impl Registry {
         // and then even a client for plain HTTP cannot be built.
         let extra_root_certificates = webpki_root_certs::TLS_SERVER_ROOT_CERTS
             .iter()
-            .map(|root| Certificate { encoding: CertificateEncoding::Der, data: root.to_vec() })
+            .map(|root| Certificate {
+                encoding: CertificateEncoding::Der,
+                data: root.to_vec(),
+            })
             .collect();
         let client = Client::try_from(ClientConfig {
             protocol: ClientProtocol::HttpsExcept(options.plain_http_hosts),
             extra_root_certificates,
             use_monolithic_push: true,
             connect_timeout: Some(Duration::from_secs(20)),
-            read_timeout: Some(Duration::from_secs(60)),
+            read_timeout: Some(Duration::from_mins(1)),
             user_agent: concat!("assay/", env!("CARGO_PKG_VERSION")),
             ..ClientConfig::default()
         })
         .map_err(RegistryError::Client)?;
-        Ok(Self { client, docker_config: options.docker_config.unwrap_or_default() })
+        Ok(Self {
+            client,
+            docker_config: options.docker_config.unwrap_or_default(),
+        })
     }
 
     /// Pushes an image to `reference` (`host/repository`, optionally `:tag`),
@@ -270,7 +289,9 @@ impl Registry {
     pub async fn push(&self, reference: &str, image: &OciImage) -> Result<String, RegistryError> {
         let parsed = parse_reference(reference)?;
         if parsed.digest().is_some() {
-            return Err(RegistryError::PushToDigest { reference: reference.to_owned() });
+            return Err(RegistryError::PushToDigest {
+                reference: reference.to_owned(),
+            });
         }
         self.authenticate(&parsed, RegistryOperation::Push).await?;
         let blobs = image.layers.iter().chain(std::iter::once(&image.config));
@@ -297,7 +318,11 @@ impl Registry {
                 reference: reference.to_owned(),
                 source,
             })?;
-        Ok(format!("{}/{}@{digest}", parsed.registry(), parsed.repository()))
+        Ok(format!(
+            "{}/{}@{digest}",
+            parsed.registry(),
+            parsed.repository()
+        ))
     }
 
     async fn push_blob(&self, reference: &Reference, blob: &Blob) -> Result<(), RegistryError> {
@@ -308,7 +333,12 @@ impl Registry {
             source,
         };
         let name = digest.to_string();
-        if self.client.blob_exists(reference, &name).await.map_err(error)? {
+        if self
+            .client
+            .blob_exists(reference, &name)
+            .await
+            .map_err(error)?
+        {
             return Ok(());
         }
         let chunks: Vec<_> = blob.content().chunks().iter().cloned().map(Ok).collect();
@@ -323,8 +353,12 @@ impl Registry {
     pub async fn pull(&self, reference: &str) -> Result<Pulled, RegistryError> {
         let parsed = parse_reference(reference)?;
         // This authenticates for the blobs too.
-        let PulledManifest { digest, manifest_digest, manifest, .. } =
-            self.pull_manifest(reference).await?;
+        let PulledManifest {
+            digest,
+            manifest_digest,
+            manifest,
+            ..
+        } = self.pull_manifest(reference).await?;
         if manifest.config.size > MAX_CONFIG_LEN {
             return Err(RegistryError::TooLarge {
                 reference: reference.to_owned(),
@@ -344,7 +378,13 @@ impl Registry {
             .await?;
         let layers = blobs.split_off(1);
         let config = blobs.pop().unwrap_or_default();
-        Ok(Pulled { digest, manifest_digest, manifest, config, layers })
+        Ok(Pulled {
+            digest,
+            manifest_digest,
+            manifest,
+            config,
+            layers,
+        })
     }
 
     /// Fetches the manifest that `reference` names; from an index the one for
@@ -368,14 +408,19 @@ impl Registry {
             }
             ManifestOrIndex::Index(index) => index,
         };
-        let no_platform = || RegistryError::NoPlatform { reference: reference.to_owned() };
+        let no_platform = || RegistryError::NoPlatform {
+            reference: reference.to_owned(),
+        };
         let entry = index.linux_amd64().ok_or_else(no_platform)?;
         let child = parsed.clone_with_digest(entry.digest.to_string());
         let (bytes, manifest_digest) = self.fetch_manifest(&child).await?;
         match parse_manifest(&bytes).map_err(read_error)? {
-            ManifestOrIndex::Manifest(manifest) => {
-                Ok(PulledManifest { digest, manifest_digest, manifest, manifest_bytes: bytes })
-            }
+            ManifestOrIndex::Manifest(manifest) => Ok(PulledManifest {
+                digest,
+                manifest_digest,
+                manifest,
+                manifest_bytes: bytes,
+            }),
             ManifestOrIndex::Index(_) => Err(no_platform()),
         }
     }
@@ -429,7 +474,10 @@ impl Registry {
         if actual == digest {
             Ok(())
         } else {
-            Err(RegistryError::DigestMismatch { expected: digest, actual })
+            Err(RegistryError::DigestMismatch {
+                expected: digest,
+                actual,
+            })
         }
     }
 
@@ -443,12 +491,15 @@ impl Registry {
             media_type::DOCKER_MANIFEST,
             media_type::DOCKER_INDEX,
         ];
-        let expected = match reference.digest() {
-            None => None,
-            Some(digest) => Some(digest.parse::<Sha256Digest>().map_err(|_| {
-                RegistryError::ForeignDigest { reference: reference.to_string() }
-            })?),
-        };
+        let expected =
+            match reference.digest() {
+                None => None,
+                Some(digest) => Some(digest.parse::<Sha256Digest>().map_err(|_| {
+                    RegistryError::ForeignDigest {
+                        reference: reference.to_string(),
+                    }
+                })?),
+            };
         let (bytes, _) = self
             .client
             .pull_manifest_raw(reference, &self.auth(reference), &accepted)
@@ -480,9 +531,13 @@ impl Registry {
         reference: &Reference,
         operation: RegistryOperation,
     ) -> Result<(), RegistryError> {
-        self.client.auth(reference, &self.auth(reference), operation).await.map_err(|source| {
-            RegistryError::Authenticate { registry: reference.registry().to_owned(), source }
-        })?;
+        self.client
+            .auth(reference, &self.auth(reference), operation)
+            .await
+            .map_err(|source| RegistryError::Authenticate {
+                registry: reference.registry().to_owned(),
+                source,
+            })?;
         Ok(())
     }
 
@@ -495,10 +550,12 @@ impl Registry {
 }
 
 fn parse_reference(reference: &str) -> Result<Reference, RegistryError> {
-    reference.parse().map_err(|source| RegistryError::ParseReference {
-        reference: reference.to_owned(),
-        source,
-    })
+    reference
+        .parse()
+        .map_err(|source| RegistryError::ParseReference {
+            reference: reference.to_owned(),
+            source,
+        })
 }
 
 /// The tag that is written in a reference without a digest; the parser invents

@@ -37,9 +37,11 @@ async fn handle(
             Some(content) => content.clone().into_response(),
             None => StatusCode::NOT_FOUND.into_response(),
         },
-        Method::POST => {
-            (StatusCode::ACCEPTED, [("Location", "/upload/1?state=x".to_owned())]).into_response()
-        }
+        Method::POST => (
+            StatusCode::ACCEPTED,
+            [("Location", "/upload/1?state=x".to_owned())],
+        )
+            .into_response(),
         Method::PUT => {
             let key = if path == "/upload/1" {
                 store.uploads += 1;
@@ -64,16 +66,24 @@ async fn serve() -> (String, Registry, Shared) {
     let store = Shared::default();
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let host = listener.local_addr().unwrap().to_string();
-    let router = Router::new().fallback(handle).with_state(Arc::clone(&store));
+    let router = Router::new()
+        .fallback(handle)
+        .with_state(Arc::clone(&store));
     tokio::spawn(async move { axum::serve(listener, router).await });
-    let options = RegistryOptions { plain_http_hosts: vec![host.clone()], docker_config: None };
+    let options = RegistryOptions {
+        plain_http_hosts: vec![host.clone()],
+        docker_config: None,
+    };
     (host, Registry::new(options).unwrap(), store)
 }
 
 fn image() -> OciImage {
     let mut tar = TarBuilder::new();
     tar.file("hello", 0o644, Owner::ROOT, vec![7; 100_000]);
-    let layers = [Layer::tar(tar.finish()), Layer::gzip(&TarBuilder::new().finish()).unwrap()];
+    let layers = [
+        Layer::tar(tar.finish()),
+        Layer::gzip(&TarBuilder::new().finish()).unwrap(),
+    ];
     OciImage::assemble(ImageOptions::default(), &layers).unwrap()
 }
 
@@ -81,8 +91,14 @@ fn image() -> OciImage {
 async fn what_is_pushed_is_pulled() {
     let (host, registry, store) = serve().await;
     let image = image();
-    let reference = registry.push(&format!("{host}/team/app:v1"), &image).await.unwrap();
-    assert_eq!(reference, format!("{host}/team/app@{}", image.manifest_digest));
+    let reference = registry
+        .push(&format!("{host}/team/app:v1"), &image)
+        .await
+        .unwrap();
+    assert_eq!(
+        reference,
+        format!("{host}/team/app@{}", image.manifest_digest)
+    );
     assert_eq!(store.lock().unwrap().uploads, 3);
 
     for reference in [reference, format!("{host}/team/app:v1")] {
@@ -90,12 +106,19 @@ async fn what_is_pushed_is_pulled() {
         assert_eq!(pulled.digest, image.manifest_digest);
         assert_eq!(pulled.manifest_digest, image.manifest_digest);
         assert_eq!(pulled.config, image.config.content().to_bytes());
-        let layers: Vec<_> = image.layers.iter().map(|layer| layer.content().to_bytes()).collect();
+        let layers: Vec<_> = image
+            .layers
+            .iter()
+            .map(|layer| layer.content().to_bytes())
+            .collect();
         assert_eq!(pulled.layers, layers);
     }
 
     // Without a tag, and with every blob there already.
-    let again = registry.push(&format!("{host}/team/app"), &image).await.unwrap();
+    let again = registry
+        .push(&format!("{host}/team/app"), &image)
+        .await
+        .unwrap();
     assert!(again.ends_with(&image.manifest_digest.to_string()));
     assert_eq!(store.lock().unwrap().uploads, 3);
 }
@@ -104,7 +127,10 @@ async fn what_is_pushed_is_pulled() {
 async fn an_index_is_followed_to_linux_amd64() {
     let (host, registry, store) = serve().await;
     let image = image();
-    registry.push(&format!("{host}/team/app:amd64"), &image).await.unwrap();
+    registry
+        .push(&format!("{host}/team/app:amd64"), &image)
+        .await
+        .unwrap();
     let entry = |digest: Sha256Digest, architecture: &str| {
         format!(
             r#"{{"mediaType":"{}","digest":"{digest}","size":1,
@@ -113,7 +139,11 @@ async fn an_index_is_followed_to_linux_amd64() {
         )
     };
     let index = |entries: &[String]| {
-        format!(r#"{{"schemaVersion":2,"manifests":[{}]}}"#, entries.join(",")).into_bytes()
+        format!(
+            r#"{{"schemaVersion":2,"manifests":[{}]}}"#,
+            entries.join(",")
+        )
+        .into_bytes()
     };
     let arm = entry(Sha256Digest::of(b"arm"), "arm64");
     let both = index(&[arm.clone(), entry(image.manifest_digest, "amd64")]);
@@ -123,11 +153,17 @@ async fn an_index_is_followed_to_linux_amd64() {
         content.insert(format!("/v2/team/app/manifests/{index_digest}"), both);
         content.insert("/v2/team/app/manifests/arm".to_owned(), index(&[arm]));
     }
-    let pulled = registry.pull(&format!("{host}/team/app@{index_digest}")).await.unwrap();
+    let pulled = registry
+        .pull(&format!("{host}/team/app@{index_digest}"))
+        .await
+        .unwrap();
     assert_eq!(pulled.digest, index_digest);
     assert_eq!(pulled.manifest_digest, image.manifest_digest);
 
-    let error = registry.pull(&format!("{host}/team/app:arm")).await.unwrap_err();
+    let error = registry
+        .pull(&format!("{host}/team/app:arm"))
+        .await
+        .unwrap_err();
     assert!(matches!(error, RegistryError::NoPlatform { .. }), "{error}");
 }
 
@@ -135,7 +171,10 @@ async fn an_index_is_followed_to_linux_amd64() {
 async fn a_lying_registry_is_caught() {
     let (host, registry, store) = serve().await;
     let image = image();
-    let reference = registry.push(&format!("{host}/team/app:v1"), &image).await.unwrap();
+    let reference = registry
+        .push(&format!("{host}/team/app:v1"), &image)
+        .await
+        .unwrap();
     let layer = format!("/v2/team/app/blobs/{}", image.layers[0].digest());
     let manifest = format!("/v2/team/app/manifests/{}", image.manifest_digest);
 
@@ -146,10 +185,13 @@ async fn a_lying_registry_is_caught() {
         change(content);
         before
     };
-    let flips: [&dyn Fn(&mut Vec<u8>); 3] =
-        [&|bytes| bytes[600] ^= 1, &|bytes| bytes.push(0), &|bytes| bytes.truncate(1000)];
+    let flips: [fn(&mut Vec<u8>); 3] = [
+        |bytes| bytes[600] ^= 1,
+        |bytes| bytes.push(0),
+        |bytes| bytes.truncate(1000),
+    ];
     for flip in flips {
-        let before = set(&layer, flip);
+        let before = set(&layer, &flip);
         registry.pull(&reference).await.unwrap_err();
         set(&layer, &|bytes| bytes.clone_from(&before));
     }
@@ -163,10 +205,16 @@ async fn a_lying_registry_is_caught() {
 async fn references_are_checked_before_the_network() {
     let registry = Registry::new(RegistryOptions::default()).unwrap();
     let error = registry.pull("registry.invalid/UPPER").await.unwrap_err();
-    assert!(matches!(error, RegistryError::ParseReference { .. }), "{error}");
+    assert!(
+        matches!(error, RegistryError::ParseReference { .. }),
+        "{error}"
+    );
     let by_digest = format!("registry.invalid/app@{}", Sha256Digest::of(b""));
     let error = registry.push(&by_digest, &image()).await.unwrap_err();
-    assert!(matches!(error, RegistryError::PushToDigest { .. }), "{error}");
+    assert!(
+        matches!(error, RegistryError::PushToDigest { .. }),
+        "{error}"
+    );
 }
 
 #[test]

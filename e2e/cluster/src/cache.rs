@@ -73,7 +73,10 @@ impl Cache {
         make(&scratch).with_context(|| format!("make {what}"))?;
         fs::rename(&scratch, &entry)
             .with_context(|| format!("move {} into the cache", scratch.display()))?;
-        say(format!("made {what} in {:.1} s", start.elapsed().as_secs_f64()));
+        say(format!(
+            "made {what} in {:.1} s",
+            start.elapsed().as_secs_f64()
+        ));
         Ok(entry)
     }
 
@@ -134,11 +137,16 @@ impl Cache {
         if complete.is_file() {
             return Ok(program);
         }
-        say(format!("making {package} (second opinion on launch digests)"));
+        say(format!(
+            "making {package} (second opinion on launch digests)"
+        ));
         if command::find("python3").is_none() {
             packages::install(&["python3", "python3-venv"])?;
-        } else if command::output(&mut command::with_args("python3", ["-c", "import ensurepip"]))
-            .is_err()
+        } else if command::output(&mut command::with_args(
+            "python3",
+            ["-c", "import ensurepip"],
+        ))
+        .is_err()
         {
             packages::install(&["python3-venv"])?;
         }
@@ -147,7 +155,12 @@ impl Cache {
         let mut create = command::with_args("python3", ["-m", "venv"]);
         command::logged(create.arg(&venv), &log)?;
         let mut install = Command::new(venv.join("bin/pip"));
-        install.args(["install", "--quiet", "--disable-pip-version-check", &package]);
+        install.args([
+            "install",
+            "--quiet",
+            "--disable-pip-version-check",
+            &package,
+        ]);
         command::logged(&mut install, &log)
             .with_context(|| format!("install {package}; does pip reach its package index?"))?;
         fs::write(&complete, "").with_context(|| format!("write {}", complete.display()))?;
@@ -197,8 +210,8 @@ pub(crate) fn xdg_directory(variable: &str, below_home: &str) -> Result<PathBuf>
     {
         return Ok(dir);
     }
-    let home = std::env::var_os("HOME")
-        .with_context(|| format!("neither {variable} nor HOME is set"))?;
+    let home =
+        std::env::var_os("HOME").with_context(|| format!("neither {variable} nor HOME is set"))?;
     Ok(PathBuf::from(home).join(below_home))
 }
 
@@ -240,8 +253,9 @@ fn build_go(recipe: &Recipe, scratch: &Path, log: &Path) -> Result<()> {
                 .iter()
                 .map(|(_, package)| format!("{package}@v{}", recipe.version))
                 .collect();
-            let args: Vec<&str> =
-                std::iter::once("get").chain(wanted.iter().map(String::as_str)).collect();
+            let args: Vec<&str> = std::iter::once("get")
+                .chain(wanted.iter().map(String::as_str))
+                .collect();
             go(&module, log, &args)?;
         }
         Source::Kubernetes => {
@@ -261,8 +275,23 @@ fn build_go(recipe: &Recipe, scratch: &Path, log: &Path) -> Result<()> {
         let start = Instant::now();
         let target = bin.join(name);
         let target = target.to_str().context("the cache's path is not UTF-8")?;
-        go(&module, log, &["build", "-trimpath", "-ldflags", &flags, "-o", target, package])?;
-        say(format!("  built {name} in {:.0} s", start.elapsed().as_secs_f64()));
+        go(
+            &module,
+            log,
+            &[
+                "build",
+                "-trimpath",
+                "-ldflags",
+                &flags,
+                "-o",
+                target,
+                package,
+            ],
+        )?;
+        say(format!(
+            "  built {name} in {:.0} s",
+            start.elapsed().as_secs_f64()
+        ));
     }
     Ok(())
 }
@@ -291,18 +320,29 @@ fn tools_go(recipe: &Recipe) -> String {
 fn kubernetes_module(version: &str, module: &Path, log: &Path) -> Result<(String, String)> {
     let wanted = format!("k8s.io/kubernetes@v{version}");
     let mut download = command::with_args("go", ["mod", "download", "-json", &wanted]);
-    download.current_dir(module).env("GOWORK", "off").env("GOFLAGS", "-buildvcs=false");
+    download
+        .current_dir(module)
+        .env("GOWORK", "off")
+        .env("GOFLAGS", "-buildvcs=false");
     let answer = command::output(&mut download).with_context(|| {
-        format!("download {wanted} through Go's module proxy (log {})", log.display())
+        format!(
+            "download {wanted} through Go's module proxy (log {})",
+            log.display()
+        )
     })?;
     let answer: serde_json::Value =
         serde_json::from_slice(&answer).context("read what `go mod download` printed")?;
-    let dir = answer["Dir"].as_str().context("`go mod download` named no directory")?;
+    let dir = answer["Dir"]
+        .as_str()
+        .context("`go mod download` named no directory")?;
     let read = |file: &str| {
         let path = Path::new(dir).join(file);
         fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))
     };
-    Ok((kubernetes_go_mod(&read("go.mod")?, version)?, read("go.sum")?))
+    Ok((
+        kubernetes_go_mod(&read("go.mod")?, version)?,
+        read("go.sum")?,
+    ))
 }
 
 /// Kubernetes replaces its staging modules by directories of its own
@@ -364,8 +404,14 @@ mod tests {
 
     #[test]
     fn the_key_follows_version_and_recipe() {
-        let newer = Recipe { version: "3.6.17", ..programs::ETCD };
-        let other = Recipe { programs: &[("etcdctl", "x")], ..programs::ETCD };
+        let newer = Recipe {
+            version: "3.6.17",
+            ..programs::ETCD
+        };
+        let other = Recipe {
+            programs: &[("etcdctl", "x")],
+            ..programs::ETCD
+        };
         let keys = [key(&programs::ETCD), key(&newer), key(&other)];
         assert!(keys[0].starts_with("etcd-3.6.16-"));
         assert_ne!(keys[0], keys[1]);
@@ -380,10 +426,14 @@ mod tests {
         assert!(failed.is_err());
         assert!(!dir.path().join("kind/key").exists());
         let made = cache
-            .entry("kind", "key", "it", |scratch| Ok(fs::write(scratch.join("f"), "content")?))
+            .entry("kind", "key", "it", |scratch| {
+                Ok(fs::write(scratch.join("f"), "content")?)
+            })
             .unwrap();
         assert_eq!(fs::read_to_string(made.join("f")).unwrap(), "content");
-        let again = cache.entry("kind", "key", "it", |_| bail!("made twice")).unwrap();
+        let again = cache
+            .entry("kind", "key", "it", |_| bail!("made twice"))
+            .unwrap();
         assert_eq!(made, again);
     }
 }

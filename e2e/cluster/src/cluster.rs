@@ -3,9 +3,7 @@
 use crate::cache::{Cache, remove_tree};
 use crate::command;
 use crate::components::{self, Component, Programs};
-use crate::layout::{
-    BRIDGE, CGROUP, HOST_ADDRESS, Layout, NODE, PAUSE_IMAGE, REGISTRY_PORT,
-};
+use crate::layout::{BRIDGE, CGROUP, HOST_ADDRESS, Layout, NODE, PAUSE_IMAGE, REGISTRY_PORT};
 use crate::machine::{self, Footprint};
 use crate::packages;
 use crate::pause;
@@ -23,7 +21,7 @@ use std::time::{Duration, Instant};
 
 /// Longest wait for one wave of components. A cold start on a loaded two-core
 /// machine takes a third of it.
-const WAVE_DEADLINE: Duration = Duration::from_secs(120);
+const WAVE_DEADLINE: Duration = Duration::from_mins(2);
 /// How long a component may take to end when asked.
 const STOP_PATIENCE: Duration = Duration::from_secs(5);
 
@@ -44,7 +42,10 @@ pub fn connect() -> Result<Kubeconfig> {
         "ASSAY_USE_KUBECONFIG=1 needs ASSAY_REGISTRY, the host:port of a registry over plain HTTP",
     )?;
     let mut kubectl = std::process::Command::new(Cache::open()?.kubectl()?);
-    kubectl.arg("--kubeconfig").arg(&path).args(["get", "--raw", "/readyz"]);
+    kubectl
+        .arg("--kubeconfig")
+        .arg(&path)
+        .args(["get", "--raw", "/readyz"]);
     command::output(&mut kubectl).context("ask the existing cluster whether it is ready")?;
     say(format!("using the cluster of {}", path.display()));
     Ok(Kubeconfig { path, registry })
@@ -70,7 +71,10 @@ pub struct Cluster {
 impl Cluster {
     /// The cluster in the user's state directory.
     pub fn open() -> Result<Self> {
-        Ok(Self { layout: Layout::open()?, cache: Cache::open()? })
+        Ok(Self {
+            layout: Layout::open()?,
+            cache: Cache::open()?,
+        })
     }
 
     /// Where it keeps its files.
@@ -106,7 +110,10 @@ impl Cluster {
         for wave in components::waves(&self.layout, &programs) {
             self.start_wave(&wave, &programs)?;
         }
-        say(format!("cluster is up ({:.1} s)", started.elapsed().as_secs_f64()));
+        say(format!(
+            "cluster is up ({:.1} s)",
+            started.elapsed().as_secs_f64()
+        ));
         Ok(self.kubeconfig())
     }
 
@@ -156,20 +163,32 @@ impl Cluster {
         if self.layout.root().exists() {
             // Only names and questions are used, so the programs' places do not matter.
             let nowhere = Programs::all_in(Path::new("/nonexistent"));
-            for component in components::waves(&self.layout, &nowhere).into_iter().flatten() {
+            for component in components::waves(&self.layout, &nowhere)
+                .into_iter()
+                .flatten()
+            {
                 let running = Record::read(&self.layout.record(component.name))
                     .filter(Record::is_alive)
                     .map(|record| record.pid);
                 let problem = match running {
                     None => Some("not running".to_owned()),
-                    Some(_) => {
-                        component.probe.ask(&self.layout).err().map(|error| format!("{error:#}"))
-                    }
+                    Some(_) => component
+                        .probe
+                        .ask(&self.layout)
+                        .err()
+                        .map(|error| format!("{error:#}")),
                 };
-                components.push(ComponentStatus { name: component.name, pid: running, problem });
+                components.push(ComponentStatus {
+                    name: component.name,
+                    pid: running,
+                    problem,
+                });
             }
         }
-        Ok(Status { kubeconfig: self.kubeconfig(), components })
+        Ok(Status {
+            kubeconfig: self.kubeconfig(),
+            components,
+        })
     }
 
     fn programs(&self) -> Result<Programs> {
@@ -249,7 +268,11 @@ impl Cluster {
             if record.is_alive() && record.configuration == configuration {
                 return Ok(());
             }
-            let why = if record.is_alive() { "its configuration changed" } else { "it had ended" };
+            let why = if record.is_alive() {
+                "its configuration changed"
+            } else {
+                "it had ended"
+            };
             say(format!("restarting {}: {why}", component.name));
             record.stop(STOP_PATIENCE);
         }
@@ -289,7 +312,9 @@ impl Cluster {
             )
         };
         loop {
-            let Err(error) = component.probe.ask(&self.layout) else { break };
+            let Err(error) = component.probe.ask(&self.layout) else {
+                break;
+            };
             let record = Record::read(&self.layout.record(component.name));
             if !record.is_some_and(|record| record.is_alive()) {
                 bail!(fail("ended"));
@@ -300,7 +325,11 @@ impl Cluster {
             thread::sleep(POLL);
         }
         if start.elapsed() > Duration::from_millis(500) {
-            say(format!("{} answers ({:.1} s)", component.name, start.elapsed().as_secs_f64()));
+            say(format!(
+                "{} answers ({:.1} s)",
+                component.name,
+                start.elapsed().as_secs_f64()
+            ));
         }
         Ok(())
     }
@@ -309,15 +338,15 @@ impl Cluster {
     /// moment before it takes images, so this is tried again.
     fn import_pause(&self, programs: &Programs, deadline: Instant) -> Result<()> {
         let program = programs.pause.join("pause");
-        let bytes =
-            fs::read(&program).with_context(|| format!("read {}", program.display()))?;
+        let bytes = fs::read(&program).with_context(|| format!("read {}", program.display()))?;
         let archive = self.layout.path("run/pause.tar");
         fs::write(&archive, pause::archive(&bytes, PAUSE_IMAGE)?)
             .with_context(|| format!("write {}", archive.display()))?;
         loop {
             let mut ctr = std::process::Command::new(programs.containerd.join("ctr"));
             ctr.arg("--address").arg(self.layout.containerd_socket());
-            ctr.args(["--namespace", "k8s.io", "images", "import"]).arg(&archive);
+            ctr.args(["--namespace", "k8s.io", "images", "import"])
+                .arg(&archive);
             match command::output(&mut ctr) {
                 Ok(_) => return Ok(()),
                 Err(error) if Instant::now() > deadline => {
@@ -369,7 +398,10 @@ impl Status {
     /// Whether there is a cluster and all of it works.
     pub fn is_healthy(&self) -> bool {
         !self.components.is_empty()
-            && self.components.iter().all(|component| component.problem.is_none())
+            && self
+                .components
+                .iter()
+                .all(|component| component.problem.is_none())
     }
 }
 
@@ -387,11 +419,16 @@ pub struct ComponentStatus {
 impl fmt::Display for Status {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.components.is_empty() {
-            return writeln!(f, "no cluster here; start one with `cargo xtask cluster up`");
+            return writeln!(
+                f,
+                "no cluster here; start one with `cargo xtask cluster up`"
+            );
         }
         writeln!(f, "{:<26}{:<9}STATE", "COMPONENT", "PID")?;
         for component in &self.components {
-            let pid = component.pid.map_or_else(|| "-".to_owned(), |pid| pid.to_string());
+            let pid = component
+                .pid
+                .map_or_else(|| "-".to_owned(), |pid| pid.to_string());
             let state = component.problem.as_deref().unwrap_or("ok");
             writeln!(f, "{:<26}{pid:<9}{state}", component.name)?;
         }

@@ -12,7 +12,11 @@ const TAIL_LINES: usize = 15;
 /// The command as a person would type it.
 pub fn display(command: &Command) -> String {
     let mut words = vec![command.get_program().to_string_lossy().into_owned()];
-    words.extend(command.get_args().map(|arg| arg.to_string_lossy().into_owned()));
+    words.extend(
+        command
+            .get_args()
+            .map(|arg| arg.to_string_lossy().into_owned()),
+    );
     words.join(" ")
 }
 
@@ -47,7 +51,12 @@ pub fn logged(command: &mut Command, log: &Path) -> Result<()> {
         .status()
         .with_context(|| format!("run `{}`", display(command)))?;
     if !status.success() {
-        bail!("`{}` failed ({status}). Log {}:\n{}", display(command), log.display(), tail(log));
+        bail!(
+            "`{}` failed ({status}). Log {}:\n{}",
+            display(command),
+            log.display(),
+            tail(log)
+        );
     }
     Ok(())
 }
@@ -60,7 +69,8 @@ pub fn tail(log: &Path) -> String {
     let text = String::from_utf8_lossy(&bytes);
     let lines: Vec<_> = text.lines().collect();
     let skip = lines.len().saturating_sub(TAIL_LINES);
-    lines.iter().skip(skip).map(|line| format!("    {line}\n")).collect()
+    let last = lines.get(skip..).unwrap_or_default();
+    format!("    {}\n", last.join("\n    "))
 }
 
 /// The program's path, searching PATH and the directories that only root's

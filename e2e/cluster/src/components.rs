@@ -2,8 +2,8 @@
 //! configuration and the question that it answers when it works. Pure.
 
 use crate::layout::{
-    API_PORT, BRIDGE, CGROUP, HOST_ADDRESS, Layout, NODE, PAUSE_IMAGE,
-    POD_CIDR, REGISTRY_PORT, SERVICE_CIDR,
+    API_PORT, BRIDGE, CGROUP, HOST_ADDRESS, Layout, NODE, PAUSE_IMAGE, POD_CIDR, REGISTRY_PORT,
+    SERVICE_CIDR,
 };
 use crate::probe::Probe;
 use serde_json::json;
@@ -52,7 +52,14 @@ pub(crate) struct Component {
 
 impl Component {
     fn new(name: &'static str, program: PathBuf, probe: Probe) -> Self {
-        Self { name, program, args: vec![], environment: vec![], files: vec![], probe }
+        Self {
+            name,
+            program,
+            args: vec![],
+            environment: vec![],
+            files: vec![],
+            probe,
+        }
     }
 
     fn args(mut self, args: impl IntoIterator<Item = String>) -> Self {
@@ -72,7 +79,11 @@ impl Component {
 
     /// Changes whenever a running process would no longer be what is wanted.
     pub(crate) fn configuration(&self) -> String {
-        let all = format!("{:?} {:?} {:?} {:?}", self.program, self.args, self.environment, self.files);
+        let program = self.program.display();
+        let all = format!(
+            "{program} {:?} {:?} {:?}",
+            self.args, self.environment, self.files
+        );
         hex::encode(Sha256::digest(all.as_bytes()))
     }
 }
@@ -98,16 +109,27 @@ pub(crate) fn waves(layout: &Layout, programs: &Programs) -> [Vec<Component>; 3]
 }
 
 fn loopback(port: u16, path: &'static str) -> Probe {
-    Probe::Http { address: format!("127.0.0.1:{port}"), path }
+    Probe::Http {
+        address: format!("127.0.0.1:{port}"),
+        path,
+    }
 }
 
 fn on_bridge(port: u16, path: &'static str) -> Probe {
-    Probe::Http { address: format!("{HOST_ADDRESS}:{port}"), path }
+    Probe::Http {
+        address: format!("{HOST_ADDRESS}:{port}"),
+        path,
+    }
 }
 
 fn etcd(layout: &Layout, programs: &Programs) -> Component {
     let (client, peer) = ("http://127.0.0.1:2379", "http://127.0.0.1:2380");
-    Component::new("etcd", programs.etcd.join("etcd"), loopback(2379, "/health")).args([
+    Component::new(
+        "etcd",
+        programs.etcd.join("etcd"),
+        loopback(2379, "/health"),
+    )
+    .args([
         format!("--data-dir={}", layout.text("etcd")),
         format!("--listen-client-urls={client}"),
         format!("--advertise-client-urls={client}"),
@@ -122,28 +144,35 @@ fn etcd(layout: &Layout, programs: &Programs) -> Component {
 
 fn apiserver(layout: &Layout, programs: &Programs) -> Component {
     let pki = |file: &str| layout.text(&format!("pki/{file}"));
-    Component::new("kube-apiserver", programs.kubernetes.join("kube-apiserver"), Probe::ApiReady)
-        .args([
-            "--etcd-servers=http://127.0.0.1:2379".to_owned(),
-            format!("--bind-address={HOST_ADDRESS}"),
-            format!("--advertise-address={HOST_ADDRESS}"),
-            format!("--secure-port={API_PORT}"),
-            format!("--service-cluster-ip-range={SERVICE_CIDR}"),
-            format!("--tls-cert-file={}", pki("apiserver.crt")),
-            format!("--tls-private-key-file={}", pki("apiserver.key")),
-            format!("--client-ca-file={}", pki("ca.crt")),
-            format!("--kubelet-certificate-authority={}", pki("ca.crt")),
-            format!("--kubelet-client-certificate={}", pki("admin.crt")),
-            format!("--kubelet-client-key={}", pki("admin.key")),
-            // The node's name is in no DNS.
-            "--kubelet-preferred-address-types=InternalIP".to_owned(),
-            "--service-account-issuer=https://kubernetes.default.svc".to_owned(),
-            format!("--service-account-key-file={}", pki("service-account.pub")),
-            format!("--service-account-signing-key-file={}", pki("service-account.key")),
-            "--authorization-mode=Node,RBAC".to_owned(),
-            "--enable-admission-plugins=NodeRestriction".to_owned(),
-            "--allow-privileged=true".to_owned(),
-        ])
+    Component::new(
+        "kube-apiserver",
+        programs.kubernetes.join("kube-apiserver"),
+        Probe::ApiReady,
+    )
+    .args([
+        "--etcd-servers=http://127.0.0.1:2379".to_owned(),
+        format!("--bind-address={HOST_ADDRESS}"),
+        format!("--advertise-address={HOST_ADDRESS}"),
+        format!("--secure-port={API_PORT}"),
+        format!("--service-cluster-ip-range={SERVICE_CIDR}"),
+        format!("--tls-cert-file={}", pki("apiserver.crt")),
+        format!("--tls-private-key-file={}", pki("apiserver.key")),
+        format!("--client-ca-file={}", pki("ca.crt")),
+        format!("--kubelet-certificate-authority={}", pki("ca.crt")),
+        format!("--kubelet-client-certificate={}", pki("admin.crt")),
+        format!("--kubelet-client-key={}", pki("admin.key")),
+        // The node's name is in no DNS.
+        "--kubelet-preferred-address-types=InternalIP".to_owned(),
+        "--service-account-issuer=https://kubernetes.default.svc".to_owned(),
+        format!("--service-account-key-file={}", pki("service-account.pub")),
+        format!(
+            "--service-account-signing-key-file={}",
+            pki("service-account.key")
+        ),
+        "--authorization-mode=Node,RBAC".to_owned(),
+        "--enable-admission-plugins=NodeRestriction".to_owned(),
+        "--allow-privileged=true".to_owned(),
+    ])
 }
 
 fn controller_manager(layout: &Layout, programs: &Programs) -> Component {
@@ -152,7 +181,10 @@ fn controller_manager(layout: &Layout, programs: &Programs) -> Component {
     // What it does is asked for, since pods need it: a service account.
     Component::new("kube-controller-manager", program, Probe::ServiceAccount).args([
         format!("--kubeconfig={}", pki("controller-manager.kubeconfig")),
-        format!("--service-account-private-key-file={}", pki("service-account.key")),
+        format!(
+            "--service-account-private-key-file={}",
+            pki("service-account.key")
+        ),
         format!("--root-ca-file={}", pki("ca.crt")),
         format!("--cluster-signing-cert-file={}", pki("ca.crt")),
         format!("--cluster-signing-key-file={}", pki("ca.key")),
@@ -199,7 +231,10 @@ fn kube_proxy(layout: &Layout, programs: &Programs) -> Component {
         programs.kubernetes.join("kube-proxy"),
         loopback(10256, "/healthz"),
     )
-    .args([format!("--config={}", layout.text("config/kube-proxy.json"))])
+    .args([format!(
+        "--config={}",
+        layout.text("config/kube-proxy.json")
+    )])
     .file("config/kube-proxy.json", format!("{configuration:#}"))
 }
 
@@ -352,7 +387,10 @@ fn containerd(layout: &Layout, programs: &Programs) -> Component {
     )
     .args(["--config".to_owned(), layout.text("config/containerd.toml")])
     // Where it looks for its shim, for runc and for nft.
-    .environment("PATH", format!("{}:{path}:/usr/sbin:/sbin", programs.containerd.display()))
+    .environment(
+        "PATH",
+        format!("{}:{path}:/usr/sbin:/sbin", programs.containerd.display()),
+    )
     .file("config/containerd.toml", configuration)
     .file("config/cni/10-bridge.conflist", format!("{network:#}"))
     .file(
@@ -375,11 +413,15 @@ fn registry(layout: &Layout, programs: &Programs) -> Component {
         },
         "http": {"addr": address},
     });
-    Component::new("registry", programs.registry.join("registry"), on_bridge(REGISTRY_PORT, "/v2/"))
-        .args(["serve".to_owned(), layout.text("config/registry.json")])
-        // Else it looks for a collector of traces.
-        .environment("OTEL_TRACES_EXPORTER", "none")
-        .file("config/registry.json", format!("{configuration:#}"))
+    Component::new(
+        "registry",
+        programs.registry.join("registry"),
+        on_bridge(REGISTRY_PORT, "/v2/"),
+    )
+    .args(["serve".to_owned(), layout.text("config/registry.json")])
+    // Else it looks for a collector of traces.
+    .environment("OTEL_TRACES_EXPORTER", "none")
+    .file("config/registry.json", format!("{configuration:#}"))
 }
 
 #[cfg(test)]
@@ -389,7 +431,10 @@ mod tests {
 
     fn all() -> Vec<Component> {
         let programs = Programs::all_in(Path::new("/cache"));
-        waves(&Layout::at("/state"), &programs).into_iter().flatten().collect()
+        waves(&Layout::at("/state"), &programs)
+            .into_iter()
+            .flatten()
+            .collect()
     }
 
     #[test]
@@ -397,8 +442,10 @@ mod tests {
         let components = all();
         let names: BTreeSet<_> = components.iter().map(|component| component.name).collect();
         assert_eq!(names.len(), components.len());
-        let files: Vec<_> =
-            components.iter().flat_map(|c| c.files.iter().map(|(path, _)| *path)).collect();
+        let files: Vec<_> = components
+            .iter()
+            .flat_map(|c| c.files.iter().map(|(path, _)| *path))
+            .collect();
         assert_eq!(files.iter().collect::<BTreeSet<_>>().len(), files.len());
     }
 

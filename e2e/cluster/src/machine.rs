@@ -25,8 +25,11 @@ const KERNEL_PARAMETERS: &[&str] = &[
 ];
 
 /// nft tables that kube-proxy and the portmap plugin create.
-const NFT_TABLES: &[(&str, &str)] =
-    &[("ip", "kube-proxy"), ("ip6", "kube-proxy"), ("inet", "cni_hostport")];
+const NFT_TABLES: &[(&str, &str)] = &[
+    ("ip", "kube-proxy"),
+    ("ip6", "kube-proxy"),
+    ("inet", "cni_hostport"),
+];
 
 /// Paths outside the state directory that the programs insist on. Removed when
 /// they were not there before.
@@ -76,7 +79,11 @@ impl Footprint {
             .filter_map(|line| line.strip_prefix("table "))
             .map(str::to_owned)
             .collect();
-        let roots = [layout.root(), Path::new("/run/netns"), Path::new("/run/containerd")];
+        let roots = [
+            layout.root(),
+            Path::new("/run/netns"),
+            Path::new("/run/containerd"),
+        ];
         let mounts = mount_points()?
             .into_iter()
             .filter(|mount| roots.iter().any(|root| mount.starts_with(root)))
@@ -99,7 +106,15 @@ impl Footprint {
             .into_iter()
             .map(|stray| format!("{} {}", stray.pid, stray.name))
             .collect();
-        Ok(Self { kernel_parameters, interfaces, nft_tables, mounts, cgroups, paths, processes })
+        Ok(Self {
+            kernel_parameters,
+            interfaces,
+            nft_tables,
+            mounts,
+            cgroups,
+            paths,
+            processes,
+        })
     }
 
     /// What is there now and was not `before`, one sentence each.
@@ -115,7 +130,8 @@ impl Footprint {
         let mut left: Vec<String> = sets
             .into_iter()
             .flat_map(|(kind, now, then)| {
-                now.difference(then).map(move |name| format!("{kind} {name}"))
+                now.difference(then)
+                    .map(move |name| format!("{kind} {name}"))
             })
             .collect();
         for (name, value) in &self.kernel_parameters {
@@ -134,10 +150,18 @@ pub(crate) fn prepare() -> Result<()> {
     if !Path::new("/sys/class/net").join(BRIDGE).exists() {
         // An explicit hardware address, or the kernel changes it with each pod.
         let address = "0a:58:0a:f4:00:01";
-        ip(&["link", "add", "name", BRIDGE, "address", address, "type", "bridge"])?;
+        ip(&[
+            "link", "add", "name", BRIDGE, "address", address, "type", "bridge",
+        ])?;
     }
     let prefix = POD_CIDR.split_once('/').map_or("24", |(_, prefix)| prefix);
-    ip(&["address", "replace", &format!("{HOST_ADDRESS}/{prefix}"), "dev", BRIDGE])?;
+    ip(&[
+        "address",
+        "replace",
+        &format!("{HOST_ADDRESS}/{prefix}"),
+        "dev",
+        BRIDGE,
+    ])?;
     ip(&["link", "set", BRIDGE, "up"])?;
     set_kernel_parameter("net/ipv4/ip_forward", "1")?;
     // Answers between pods of one bridge must pass the translation back. Absent
@@ -147,8 +171,11 @@ pub(crate) fn prepare() -> Result<()> {
         set_kernel_parameter(bridged, "1")?;
     }
     let hierarchies = parse_cgroups(&mountinfo()?);
-    let used =
-        if hierarchies.first.is_empty() { hierarchies.second } else { hierarchies.first };
+    let used = if hierarchies.first.is_empty() {
+        hierarchies.second
+    } else {
+        hierarchies.first
+    };
     for root in used {
         let group = root.join(CGROUP);
         fs::create_dir_all(&group)
@@ -198,8 +225,10 @@ pub(crate) fn restore(layout: &Layout, before: &Footprint) -> Result<()> {
 
 /// Unmounts everything below `root`, the innermost first.
 fn unmount_below(root: &Path) -> Result<()> {
-    let mut mounts: Vec<PathBuf> =
-        mount_points()?.into_iter().filter(|mount| mount.starts_with(root)).collect();
+    let mut mounts: Vec<PathBuf> = mount_points()?
+        .into_iter()
+        .filter(|mount| mount.starts_with(root))
+        .collect();
     mounts.reverse();
     for mount in mounts {
         let mut umount = command::with_args("umount", ["--lazy"]);
@@ -231,7 +260,11 @@ fn mountinfo() -> Result<String> {
 /// the like are escaped there; no path of ours has any.
 fn mount_points() -> Result<Vec<PathBuf>> {
     let text = mountinfo()?;
-    Ok(text.lines().filter_map(|line| line.split(' ').nth(4)).map(PathBuf::from).collect())
+    Ok(text
+        .lines()
+        .filter_map(|line| line.split(' ').nth(4))
+        .map(PathBuf::from)
+        .collect())
 }
 
 /// Roots of the control group hierarchies by version. A machine with both uses
@@ -253,7 +286,10 @@ fn parse_cgroups(mountinfo: &str) -> Hierarchies {
             })
             .collect()
     };
-    Hierarchies { first: of_type("cgroup"), second: of_type("cgroup2") }
+    Hierarchies {
+        first: of_type("cgroup"),
+        second: of_type("cgroup2"),
+    }
 }
 
 /// A control group goes by rmdir, its children first.
@@ -269,8 +305,12 @@ fn remove_cgroup(group: &Path) -> Result<()> {
 
 /// Names in a directory; none when it is absent.
 fn names_in(dir: &Path) -> BTreeSet<String> {
-    let Ok(entries) = fs::read_dir(dir) else { return BTreeSet::new() };
-    entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok()).collect()
+    let Ok(entries) = fs::read_dir(dir) else {
+        return BTreeSet::new();
+    };
+    entries
+        .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+        .collect()
 }
 
 #[cfg(test)]
@@ -287,10 +327,15 @@ mod tests {
         assert_eq!(before.left_since(&before), Vec::<String>::new());
         let mut after = before.clone();
         after.interfaces.insert("cni0".to_owned());
-        after.kernel_parameters.insert("kernel/panic".to_owned(), "10".to_owned());
+        after
+            .kernel_parameters
+            .insert("kernel/panic".to_owned(), "10".to_owned());
         assert_eq!(
             after.left_since(&before),
-            ["network interface cni0", "kernel parameter kernel/panic is 10 and was 0"]
+            [
+                "network interface cni0",
+                "kernel parameter kernel/panic is 10 and was 0"
+            ]
         );
         // Something that went away is not ours to explain.
         assert_eq!(before.left_since(&after).len(), 1);

@@ -45,26 +45,41 @@ pub const ORACLES: &[Tool] = &[
 /// When something is missing and this process may not install it, or when
 /// apt-get fails; the message says what to run.
 pub fn ensure(tools: &[Tool]) -> Result<()> {
-    let missing: Vec<&Tool> =
-        tools.iter().filter(|tool| command::find(tool.command).is_none()).collect();
+    let missing: Vec<&Tool> = tools
+        .iter()
+        .filter(|tool| command::find(tool.command).is_none())
+        .collect();
     if missing.is_empty() {
         return Ok(());
     }
-    let commands = missing.iter().map(|tool| tool.command).collect::<Vec<_>>().join(", ");
+    let commands = missing
+        .iter()
+        .map(|tool| tool.command)
+        .collect::<Vec<_>>()
+        .join(", ");
     let packages = missing.iter().map(|tool| tool.package).collect::<Vec<_>>();
     install(&packages).with_context(|| format!("provide the missing command(s) {commands}"))
 }
 
 /// Installs packages of the machine's own distribution.
 pub(crate) fn install(packages: &[&str]) -> Result<()> {
-    let remedy = format!("apt-get install --no-install-recommends {}", packages.join(" "));
+    let remedy = format!(
+        "apt-get install --no-install-recommends {}",
+        packages.join(" ")
+    );
     if command::find("apt-get").is_none() {
-        bail!("apt-get is not here; install by other means: {}", packages.join(" "));
+        bail!(
+            "apt-get is not here; install by other means: {}",
+            packages.join(" ")
+        );
     }
     if !rustix::process::geteuid().is_root() {
         bail!("this needs root; run: sudo {remedy}");
     }
-    say(format!("installing Debian packages: {}", packages.join(" ")));
+    say(format!(
+        "installing Debian packages: {}",
+        packages.join(" ")
+    ));
     let run = |args: &[&str]| -> Result<()> {
         let mut apt = Command::new("apt-get");
         apt.args(args).env("DEBIAN_FRONTEND", "noninteractive");

@@ -75,34 +75,51 @@ pub(crate) fn ensure(layout: &Layout) -> Result<()> {
 
     let ca_key = KeyPair::generate().context("generate the authority's key")?;
     let mut params = CertificateParams::default();
-    params.distinguished_name.push(DnType::CommonName, "assay cluster");
+    params
+        .distinguished_name
+        .push(DnType::CommonName, "assay cluster");
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-    let ca_pem = params.self_signed(&ca_key).context("sign the authority's certificate")?.pem();
+    let ca_pem = params
+        .self_signed(&ca_key)
+        .context("sign the authority's certificate")?
+        .pem();
     write(&layout.path("pki/ca.crt"), &ca_pem)?;
     write(&layout.path("pki/ca.key"), &ca_key.serialize_pem())?;
     let issuer = Issuer::new(params, ca_key);
 
     for identity in identities() {
-        let names: Vec<String> =
-            identity.alternative_names.iter().map(|&name| name.to_owned()).collect();
+        let names: Vec<String> = identity
+            .alternative_names
+            .iter()
+            .map(|&name| name.to_owned())
+            .collect();
         let mut params = CertificateParams::new(names)
             .with_context(|| format!("describe the certificate of {}", identity.name))?;
-        params.distinguished_name.push(DnType::CommonName, identity.common_name.as_str());
+        params
+            .distinguished_name
+            .push(DnType::CommonName, identity.common_name.as_str());
         if let Some(organisation) = identity.organisation {
-            params.distinguished_name.push(DnType::OrganizationName, organisation);
+            params
+                .distinguished_name
+                .push(DnType::OrganizationName, organisation);
         }
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        params.extended_key_usages =
-            vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
-        let key =
-            KeyPair::generate().with_context(|| format!("generate the key of {}", identity.name))?;
+        params.extended_key_usages = vec![
+            ExtendedKeyUsagePurpose::ServerAuth,
+            ExtendedKeyUsagePurpose::ClientAuth,
+        ];
+        let key = KeyPair::generate()
+            .with_context(|| format!("generate the key of {}", identity.name))?;
         let certificate = params
             .signed_by(&key, &issuer)
             .with_context(|| format!("sign the certificate of {}", identity.name))?
             .pem();
         let key = key.serialize_pem();
-        write(&layout.path(&format!("pki/{}.crt", identity.name)), &certificate)?;
+        write(
+            &layout.path(&format!("pki/{}.crt", identity.name)),
+            &certificate,
+        )?;
         write(&layout.path(&format!("pki/{}.key", identity.name)), &key)?;
         write(
             &layout.path(&format!("pki/{}.kubeconfig", identity.name)),
@@ -111,8 +128,14 @@ pub(crate) fn ensure(layout: &Layout) -> Result<()> {
     }
 
     let service_account = KeyPair::generate().context("generate the service account key")?;
-    write(&layout.path("pki/service-account.key"), &service_account.serialize_pem())?;
-    write(&layout.path("pki/service-account.pub"), &service_account.public_key_pem())?;
+    write(
+        &layout.path("pki/service-account.key"),
+        &service_account.serialize_pem(),
+    )?;
+    write(
+        &layout.path("pki/service-account.pub"),
+        &service_account.public_key_pem(),
+    )?;
 
     let admin = fs::read_to_string(layout.path("pki/admin.kubeconfig"))
         .context("read the administrator's kubeconfig")?;

@@ -52,9 +52,9 @@ impl Probe {
                 .map(drop)
                 .with_context(|| format!("connect to {}", path.display())),
             Self::Listening(address) => connect(address).map(drop),
-            Self::ServiceAccount => {
-                Api::open(layout)?.get("/api/v1/namespaces/default/serviceaccounts/default").map(drop)
-            }
+            Self::ServiceAccount => Api::open(layout)?
+                .get("/api/v1/namespaces/default/serviceaccounts/default")
+                .map(drop),
             Self::Dns(address) => resolve(address, "kubernetes.default.svc.cluster.local"),
             Self::NodeReady(node) => {
                 let body = Api::open(layout)?.get(&format!("/api/v1/nodes/{node}"))?;
@@ -115,20 +115,28 @@ impl Api {
 }
 
 fn connect(address: &str) -> Result<TcpStream> {
-    let parsed: SocketAddr =
-        address.parse().with_context(|| format!("read the address {address}"))?;
+    let parsed: SocketAddr = address
+        .parse()
+        .with_context(|| format!("read the address {address}"))?;
     let stream = TcpStream::connect_timeout(&parsed, TIMEOUT)
         .with_context(|| format!("connect to {address}"))?;
-    stream.set_read_timeout(Some(TIMEOUT)).context("limit the wait for an answer")?;
-    stream.set_write_timeout(Some(TIMEOUT)).context("limit the wait to send")?;
+    stream
+        .set_read_timeout(Some(TIMEOUT))
+        .context("limit the wait for an answer")?;
+    stream
+        .set_write_timeout(Some(TIMEOUT))
+        .context("limit the wait to send")?;
     Ok(stream)
 }
 
 /// HTTP/1.0, so that the answer ends with the connection and is not chunked.
 fn http_get(mut stream: impl Read + Write, host: &str, path: &str) -> Result<Vec<u8>> {
-    write!(stream, "GET {path} HTTP/1.0\r\nHost: {host}\r\nAccept: application/json\r\n\r\n")
-        .and_then(|()| stream.flush())
-        .with_context(|| format!("ask {host} for {path}"))?;
+    write!(
+        stream,
+        "GET {path} HTTP/1.0\r\nHost: {host}\r\nAccept: application/json\r\n\r\n"
+    )
+    .and_then(|()| stream.flush())
+    .with_context(|| format!("ask {host} for {path}"))?;
     let mut answer = Vec::new();
     match stream.read_to_end(&mut answer) {
         // A TLS server may close without saying so; the status line is there.
@@ -143,10 +151,16 @@ fn expect_ok(answer: &[u8]) -> Result<()> {
     let text = String::from_utf8_lossy(answer);
     let status = text.split_ascii_whitespace().nth(1).unwrap_or("none");
     if status != "200" {
-        bail!("HTTP status {status}: {}", text.lines().last().unwrap_or_default());
+        bail!(
+            "HTTP status {status}: {}",
+            text.lines().last().unwrap_or_default()
+        );
     }
     Ok(())
 }
+
+/// The answer's code in the fourth byte of the header: zero is no error.
+const RCODE: u8 = 0x0f;
 
 /// Asks for an A record and wants at least one (RFC 1035 §4.1).
 fn resolve(server: &str, name: &str) -> Result<()> {
@@ -157,14 +171,19 @@ fn resolve(server: &str, name: &str) -> Result<()> {
     }
     query.extend([0, 0, 1, 0, 1]);
     let socket = UdpSocket::bind("0.0.0.0:0").context("open a UDP socket")?;
-    socket.set_read_timeout(Some(TIMEOUT)).context("limit the wait for an answer")?;
-    socket.send_to(&query, server).with_context(|| format!("ask {server}"))?;
+    socket
+        .set_read_timeout(Some(TIMEOUT))
+        .context("limit the wait for an answer")?;
+    socket
+        .send_to(&query, server)
+        .with_context(|| format!("ask {server}"))?;
     let mut answer = [0; 512];
-    let length =
-        socket.recv(&mut answer).with_context(|| format!("read the answer of {server}"))?;
+    let length = socket
+        .recv(&mut answer)
+        .with_context(|| format!("read the answer of {server}"))?;
     match answer.get(..length) {
         Some([0x5a, 0x17, _, flags, _, _, high, low, ..])
-            if flags & 0x0f == 0 && (*high, *low) != (0, 0) =>
+            if flags & RCODE == 0 && (*high, *low) != (0, 0) =>
         {
             Ok(())
         }

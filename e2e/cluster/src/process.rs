@@ -39,13 +39,19 @@ impl Record {
 
     /// Ends the process group: politely first, and after `patience` by force.
     pub fn stop(&self, patience: Duration) {
-        for (signal, wait) in [(Signal::TERM, patience), (Signal::KILL, Duration::from_secs(5))] {
+        for (signal, wait) in [
+            (Signal::TERM, patience),
+            (Signal::KILL, Duration::from_secs(5)),
+        ] {
             if !self.is_alive() {
                 return;
             }
-            if let Some(pid) = Pid::from_raw(self.pid) {
-                // Gone in between is as good as stopped.
-                let _ = kill_process_group(pid, signal);
+            if let Some(pid) = Pid::from_raw(self.pid)
+                && kill_process_group(pid, signal).is_err()
+            {
+                // Just started, it may not lead its group yet. Gone in between
+                // is as good as stopped.
+                let _ = kill_process(pid, signal);
             }
             let deadline = Instant::now() + wait;
             while self.is_alive() && Instant::now() < deadline {
@@ -65,7 +71,10 @@ pub(crate) fn start(
 ) -> Result<Record> {
     let file = File::create(log).with_context(|| format!("create the log {}", log.display()))?;
     let mut setsid = command::named("setsid");
-    setsid.arg(program).args(args).envs(environment.iter().map(|(name, value)| (name, value)));
+    setsid
+        .arg(program)
+        .args(args)
+        .envs(environment.iter().map(|(name, value)| (name, value)));
     // The cluster talks to nobody beyond the machine, and a proxy would see
     // requests to its own addresses.
     for proxy in ["HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"] {
@@ -81,7 +90,11 @@ pub(crate) fn start(
     // setsid replaces itself by the program, since a fresh child leads no group.
     let pid = i32::try_from(child.id()).context("process id out of range")?;
     let stat = Stat::of(pid).with_context(|| format!("{} ended at once", program.display()))?;
-    Ok(Record { pid, start_time: stat.start_time, configuration })
+    Ok(Record {
+        pid,
+        start_time: stat.start_time,
+        configuration,
+    })
 }
 
 /// What `/proc/<pid>/stat` says, as far as it is needed (proc(5)).
@@ -125,13 +138,17 @@ pub struct Stray {
 /// Finds what the cluster's containers run: processes in its control groups,
 /// and shims, whose working directory is a bundle below `root`.
 pub(crate) fn strays(root: &Path, cgroup: &str) -> Vec<Stray> {
-    let Ok(proc) = fs::read_dir("/proc") else { return Vec::new() };
+    let Ok(proc) = fs::read_dir("/proc") else {
+        return Vec::new();
+    };
     let in_cgroup = format!("/{cgroup}/");
     proc.filter_map(|entry| {
         let pid: i32 = entry.ok()?.file_name().to_str()?.parse().ok()?;
         let groups = fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
         let contained = groups.lines().any(|line| {
-            line.splitn(3, ':').nth(2).is_some_and(|path| path.starts_with(&in_cgroup))
+            line.splitn(3, ':')
+                .nth(2)
+                .is_some_and(|path| path.starts_with(&in_cgroup))
         });
         let shim = || {
             fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd.starts_with(root))
@@ -142,7 +159,10 @@ pub(crate) fn strays(root: &Path, cgroup: &str) -> Vec<Stray> {
             return None;
         }
         let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-        Some(Stray { pid, name: name.trim().to_owned() })
+        Some(Stray {
+            pid,
+            name: name.trim().to_owned(),
+        })
     })
     .collect()
 }
@@ -173,7 +193,13 @@ mod tests {
     fn stat_survives_odd_program_names() {
         let fields: Vec<String> = (4..=52).map(|n| n.to_string()).collect();
         let text = format!("7 (a) S) R {}", fields.join(" "));
-        assert_eq!(Stat::parse(&text), Some(Stat { state: 'R', start_time: 22 }));
+        assert_eq!(
+            Stat::parse(&text),
+            Some(Stat {
+                state: 'R',
+                start_time: 22
+            })
+        );
         assert_eq!(Stat::parse("7 (a"), None);
         assert_eq!(Stat::parse("7 (a) R 1 2"), None);
     }
@@ -191,10 +217,16 @@ mod tests {
         )
         .unwrap();
         assert!(record.is_alive());
-        let impostor = Record { start_time: record.start_time + 1, ..record.clone() };
+        let impostor = Record {
+            start_time: record.start_time + 1,
+            ..record.clone()
+        };
         assert!(!impostor.is_alive());
         impostor.stop(Duration::from_millis(100));
-        assert!(record.is_alive(), "another process with this id must not be touched");
+        assert!(
+            record.is_alive(),
+            "another process with this id must not be touched"
+        );
         record.stop(Duration::from_secs(5));
         assert!(!record.is_alive());
     }

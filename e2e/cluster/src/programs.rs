@@ -42,7 +42,10 @@ pub const KUBERNETES: Recipe = Recipe {
     source: Source::Kubernetes,
     programs: &[
         ("kube-apiserver", "k8s.io/kubernetes/cmd/kube-apiserver"),
-        ("kube-controller-manager", "k8s.io/kubernetes/cmd/kube-controller-manager"),
+        (
+            "kube-controller-manager",
+            "k8s.io/kubernetes/cmd/kube-controller-manager",
+        ),
         ("kube-scheduler", "k8s.io/kubernetes/cmd/kube-scheduler"),
         ("kubelet", "k8s.io/kubernetes/cmd/kubelet"),
         ("kube-proxy", "k8s.io/kubernetes/cmd/kube-proxy"),
@@ -66,7 +69,10 @@ pub const CONTAINERD: Recipe = Recipe {
     version: pins::CONTAINERD,
     source: Source::Module,
     programs: &[
-        ("containerd", "github.com/containerd/containerd/v2/cmd/containerd"),
+        (
+            "containerd",
+            "github.com/containerd/containerd/v2/cmd/containerd",
+        ),
         (
             "containerd-shim-runc-v2",
             "github.com/containerd/containerd/v2/cmd/containerd-shim-runc-v2",
@@ -82,10 +88,22 @@ pub const CNI: Recipe = Recipe {
     version: pins::CNI_PLUGINS,
     source: Source::Module,
     programs: &[
-        ("bridge", "github.com/containernetworking/plugins/plugins/main/bridge"),
-        ("loopback", "github.com/containernetworking/plugins/plugins/main/loopback"),
-        ("host-local", "github.com/containernetworking/plugins/plugins/ipam/host-local"),
-        ("portmap", "github.com/containernetworking/plugins/plugins/meta/portmap"),
+        (
+            "bridge",
+            "github.com/containernetworking/plugins/plugins/main/bridge",
+        ),
+        (
+            "loopback",
+            "github.com/containernetworking/plugins/plugins/main/loopback",
+        ),
+        (
+            "host-local",
+            "github.com/containernetworking/plugins/plugins/ipam/host-local",
+        ),
+        (
+            "portmap",
+            "github.com/containernetworking/plugins/plugins/meta/portmap",
+        ),
     ],
 };
 
@@ -104,7 +122,10 @@ pub const REGISTRY: Recipe = Recipe {
     purpose: "image registry",
     version: pins::REGISTRY,
     source: Source::Module,
-    programs: &[("registry", "github.com/distribution/distribution/v3/cmd/registry")],
+    programs: &[(
+        "registry",
+        "github.com/distribution/distribution/v3/cmd/registry",
+    )],
 };
 
 /// Installs the charts.

@@ -4,9 +4,7 @@ use std::io;
 use std::time::Duration;
 
 use assay_tee::guest_event::PSP_SIM_PORT;
-use assay_tee::guest_message::{
-    ReportRequest, ReportResponse, encode_frame, parse_frame_length,
-};
+use assay_tee::guest_message::{ReportRequest, ReportResponse, encode_frame, parse_frame_length};
 
 use super::{Evidence, EvidenceError};
 use crate::devices;
@@ -22,7 +20,11 @@ const PATIENCE: Duration = Duration::from_secs(10);
 pub struct Processor(Option<Port>);
 
 fn failed(action: &'static str) -> impl FnOnce(io::Error) -> EvidenceError {
-    move |source| EvidenceError::Request { interface: INTERFACE, action, source }
+    move |source| EvidenceError::Request {
+        interface: INTERFACE,
+        action,
+        source,
+    }
 }
 
 fn open() -> Result<Port, EvidenceError> {
@@ -47,16 +49,27 @@ impl Processor {
 }
 
 fn exchange(port: &mut Port, report_data: &[u8; 64]) -> Result<Evidence, EvidenceError> {
-    let answer = |source| EvidenceError::Answer { interface: INTERFACE, source };
+    let answer = |source| EvidenceError::Answer {
+        interface: INTERFACE,
+        source,
+    };
     let frame = encode_frame(&ReportRequest::new(*report_data, 0).encode()).map_err(answer)?;
-    port.write_all(&frame, PATIENCE).map_err(failed("send a request"))?;
+    port.write_all(&frame, PATIENCE)
+        .map_err(failed("send a request"))?;
     let mut prefix = [0; 4];
-    port.read_exact(&mut prefix, PATIENCE).map_err(failed("receive an answer"))?;
+    port.read_exact(&mut prefix, PATIENCE)
+        .map_err(failed("receive an answer"))?;
     let mut message = vec![0; parse_frame_length(prefix).map_err(answer)?];
-    port.read_exact(&mut message, PATIENCE).map_err(failed("receive an answer"))?;
-    let ReportResponse { report, certificates } =
-        ReportResponse::parse(&message).map_err(answer)?;
-    Ok(Evidence { report, certificates })
+    port.read_exact(&mut message, PATIENCE)
+        .map_err(failed("receive an answer"))?;
+    let ReportResponse {
+        report,
+        certificates,
+    } = ReportResponse::parse(&message).map_err(answer)?;
+    Ok(Evidence {
+        report,
+        certificates,
+    })
 }
 
 #[cfg(test)]
@@ -81,7 +94,8 @@ mod tests {
             host.read_exact(&mut frame).expect("request");
             assert_eq!(frame[..4], [96, 0, 0, 0]);
             let request = ReportRequest::parse(&frame[4..]).expect("MSG_REPORT_REQ");
-            host.write_all(&encode_frame(&respond(request)).expect("frame")).expect("answer");
+            host.write_all(&encode_frame(&respond(request)).expect("frame"))
+                .expect("answer");
             host
         });
         let result = Provider::Simulated(Processor(Some(port))).request(&[7; 64]);
@@ -93,7 +107,12 @@ mod tests {
         let mut report = AttestationReport::zeroed();
         report.report_data = report_data;
         let certificates = CertificateTable::default();
-        ReportResponse { report: report.encode(), certificates }.encode().expect("response")
+        ReportResponse {
+            report: report.encode(),
+            certificates,
+        }
+        .encode()
+        .expect("response")
     }
 
     #[test]
@@ -104,14 +123,23 @@ mod tests {
 
     #[test]
     fn every_other_answer_is_refused() {
-        assert!(matches!(ask(|_| response([8; 64])), Err(EvidenceError::ReportData)));
+        assert!(matches!(
+            ask(|_| response([8; 64])),
+            Err(EvidenceError::ReportData)
+        ));
         assert!(matches!(
             ask(|_| ReportResponse::encode_refusal(0x16)),
-            Err(EvidenceError::Answer { source: GuestMessageError::Status { status: 0x16 }, .. })
+            Err(EvidenceError::Answer {
+                source: GuestMessageError::Status { status: 0x16 },
+                ..
+            })
         ));
         assert!(matches!(
             ask(|request| response(request.report_data)[..100].to_vec()),
-            Err(EvidenceError::Answer { source: GuestMessageError::Length { .. }, .. })
+            Err(EvidenceError::Answer {
+                source: GuestMessageError::Length { .. },
+                ..
+            })
         ));
     }
 }

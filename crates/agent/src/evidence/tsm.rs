@@ -39,7 +39,9 @@ impl Entry {
     }
 
     fn text(&self, attribute: &'static str) -> Result<String, EvidenceError> {
-        let bytes = self.read(attribute).map_err(failed("read a report attribute"))?;
+        let bytes = self
+            .read(attribute)
+            .map_err(failed("read a report attribute"))?;
         Ok(String::from_utf8_lossy(&bytes).trim().to_owned())
     }
 }
@@ -51,12 +53,18 @@ impl Drop for Entry {
 }
 
 fn failed(action: &'static str) -> impl FnOnce(io::Error) -> EvidenceError {
-    move |source| EvidenceError::Request { interface: INTERFACE, action, source }
+    move |source| EvidenceError::Request {
+        interface: INTERFACE,
+        action,
+        source,
+    }
 }
 
 /// The name of the registered processor, if there is one.
 pub(super) fn provider() -> Result<Option<String>, EvidenceError> {
-    Entry::create()?.map(|entry| entry.text("provider")).transpose()
+    Entry::create()?
+        .map(|entry| entry.text("provider"))
+        .transpose()
 }
 
 pub(super) fn request(report_data: &[u8; 64]) -> Result<Evidence, EvidenceError> {
@@ -81,9 +89,15 @@ pub(super) fn request(report_data: &[u8; 64]) -> Result<Evidence, EvidenceError>
                 got,
             },
         })?;
-        let certificates = CertificateTable::parse(&table)
-            .map_err(|source| EvidenceError::Answer { interface: INTERFACE, source })?;
-        return Ok(Evidence { report, certificates });
+        let certificates =
+            CertificateTable::parse(&table).map_err(|source| EvidenceError::Answer {
+                interface: INTERFACE,
+                source,
+            })?;
+        return Ok(Evidence {
+            report,
+            certificates,
+        });
     }
     Err(EvidenceError::Unstable)
 }

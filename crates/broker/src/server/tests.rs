@@ -25,7 +25,9 @@ struct Broker {
 
 fn serve() -> Broker {
     let keys = BrokerKeys::generate(Timestamp::now()).unwrap();
-    let tls = keys.server_config(&server_names("assay-system"), Timestamp::now()).unwrap();
+    let tls = keys
+        .server_config(&server_names("assay-system"), Timestamp::now())
+        .unwrap();
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     listener.set_nonblocking(true).unwrap();
     let address = listener.local_addr().unwrap();
@@ -39,25 +41,41 @@ fn serve() -> Broker {
     tokio::spawn(server);
 
     let mut roots = RootCertStore::empty();
-    roots.add(CertificateDer::from_pem_slice(keys.ca.as_bytes()).unwrap()).unwrap();
+    roots
+        .add(CertificateDer::from_pem_slice(keys.ca.as_bytes()).unwrap())
+        .unwrap();
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let client = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .unwrap()
         .with_root_certificates(roots)
         .with_no_client_auth();
-    Broker { address, client: Arc::new(client), handle, ready }
+    Broker {
+        address,
+        client: Arc::new(client),
+        handle,
+        ready,
+    }
 }
 
 impl Broker {
     async fn send(&self, request: HttpRequest) -> HttpResponse {
         let (address, client) = (self.address, self.client.clone());
-        tokio::task::spawn_blocking(move || exchange(address, client, &request)).await.unwrap()
+        tokio::task::spawn_blocking(move || exchange(address, client, &request))
+            .await
+            .unwrap()
     }
 
     async fn get(&self, path: &str) -> u16 {
         let path = path.to_owned();
-        self.send(HttpRequest { method: "GET", path, headers: vec![], body: vec![] }).await.status
+        self.send(HttpRequest {
+            method: "GET",
+            path,
+            headers: vec![],
+            body: vec![],
+        })
+        .await
+        .status
     }
 }
 
@@ -73,7 +91,7 @@ fn exchange(address: SocketAddr, client: Arc<ClientConfig>, request: &HttpReques
         request.body.len()
     );
     for (name, value) in &request.headers {
-        head.push_str(&format!("{name}: {value}\r\n"));
+        head.extend([name, ": ", value, "\r\n"]);
     }
     head.push_str("\r\n");
     stream.write_all(head.as_bytes()).unwrap();
@@ -83,12 +101,23 @@ fn exchange(address: SocketAddr, client: Arc<ClientConfig>, request: &HttpReques
     let text = String::from_utf8(bytes).unwrap();
     let (head, body) = text.split_once("\r\n\r\n").unwrap();
     let mut lines = head.lines();
-    let status = lines.next().unwrap().split(' ').nth(1).unwrap().parse().unwrap();
+    let status = lines
+        .next()
+        .unwrap()
+        .split(' ')
+        .nth(1)
+        .unwrap()
+        .parse()
+        .unwrap();
     let headers = lines
         .filter_map(|line| line.split_once(": "))
         .map(|(name, value)| (name.to_owned(), value.to_owned()))
         .collect();
-    HttpResponse { status, headers, body: body.as_bytes().to_vec() }
+    HttpResponse {
+        status,
+        headers,
+        body: body.as_bytes().to_vec(),
+    }
 }
 
 #[tokio::test]
@@ -131,7 +160,9 @@ async fn probes_keys_and_refusals() {
     let error: assay_protocol::messages::ErrorInformation =
         serde_json::from_slice(&junk.body).unwrap();
     assert_eq!(error.kind(), "InvalidRequest");
-    let large = broker.send(post(ATTEST_PATH, vec![b' '; MAX_BODY + 1])).await;
+    let large = broker
+        .send(post(ATTEST_PATH, vec![b' '; MAX_BODY + 1]))
+        .await;
     assert_eq!(large.status, 413);
     broker.handle.shutdown();
 }

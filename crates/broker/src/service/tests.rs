@@ -119,7 +119,11 @@ impl Replica {
         let clock = Arc::new(Mutex::new(fixtures::now()));
         let reading = clock.clone();
         let parts = parts(cluster.clone(), Arc::new(move || *reading.lock().unwrap()));
-        Self { service: Service::new(parts), cluster: cluster.clone(), clock }
+        Self {
+            service: Service::new(parts),
+            cluster: cluster.clone(),
+            clock,
+        }
     }
 
     fn advance(&self, by: SignedDuration) {
@@ -135,7 +139,9 @@ impl Replica {
                 .find(|(header, _)| *header == name)
                 .map(|(_, value)| value.as_str())
         };
-        let session = header("cookie").and_then(|cookie| cookie.split_once('=')).map(|(_, id)| id);
+        let session = header("cookie")
+            .and_then(|cookie| cookie.split_once('='))
+            .map(|(_, id)| id);
         match request.path.as_str() {
             "/kbs/v0/auth" => match self.service.authenticate(&request.body) {
                 Ok((session, challenge)) => fixtures::response(&session, &challenge),
@@ -146,9 +152,14 @@ impl Replica {
                 Err(error) => refused(&error),
             },
             path => {
-                let names: Vec<&str> =
-                    path.strip_prefix("/kbs/v0/resource/").unwrap().split('/').collect();
-                let [namespace, deployment, name] = names[..] else { panic!("{path}") };
+                let names: Vec<&str> = path
+                    .strip_prefix("/kbs/v0/resource/")
+                    .unwrap()
+                    .split('/')
+                    .collect();
+                let [namespace, deployment, name] = names[..] else {
+                    panic!("{path}")
+                };
                 let path = ResourcePath {
                     namespace: namespace.to_owned(),
                     deployment: deployment.to_owned(),
@@ -166,7 +177,9 @@ impl Replica {
     /// A guest whose first page is `page` asks for a token.
     async fn attest(&self, page: u8) -> Result<AttestedSession, String> {
         let (session, request) = self.attest_request(page).await;
-        session.on_token(&self.send(&request).await).map_err(|error| error.to_string())
+        session
+            .on_token(&self.send(&request).await)
+            .map_err(|error| error.to_string())
     }
 
     async fn attest_request(
@@ -185,7 +198,8 @@ impl Replica {
     }
 
     async fn secret(&self, session: &AttestedSession) -> Result<Vec<u8>, String> {
-        self.resource(session, &fixtures::resource_path().to_string()).await
+        self.resource(session, &fixtures::resource_path().to_string())
+            .await
     }
 
     async fn resource(&self, session: &AttestedSession, path: &str) -> Result<Vec<u8>, String> {
@@ -219,17 +233,30 @@ fn assert_refused<T>(result: Result<T, String>, status: u16, kind: &str, detail:
 async fn an_attested_guest_gets_its_secret() {
     let replica = Replica::new(&FakeCluster::new());
     let session = replica.attest(1).await.unwrap();
-    assert_eq!(replica.secret(&session).await.unwrap(), fixtures::SECRET_VALUE);
+    assert_eq!(
+        replica.secret(&session).await.unwrap(),
+        fixtures::SECRET_VALUE
+    );
     let status = replica.cluster.record().unwrap().status.unwrap();
     assert_eq!(status.verdict, Verdict::Accepted);
     let notices = replica.cluster.0.lock().unwrap().notices.clone();
-    assert_eq!(notices, [Notice::SecretReleased { path: "shop/web/greeting".to_owned() }]);
+    assert_eq!(
+        notices,
+        [Notice::SecretReleased {
+            path: "shop/web/greeting".to_owned()
+        }]
+    );
 }
 
 #[tokio::test]
 async fn a_tampered_guest_gets_a_record_and_nothing_else() {
     let replica = Replica::new(&FakeCluster::new());
-    assert_refused(replica.attest(9).await, 401, "AttestationFailed", "MeasurementUnknown");
+    assert_refused(
+        replica.attest(9).await,
+        401,
+        "AttestationFailed",
+        "MeasurementUnknown",
+    );
     let status = replica.cluster.record().unwrap().status.unwrap();
     assert_eq!(status.verdict, Verdict::Rejected);
     assert_eq!(status.reason, "MeasurementUnknown");
@@ -249,7 +276,11 @@ async fn a_replayed_submission_is_refused() {
     let before = cluster.record();
     let again = replica.send(&request).await;
     assert_eq!(again.status, 401);
-    assert!(String::from_utf8(again.body).unwrap().contains("InvalidSession"));
+    assert!(
+        String::from_utf8(again.body)
+            .unwrap()
+            .contains("InvalidSession")
+    );
     assert_eq!(cluster.record(), before);
 }
 
@@ -262,9 +293,15 @@ async fn a_submission_replayed_to_another_replica_is_refused_by_the_record() {
     first.advance(SignedDuration::from_secs(1));
     second.advance(SignedDuration::from_secs(1));
     assert_eq!(first.send(&request).await.status, 200);
+    let before = cluster.record();
     let again = second.send(&request).await;
     assert_eq!(again.status, 401);
-    assert!(String::from_utf8(again.body).unwrap().contains("NonceSuperseded"));
+    assert!(
+        String::from_utf8(again.body)
+            .unwrap()
+            .contains("NonceSuperseded")
+    );
+    assert_eq!(cluster.record(), before);
 }
 
 #[tokio::test]
@@ -291,21 +328,46 @@ async fn a_token_ends_with_time_revocation_and_the_next_attestation() {
     let first = replica.attest(1).await.unwrap();
     replica.advance(SignedDuration::from_secs(1));
     let second = replica.attest(1).await.unwrap();
-    assert_refused(replica.secret(&first).await, 401, "PolicyDeny", "TokenSuperseded");
+    assert_refused(
+        replica.secret(&first).await,
+        401,
+        "PolicyDeny",
+        "TokenSuperseded",
+    );
     assert!(replica.secret(&second).await.is_ok());
 
     let image = cluster.0.lock().unwrap().observed.image.clone().unwrap();
     let mut revoked = (*image).clone();
     revoked.spec.lifecycle.state = LifecycleState::Revoked;
     cluster.0.lock().unwrap().observed.image = Some(Arc::new(revoked));
-    assert_refused(replica.secret(&second).await, 401, "PolicyDeny", "ImageRevoked");
-    assert_refused(replica.attest(1).await, 401, "AttestationFailed", "ImageRevoked");
+    assert_refused(
+        replica.secret(&second).await,
+        401,
+        "PolicyDeny",
+        "ImageRevoked",
+    );
+    assert_refused(
+        replica.attest(1).await,
+        401,
+        "AttestationFailed",
+        "ImageRevoked",
+    );
     cluster.0.lock().unwrap().observed.image = Some(image);
-    assert_refused(replica.secret(&second).await, 401, "PolicyDeny", "RecordNotInForce");
+    assert_refused(
+        replica.secret(&second).await,
+        401,
+        "PolicyDeny",
+        "RecordNotInForce",
+    );
 
     let third = replica.attest(1).await.unwrap();
     replica.advance(SignedDuration::from_secs(300));
-    assert_refused(replica.secret(&third).await, 401, "TokenVerification", "expired");
+    assert_refused(
+        replica.secret(&third).await,
+        401,
+        "TokenVerification",
+        "expired",
+    );
 }
 
 #[tokio::test]
@@ -324,10 +386,23 @@ async fn another_workload_s_resource_is_not_even_read() {
 #[tokio::test]
 async fn a_simulated_guest_gets_no_secret_of_another_class() {
     let cluster = FakeCluster::new();
-    cluster.0.lock().unwrap().secret.as_mut().unwrap().metadata.labels = None;
+    cluster
+        .0
+        .lock()
+        .unwrap()
+        .secret
+        .as_mut()
+        .unwrap()
+        .metadata
+        .labels = None;
     let replica = Replica::new(&cluster);
     let session = replica.attest(1).await.unwrap();
-    assert_refused(replica.secret(&session).await, 401, "PolicyDeny", "ReleaseClassMismatch");
+    assert_refused(
+        replica.secret(&session).await,
+        401,
+        "PolicyDeny",
+        "ReleaseClassMismatch",
+    );
 }
 
 #[tokio::test]
@@ -347,7 +422,12 @@ async fn an_unknown_pod_leaves_no_trace() {
     let cluster = FakeCluster::new();
     cluster.0.lock().unwrap().observed.lineage.pod = None;
     let replica = Replica::new(&cluster);
-    assert_refused(replica.attest(1).await, 401, "AttestationFailed", "PodMissing");
+    assert_refused(
+        replica.attest(1).await,
+        401,
+        "AttestationFailed",
+        "PodMissing",
+    );
     assert_eq!(cluster.record(), None);
     assert_eq!(cluster.0.lock().unwrap().notices, []);
 }
@@ -362,7 +442,9 @@ async fn noise_in_a_pod_s_name_does_not_touch_its_acceptance() {
     replica.advance(1.seconds().try_into().unwrap());
     let (_, mut request) = replica.attest_request(1).await;
     let mut body: serde_json::Value = serde_json::from_slice(&request.body).unwrap();
-    *body.pointer_mut("/tee-evidence/primary_evidence/report").unwrap() = "AAAA".into();
+    *body
+        .pointer_mut("/tee-evidence/primary_evidence/report")
+        .unwrap() = "AAAA".into();
     request.body = serde_json::to_vec(&body).unwrap();
     assert_eq!(replica.send(&request).await.status, 401);
     assert_eq!(cluster.record(), before);
@@ -379,7 +461,12 @@ async fn a_guest_that_turns_bad_loses_its_acceptance() {
     let status = cluster.record().unwrap().status.unwrap();
     assert_eq!(status.verdict, Verdict::Rejected);
     assert_eq!(status.history.len(), 1);
-    assert_refused(replica.secret(&session).await, 401, "PolicyDeny", "RecordNotInForce");
+    assert_refused(
+        replica.secret(&session).await,
+        401,
+        "PolicyDeny",
+        "RecordNotInForce",
+    );
 }
 
 #[tokio::test]

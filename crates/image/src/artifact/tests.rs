@@ -1,3 +1,5 @@
+#![allow(clippy::cast_possible_truncation)] // small numbers
+
 use std::collections::BTreeMap;
 
 use super::*;
@@ -60,29 +62,48 @@ fn kit_files() -> Files {
         (format!("{modules}/vmlinuz"), kernel()),
         (crate::boot_kit::STUB_PATH.to_owned(), stub()),
         (crate::boot_kit::FIRMWARE_PATH.to_owned(), firmware(true)),
-        (format!("{modules}/modules.builtin"), Bytes::from_static(b"kernel/x/virtio_pci.ko\n")),
+        (
+            format!("{modules}/modules.builtin"),
+            Bytes::from_static(b"kernel/x/virtio_pci.ko\n"),
+        ),
     ]
     .into();
     let mut dep = String::new();
     for name in [
-        "virtio_console", "qemu_fw_cfg", "virtio_blk", "dm-verity", "erofs", "overlay",
-        "virtio_net", "sev-guest",
+        "virtio_console",
+        "qemu_fw_cfg",
+        "virtio_blk",
+        "dm-verity",
+        "erofs",
+        "overlay",
+        "virtio_net",
+        "sev-guest",
     ] {
         let path = format!("kernel/x/{name}.ko.xz");
-        files.insert(format!("{modules}/{path}"), Bytes::from(format!("module {name}")));
-        dep.push_str(&format!("{path}:\n"));
+        files.insert(
+            format!("{modules}/{path}"),
+            Bytes::from(format!("module {name}")),
+        );
+        dep += &path;
+        dep += ":\n";
     }
     files.insert(format!("{modules}/modules.dep"), dep.into());
     files
 }
 
 fn image(tar: Rope, run: RunConfig) -> SourceImage {
-    let options = ImageOptions { run, ..ImageOptions::default() };
+    let options = ImageOptions {
+        run,
+        ..ImageOptions::default()
+    };
     let image = OciImage::assemble(options, &[Layer::tar(tar)]).unwrap();
     let bytes = image.layers[0].content().to_bytes();
     SourceImage {
         config: image.config.content().to_bytes(),
-        layers: vec![StoredLayer { bytes, compression: LayerCompression::None }],
+        layers: vec![StoredLayer {
+            bytes,
+            compression: LayerCompression::None,
+        }],
     }
 }
 
@@ -112,7 +133,10 @@ const PASSWD: &[u8] = b"web:x:101:102::/:/\n";
 
 pub(crate) fn inputs() -> BuildInputs {
     let reference = |name: &str| ImageSource {
-        image: format!("registry.example/{name}@{}", Sha256Digest::of(name.as_bytes())),
+        image: format!(
+            "registry.example/{name}@{}",
+            Sha256Digest::of(name.as_bytes())
+        ),
     };
     let recipe = Recipe {
         version: Recipe::VERSION,
@@ -120,13 +144,19 @@ pub(crate) fn inputs() -> BuildInputs {
         boot_kit: reference("kit"),
         layout: Layout::DmVerity,
         cmdline: Some("test=1".to_owned()),
-        output: Output { repository: "registry.example/guest".to_owned() },
+        output: Output {
+            repository: "registry.example/guest".to_owned(),
+        },
     };
     BuildInputs {
         recipe: recipe.validate().unwrap(),
         rootfs: web(|tar| {
-            tar.file("bin/web", 0o755, Owner::ROOT, vec![1; 5000])
-                .file("etc/passwd", 0o644, Owner::ROOT, PASSWD.to_vec());
+            tar.file("bin/web", 0o755, Owner::ROOT, vec![1; 5000]).file(
+                "etc/passwd",
+                0o644,
+                Owner::ROOT,
+                PASSWD.to_vec(),
+            );
         }),
         boot_kit: kit(&kit_files()),
         agent: Bytes::from_static(b"\x7fELF\x02\x01agent"),
@@ -149,17 +179,25 @@ fn the_artifact_is_pinned() {
         ]
     );
     let names: Vec<_> = artifact.files.iter().map(|(name, _)| *name).collect();
-    assert_eq!(names, ["manifest.json", "firmware.fd", "uki.efi", "rootfs.img"]);
+    assert_eq!(
+        names,
+        ["manifest.json", "firmware.fd", "uki.efi", "rootfs.img"]
+    );
 }
 
 #[test]
 fn order_and_times_in_an_archive_do_not_matter() {
-    let expected = build(&inputs()).unwrap().to_image().unwrap().manifest_digest;
+    let expected = build(&inputs())
+        .unwrap()
+        .to_image()
+        .unwrap()
+        .manifest_digest;
     let mut builder = tar::Builder::new(Vec::new());
     let web = [1; 5000];
-    for (path, mode, content) in
-        [("./etc/passwd", 0o644, PASSWD), ("bin/web", 0o755, web.as_slice())]
-    {
+    for (path, mode, content) in [
+        ("./etc/passwd", 0o644, PASSWD),
+        ("bin/web", 0o755, web.as_slice()),
+    ] {
         let mut header = tar::Header::new_gnu();
         header.set_mode(mode);
         header.set_uid(0);
@@ -170,8 +208,18 @@ fn order_and_times_in_an_archive_do_not_matter() {
         builder.append_data(&mut header, path, content).unwrap();
     }
     let tar = Rope::from(builder.into_inner().unwrap());
-    let shuffled = BuildInputs { rootfs: image(tar, web_config()), ..inputs() };
-    assert_eq!(build(&shuffled).unwrap().to_image().unwrap().manifest_digest, expected);
+    let shuffled = BuildInputs {
+        rootfs: image(tar, web_config()),
+        ..inputs()
+    };
+    assert_eq!(
+        build(&shuffled)
+            .unwrap()
+            .to_image()
+            .unwrap()
+            .manifest_digest,
+        expected
+    );
 }
 
 #[test]
@@ -187,16 +235,26 @@ fn every_input_counts() {
     assert_eq!(agent.root_disk, base.root_disk);
     let file = with(&|inputs| {
         inputs.rootfs = web(|tar| {
-            tar.file("bin/web", 0o755, Owner::ROOT, vec![2; 5000])
-                .file("etc/passwd", 0o644, Owner::ROOT, PASSWD.to_vec());
+            tar.file("bin/web", 0o755, Owner::ROOT, vec![2; 5000]).file(
+                "etc/passwd",
+                0o644,
+                Owner::ROOT,
+                PASSWD.to_vec(),
+            );
         });
     });
     assert_ne!(file.root_disk.root, base.root_disk.root);
     assert_ne!(file.uki.sha256, base.uki.sha256);
     let user = with(&|inputs| {
-        let run = RunConfig { user: Some("7".to_owned()), ..web_config() };
+        let run = RunConfig {
+            user: Some("7".to_owned()),
+            ..web_config()
+        };
         let config: ImageConfig = serde_json::from_slice(&inputs.rootfs.config).unwrap();
-        let config = ImageConfig { config: run, ..config };
+        let config = ImageConfig {
+            config: run,
+            ..config
+        };
         inputs.rootfs.config = serde_json::to_vec(&config).unwrap().into();
     });
     assert_eq!(user.root_disk, base.root_disk);
@@ -254,7 +312,10 @@ fn unusable_inputs_are_named() {
     ));
     assert!(matches!(
         refused(&|inputs| inputs.rootfs.config = Bytes::from_static(b"{}")),
-        BuildError::Config { image: "rootfs", .. }
+        BuildError::Config {
+            image: "rootfs",
+            ..
+        }
     ));
     assert!(matches!(
         refused(&|inputs| {
@@ -265,6 +326,9 @@ fn unusable_inputs_are_named() {
     ));
     assert!(matches!(
         refused(&|inputs| inputs.rootfs.layers.clear()),
-        BuildError::Flatten { image: "rootfs", .. }
+        BuildError::Flatten {
+            image: "rootfs",
+            ..
+        }
     ));
 }

@@ -1,3 +1,5 @@
+#![allow(clippy::cast_possible_truncation)] // small numbers
+
 use std::process::Command;
 
 use super::*;
@@ -8,12 +10,17 @@ fn put(tree: &mut Tree, path: &str, inode: Inode) -> InodeId {
     let (parent, name) = path.rsplit_once('/').unwrap_or(("", path));
     let parent = tree.resolve_or_create(parent.as_bytes()).unwrap();
     let id = tree.add(inode);
-    tree.entries_mut(parent).unwrap().insert(Bytes::copy_from_slice(name.as_bytes()), id);
+    tree.entries_mut(parent)
+        .unwrap()
+        .insert(Bytes::copy_from_slice(name.as_bytes()), id);
     id
 }
 
 fn file(mode: u32, content: Vec<u8>) -> Inode {
-    Inode { metadata: Metadata::root(mode), content: Content::File(content.into()) }
+    Inode {
+        metadata: Metadata::root(mode),
+        content: Content::File(content.into()),
+    }
 }
 
 /// A tree with everything that the format treats differently.
@@ -21,20 +28,41 @@ fn rich_tree() -> Tree {
     let mut tree = Tree::new();
     put(&mut tree, "empty", file(0o600, Vec::new()));
     put(&mut tree, "exact", file(0o644, vec![1; 4096]));
-    put(&mut tree, "large", file(0o644, (0..100_000_u32).map(|i| i as u8).collect()));
+    put(
+        &mut tree,
+        "large",
+        file(0o644, (0..100_000_u32).map(|i| i as u8).collect()),
+    );
     let mut owned = file(0o6755, b"tool".to_vec());
-    owned.metadata.owner = Owner { uid: 4_000_000_000, gid: 65534 };
-    owned.metadata.capability =
-        Some(Bytes::from_static(b"\x01\0\0\x02\0\x20\0\0\0\0\0\0\0\0\0\0\0\0\0\0"));
+    owned.metadata.owner = Owner {
+        uid: 4_000_000_000,
+        gid: 65534,
+    };
+    owned.metadata.capability = Some(Bytes::from_static(
+        b"\x01\0\0\x02\0\x20\0\0\0\0\0\0\0\0\0\0\0\0\0\0",
+    ));
     let id = put(&mut tree, "usr/bin/tool", owned);
     let dir = tree.resolve_or_create(b"usr/sbin").unwrap();
-    tree.entries_mut(dir).unwrap().insert(Bytes::from_static(b"again"), id);
+    tree.entries_mut(dir)
+        .unwrap()
+        .insert(Bytes::from_static(b"again"), id);
     let link = Content::Symlink(Bytes::from_static(b"usr/bin"));
-    put(&mut tree, "bin", Inode { metadata: Metadata::root(0o777), content: link });
+    put(
+        &mut tree,
+        "bin",
+        Inode {
+            metadata: Metadata::root(0o777),
+            content: link,
+        },
+    );
     tree.resolve_or_create(b"var/empty").unwrap();
     // Several directory blocks, names around "." and "..", and every length.
     for i in 0..700 {
-        put(&mut tree, &format!("many/{i}-{}", "n".repeat(i % 200)), file(0o644, vec![7; i]));
+        put(
+            &mut tree,
+            &format!("many/{i}-{}", "n".repeat(i % 200)),
+            file(0o644, vec![7; i]),
+        );
     }
     for name in ["!", "-", "...", ".a", "a"] {
         put(&mut tree, &format!("many/{name}"), file(0o644, name.into()));
@@ -66,9 +94,15 @@ fn directories_split_into_blocks_that_stand_alone() {
     let entries = tree.entries(many).unwrap();
     let blocks = directory_blocks(entries);
     assert!(blocks.len() > 10);
-    assert_eq!(blocks.iter().map(Vec::len).sum::<usize>(), entries.len() + 2);
+    assert_eq!(
+        blocks.iter().map(Vec::len).sum::<usize>(),
+        entries.len() + 2
+    );
     for block in &blocks {
-        let len: usize = block.iter().map(|entry| DIRENT_LEN + entry.name.len()).sum();
+        let len: usize = block
+            .iter()
+            .map(|entry| DIRENT_LEN + entry.name.len())
+            .sum();
         assert!(len as u64 <= BLOCK);
     }
     let names: Vec<_> = blocks.iter().flatten().map(|entry| entry.name).collect();
@@ -107,9 +141,15 @@ fn fsck_finds_nothing_and_extracts_the_same_tree() {
 
     let directory = tempfile::tempdir().unwrap();
     let image = directory.path().join("image");
-    std::fs::write(&image, encode_erofs(&rich_tree(), [7; 16]).unwrap().to_bytes()).unwrap();
+    std::fs::write(
+        &image,
+        encode_erofs(&rich_tree(), [7; 16]).unwrap().to_bytes(),
+    )
+    .unwrap();
     let image = image.to_str().unwrap();
-    let Some(report) = oracle("fsck.erofs", &["-d3", image]) else { return };
+    let Some(report) = oracle("fsck.erofs", &["-d3", image]) else {
+        return;
+    };
     assert!(report.contains("No errors found"), "{report}");
 
     let out = directory.path().join("out");
@@ -126,13 +166,21 @@ fn fsck_finds_nothing_and_extracts_the_same_tree() {
     );
     assert_eq!(metadata("empty").permissions().mode() & 0o7777, 0o600);
     assert_eq!(metadata("exact").mtime(), 0);
-    assert_eq!(metadata("usr/bin/tool").permissions().mode() & 0o7777, 0o6755);
-    assert_eq!(std::fs::read_link(out.join("bin")).unwrap().to_str(), Some("usr/bin"));
+    assert_eq!(
+        metadata("usr/bin/tool").permissions().mode() & 0o7777,
+        0o6755
+    );
+    assert_eq!(
+        std::fs::read_link(out.join("bin")).unwrap().to_str(),
+        Some("usr/bin")
+    );
     assert_eq!(std::fs::read_dir(out.join("many")).unwrap().count(), 705);
     assert_eq!(std::fs::read(out.join("many/...")).unwrap(), b"...");
 
     for path in ["--path=/usr/bin/tool", "--path=/usr/sbin/again"] {
-        let Some(dump) = oracle("dump.erofs", &[path, image]) else { return };
+        let Some(dump) = oracle("dump.erofs", &[path, image]) else {
+            return;
+        };
         assert!(dump.contains("Links: 2"), "{dump}");
         assert!(dump.contains("Uid: 4000000000"), "{dump}");
     }

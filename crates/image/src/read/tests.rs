@@ -6,7 +6,11 @@ use crate::oci::LayerCompression;
 
 fn content(artifact: &Artifact) -> ArtifactContent {
     let file = |name: &str| {
-        let (_, rope) = artifact.files.iter().find(|(known, _)| *known == name).unwrap();
+        let (_, rope) = artifact
+            .files
+            .iter()
+            .find(|(known, _)| *known == name)
+            .unwrap();
         rope.to_bytes()
     };
     ArtifactContent {
@@ -48,8 +52,14 @@ fn no_byte_of_any_file_can_change() {
     for step in 0..16 {
         let at = |bytes: &Bytes| step * (bytes.len() - 1) / 15;
         let tables = [
-            ArtifactContent { uki: flip(&good.uki, at(&good.uki)), ..good.clone() },
-            ArtifactContent { firmware: flip(&good.firmware, at(&good.firmware)), ..good.clone() },
+            ArtifactContent {
+                uki: flip(&good.uki, at(&good.uki)),
+                ..good.clone()
+            },
+            ArtifactContent {
+                firmware: flip(&good.firmware, at(&good.firmware)),
+                ..good.clone()
+            },
             ArtifactContent {
                 root_disk: flip(&good.root_disk, at(&good.root_disk)),
                 ..good.clone()
@@ -65,9 +75,10 @@ fn no_byte_of_any_file_can_change() {
 /// Changes manifest values without changing files.
 #[test]
 fn a_manifest_that_lies_is_refused() {
+    type Lie = fn(&mut Manifest);
     let artifact = build(&inputs()).unwrap();
     let good = content(&artifact);
-    let lies: [(&str, fn(&mut Manifest)); 9] = [
+    let lies: [(&str, Lie); 9] = [
         ("uki.sha256", |m| m.uki.sha256 = Sha256Digest::of(b"x")),
         ("uki.path", |m| m.uki.path = "../uki.efi".to_owned()),
         ("uki.cmdline", |m| m.uki.cmdline.push('x')),
@@ -75,7 +86,9 @@ fn a_manifest_that_lies_is_refused() {
         ("uki.sections", |m| m.uki.sections[0].size += 1),
         ("firmware.size", |m| m.firmware.size += 1),
         ("inputs.agent", |m| m.inputs.agent = Sha256Digest::of(b"x")),
-        ("rootDisk.sha256", |m| m.root_disk.sha256 = Sha256Digest::of(b"x")),
+        ("rootDisk.sha256", |m| {
+            m.root_disk.sha256 = Sha256Digest::of(b"x");
+        }),
         ("rootDisk.root", |m| {
             let RootFs::DmVerity { root_hash, .. } = &mut m.root_disk.root;
             *root_hash = Sha256Digest::of(b"x");
@@ -85,7 +98,10 @@ fn a_manifest_that_lies_is_refused() {
         let mut manifest = artifact.manifest.clone();
         lie(&mut manifest);
         let manifest = serde_json::to_vec(&manifest).unwrap().into();
-        let error = read_artifact_content(&ArtifactContent { manifest, ..good.clone() });
+        let error = read_artifact_content(&ArtifactContent {
+            manifest,
+            ..good.clone()
+        });
         match error.unwrap_err() {
             ReadArtifactError::Untrue { field, .. } => assert_eq!(field, expected),
             other => panic!("{expected}: {other}"),
@@ -112,8 +128,10 @@ fn a_disk_that_the_guest_would_refuse_is_refused() {
         let error = read_artifact_content(&bad).unwrap_err();
         let refused = matches!(
             error,
-            ReadArtifactError::Untrue { field: "rootDisk.root.rootHash", .. }
-                | ReadArtifactError::RootDisk { .. }
+            ReadArtifactError::Untrue {
+                field: "rootDisk.root.rootHash",
+                ..
+            } | ReadArtifactError::RootDisk { .. }
         );
         assert!(refused, "{error}");
     }
@@ -123,7 +141,9 @@ fn a_disk_that_the_guest_would_refuse_is_refused() {
 fn a_second_configuration_is_not_overlooked() {
     let mut archive = NewcBuilder::new();
     for path in ["init", "etc/assay/guest.json", "./etc//assay/guest.json"] {
-        archive.file(path, 0o644, Bytes::from_static(b"{}")).unwrap();
+        archive
+            .file(path, 0o644, Bytes::from_static(b"{}"))
+            .unwrap();
     }
     let entries = parse_newc(&archive.finish().to_bytes()).unwrap();
     only_file(&entries, AGENT_PATH).unwrap();

@@ -1,3 +1,5 @@
+#![allow(clippy::cast_possible_truncation)] // small numbers
+
 use object::{Object as _, ObjectSection as _};
 use proptest::prelude::*;
 
@@ -26,7 +28,7 @@ pub(crate) fn pe_image(nx: bool, sections: &[(&str, &[u8])]) -> Bytes {
     put(36, 0x200);
     put(60, HEADERS);
     put(64, 0xdead_beef);
-    put(68, 10 | if nx { u32::from(NX_COMPAT) << 16 } else { 0 });
+    put(68, 0xa | if nx { u32::from(NX_COMPAT) << 16 } else { 0 });
     put(108, 16);
     let mut raw = HEADERS;
     for (index, (name, content)) in sections.iter().enumerate() {
@@ -35,7 +37,16 @@ pub(crate) fn pe_image(nx: bool, sections: &[(&str, &[u8])]) -> Bytes {
         out.extend(padded);
         let raw_size = (content.len() as u32).next_multiple_of(0x200);
         let address = 0x1000 * (index as u32 + 1);
-        for number in [content.len() as u32, address, raw_size, raw, 0, 0, 0, READ_DATA] {
+        for number in [
+            content.len() as u32,
+            address,
+            raw_size,
+            raw,
+            0,
+            0,
+            0,
+            READ_DATA,
+        ] {
             out.extend(number.to_le_bytes());
         }
         raw += raw_size;
@@ -52,13 +63,25 @@ pub(crate) const STUB_SBAT: &[u8] =
     b"sbat,1,SBAT Version,sbat,1,https://github.com/rhboot/shim/blob/main/SBAT.md\nstub,1,x\n\0\0";
 
 pub(crate) fn stub() -> Bytes {
-    pe_image(true, &[(".text", &[0x90; 700]), (".sbat", STUB_SBAT), (".sdmagic", b"stub")])
+    pe_image(
+        true,
+        &[
+            (".text", &[0x90; 700]),
+            (".sbat", STUB_SBAT),
+            (".sdmagic", b"stub"),
+        ],
+    )
 }
 
 fn encode(stub: &Bytes, kernel: &Bytes) -> Result<Bytes, EncodeUkiError> {
     let initrd = Rope::from(vec![3; 1500]);
-    let parts =
-        UkiParts { stub, kernel, initrd: &initrd, cmdline: "console=ttyS0", uname: "6.12" };
+    let parts = UkiParts {
+        stub,
+        kernel,
+        initrd: &initrd,
+        cmdline: "console=ttyS0",
+        uname: "6.12",
+    };
     encode_uki(&parts).map(|rope| rope.to_bytes())
 }
 
@@ -82,22 +105,35 @@ fn an_independent_reader_sees_every_section() {
     assert_eq!(content(".initrd"), vec![3; 1500]);
     assert_eq!(content(".text"), [0x90; 700]);
     let sbat = String::from_utf8(content(".sbat")).unwrap();
-    assert_eq!(sbat.lines().collect::<Vec<_>>(), [SBAT_HEADER, "stub,1,x", SBAT_UKI]);
+    assert_eq!(
+        sbat.lines().collect::<Vec<_>>(),
+        [SBAT_HEADER, "stub,1,x", SBAT_UKI]
+    );
     assert_eq!(uki.len() % 0x200, 0);
 
     let pe = PeImage::parse(&uki).unwrap();
     let headers = &uki[pe.pe_offset..];
     let end = pe.sections.last().unwrap();
     let image_size = (end.virtual_address + end.virtual_size).next_multiple_of(0x1000);
-    assert_eq!(crate::pe::u32_at(headers, field::SIZE_OF_IMAGE), Some(image_size));
+    assert_eq!(
+        crate::pe::u32_at(headers, field::SIZE_OF_IMAGE),
+        Some(image_size)
+    );
     assert_eq!(crate::pe::u32_at(headers, field::CHECKSUM), Some(0));
-    assert!(pe.sections.windows(2).all(|pair| pair[0].virtual_address < pair[1].virtual_address));
+    assert!(
+        pe.sections
+            .windows(2)
+            .all(|pair| pair[0].virtual_address < pair[1].virtual_address)
+    );
 }
 
 #[test]
 fn what_is_written_is_read() {
     let parsed = parse_uki(&encode(&stub(), &kernel()).unwrap()).unwrap();
-    assert_eq!(parsed.section(CMDLINE).unwrap(), b"console=ttyS0".as_slice());
+    assert_eq!(
+        parsed.section(CMDLINE).unwrap(),
+        b"console=ttyS0".as_slice()
+    );
     assert_eq!(parsed.section(LINUX).unwrap(), &kernel());
 }
 
@@ -109,7 +145,12 @@ fn no_execute_needs_both() {
         PeImage::parse(&uki).unwrap().dll_characteristics & NX_COMPAT != 0
     };
     assert_eq!(
-        [flag(true, true), flag(true, false), flag(false, true), flag(false, false)],
+        [
+            flag(true, true),
+            flag(true, false),
+            flag(false, true),
+            flag(false, false)
+        ],
         [true, false, false, false]
     );
 }
@@ -117,21 +158,41 @@ fn no_execute_needs_both() {
 #[test]
 fn unusable_parts_are_refused() {
     let unusable = |sections: &[(&str, &[u8])]| encode(&pe_image(true, sections), &kernel());
-    assert!(matches!(unusable(&[(".text", b"x")]), Err(EncodeUkiError::UnusableStub(_))));
+    assert!(matches!(
+        unusable(&[(".text", b"x")]),
+        Err(EncodeUkiError::UnusableStub(_))
+    ));
     assert!(matches!(
         unusable(&[(".sbat", STUB_SBAT), (".linux", b"x")]),
         Err(EncodeUkiError::UnusableStub(_))
     ));
-    assert!(matches!(unusable(&[(".sbat", b"no\n")]), Err(EncodeUkiError::MalformedSbat("stub"))));
+    assert!(matches!(
+        unusable(&[(".sbat", b"no\n")]),
+        Err(EncodeUkiError::MalformedSbat("stub"))
+    ));
     let mut full = STUB_SBAT[..STUB_SBAT.len() - 2].to_vec();
     full.resize(0x200, b'x');
-    assert!(matches!(unusable(&[(".sbat", &full)]), Err(EncodeUkiError::SbatRoom { .. })));
-    let many: Vec<(&str, &[u8])> =
-        [(".sbat", STUB_SBAT)].into_iter().chain([(".x", b"".as_slice()); 14]).collect();
-    assert!(matches!(unusable(&many), Err(EncodeUkiError::UnusableStub(_))));
+    assert!(matches!(
+        unusable(&[(".sbat", &full)]),
+        Err(EncodeUkiError::SbatRoom { .. })
+    ));
+    let many: Vec<(&str, &[u8])> = [(".sbat", STUB_SBAT)]
+        .into_iter()
+        .chain([(".x", b"".as_slice()); 14])
+        .collect();
+    assert!(matches!(
+        unusable(&many),
+        Err(EncodeUkiError::UnusableStub(_))
+    ));
     let elf = Bytes::from_static(b"\x7fELF");
-    assert!(matches!(encode(&stub(), &elf), Err(EncodeUkiError::Kernel(_))));
-    assert!(matches!(encode(&elf, &kernel()), Err(EncodeUkiError::Stub(_))));
+    assert!(matches!(
+        encode(&stub(), &elf),
+        Err(EncodeUkiError::Kernel(_))
+    ));
+    assert!(matches!(
+        encode(&elf, &kernel()),
+        Err(EncodeUkiError::Stub(_))
+    ));
 }
 
 #[test]

@@ -2,6 +2,7 @@ use assay_tee::hashes_table::KernelHashes;
 use assay_tee::instance::VerifierEndpoint;
 use assay_tee::ovmf::{HashesTableArea, Section, SectionKind};
 use assay_tee::{BootMethod, GuestFeatures, GuestPolicy, LaunchDigest, LaunchShape, VcpuCount};
+use base64::Engine as _;
 use proptest::prelude::*;
 
 use super::*;
@@ -182,7 +183,6 @@ fn host_data_on_hardware_is_the_documents_digest() {
         .find(|word| word.starts_with("sev-snp-guest,"))
         .unwrap();
     let (_, encoded) = object.rsplit_once("host-data=").unwrap();
-    use base64::Engine as _;
     let bytes = base64::engine::general_purpose::STANDARD
         .decode(encoded)
         .unwrap();
@@ -347,6 +347,9 @@ fn skeleton(argv: &[String]) -> Vec<(String, Vec<String>)> {
     options
 }
 
+/// A change to a launch.
+type Change<'a> = Box<dyn Fn(&mut LaunchSpec, &mut PlanInputs<'a>) + 'a>;
+
 /// Text made of what could end an option or start one.
 fn hostile() -> impl Strategy<Value = String> {
     "[a-b,=:/. \\-\\\\\"'\n\u{e9}]{0,12}"
@@ -368,7 +371,6 @@ proptest! {
         let mut hostile = good.clone();
         let (firmware, hashes) = (firmware(), hashes());
         // One at a time, so that a refusal of one does not hide another.
-        type Change<'a> = Box<dyn Fn(&mut LaunchSpec, &mut PlanInputs<'a>) + 'a>;
         let changes: Vec<Change<'_>> = vec![
             Box::new(|spec, _| spec.artifact.uki.path.clone_from(&uki)),
             Box::new(|spec, _| spec.artifact.firmware.path.clone_from(&firmware_path)),

@@ -6,7 +6,7 @@ use jiff::Timestamp;
 
 use super::observe::Observed;
 use crate::controllers::{own_conditions, same_conditions, state};
-use crate::plan::{Plan, Requeue, transitions};
+use crate::plan::{Plan, Requeue, Severity, transitions};
 
 pub(super) fn plan(
     policy: &AttestationPolicy,
@@ -38,7 +38,9 @@ pub(super) fn plan(
     Plan {
         writes: Vec::new(),
         deletes: Vec::new(),
-        events: transitions(before, &conditions, &["Ready"], |ready| ready.status == "True"),
+        events: transitions(before, &conditions, &["Ready"], |ready| {
+            if ready.status == "True" { Severity::Quiet } else { Severity::Warning }
+        }),
         status: AttestationPolicyStatus {
             observed_generation: policy.metadata.generation,
             policy_hash: policy.spec.hash().ok().map(|hash| hash.to_string()),

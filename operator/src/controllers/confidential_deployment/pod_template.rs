@@ -23,7 +23,7 @@ use super::validate::Valid;
 /// Port of the pod on which the launcher serves `/healthz` and `/readyz`.
 pub const STATUS_PORT: u16 = 9990;
 /// Its name.
-pub const STATUS_PORT_NAME: &str = "assay-status";
+pub(super) const STATUS_PORT_NAME: &str = "assay-status";
 /// Extended resource of one SNP address space identifier. Kata and Node Feature
 /// Discovery publish it under this name already; another name for the same
 /// identifiers would book a node twice.

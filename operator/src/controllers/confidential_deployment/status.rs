@@ -17,7 +17,7 @@ use crate::apply::ApplyError;
 use crate::controllers::attestation_gate::{GateReason, gate_condition};
 use crate::controllers::{own_conditions, same_conditions, state};
 use crate::manifest::Manifest;
-use crate::plan::{Note, Plan, transitions};
+use crate::plan::{Note, Plan, Severity, transitions};
 
 /// Conditions whose changes are events.
 const NEWSWORTHY: [&str; 2] = ["Ready", "Attested"];
@@ -65,7 +65,7 @@ pub(super) fn status(
     let states = [ready, attested, available, hardware, reconciling, stalled];
     let before = conditions_of(deployment);
     let conditions = own_conditions(before, &states, deployment.metadata.generation, now);
-    let events = transitions(before, &conditions, &NEWSWORTHY, is_ordinary);
+    let events = transitions(before, &conditions, &NEWSWORTHY, severity);
     let expected = verdict.ok().map(|valid| valid.expected_digest.to_string());
     let kept = deployment.status.as_ref().and_then(|status| status.expected_digest.clone());
     let status = ConfidentialDeploymentStatus {
@@ -221,15 +221,30 @@ fn abnormal(type_: &'static str, holds: bool, reason: Reason, message: &str) -> 
     }
 }
 
-/// Steps on the way of every deployment, which are no events.
-fn is_ordinary(condition: &Condition) -> bool {
-    let ordinary = [Reason::Progressing, Reason::AwaitingAttestation, Reason::ReplicasNotReady];
-    let refused = condition.type_ == "Ready"
-        && [Reason::AttestationRejected, Reason::AttestationExpired]
-            .iter()
-            .any(|reason| reason.as_str() == condition.reason);
-    // Of a refusal the condition Attested tells.
-    refused || ordinary.iter().any(|reason| reason.as_str() == condition.reason)
+/// Waiting is no news, or good to know when it is for somebody else; what is
+/// refused should be looked at. Of a refusal of evidence the condition Attested
+/// tells, not Ready again.
+fn severity(condition: &Condition) -> Severity {
+    let among = |reasons: &[Reason]| {
+        reasons.iter().any(|reason| reason.as_str() == condition.reason)
+    };
+    let refused = among(&[Reason::AttestationRejected, Reason::AttestationExpired]);
+    if among(&[Reason::Progressing, Reason::AwaitingAttestation, Reason::ReplicasNotReady])
+        || (refused && condition.type_ == "Ready")
+    {
+        Severity::Quiet
+    } else if condition.status == "True"
+        || among(&[
+            Reason::ImageMissing,
+            Reason::ImageNotReady,
+            Reason::PolicyMissing,
+            Reason::BrokerNotReady,
+        ])
+    {
+        Severity::Normal
+    } else {
+        Severity::Warning
+    }
 }
 
 /// Puts a failure that only a person can mend into the status.
@@ -254,7 +269,7 @@ pub(super) fn blame(
     plan.status.conditions.retain(|old| blamed.iter().all(|new| new.type_ != old.type_));
     plan.status.conditions.extend(blamed);
     plan.status.conditions.sort_by(|a, b| a.type_.cmp(&b.type_));
-    plan.events = transitions(before, &plan.status.conditions, &NEWSWORTHY, is_ordinary);
+    plan.events = transitions(before, &plan.status.conditions, &NEWSWORTHY, severity);
 }
 
 /// Whether the deployment has this status already.

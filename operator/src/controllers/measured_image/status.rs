@@ -18,7 +18,7 @@ use super::shapes::{MAX_ROWS, firmware_name, row, row_id, row_state, wanted};
 use crate::apply::ApplyError;
 use crate::artifact::ArtifactState;
 use crate::controllers::{own_conditions, same_conditions, state};
-use crate::plan::{Note, Plan, transitions};
+use crate::plan::{Note, Plan, Severity, transitions};
 
 /// Conditions whose changes are events.
 const NEWSWORTHY: [&str; 1] = ["Ready"];
@@ -57,7 +57,7 @@ pub(super) fn status(
     };
     let states = conditions(image, artifact.as_ref(), blocked, unmeasured, rows.len());
     let conditions = own_conditions(&before.conditions, &states, image.metadata.generation, now);
-    let events = transitions(&before.conditions, &conditions, &NEWSWORTHY, is_ordinary);
+    let events = transitions(&before.conditions, &conditions, &NEWSWORTHY, severity);
     let status = MeasuredImageStatus {
         observed_generation: image.metadata.generation,
         artifact,
@@ -178,7 +178,7 @@ fn conditions(
             "Measured",
             true,
             Reason::DigestsComputed.as_str(),
-            format!("launch digests of {rows} shapes are computed"),
+            format!("launch digests computed: {rows}"),
         ),
         Some(why) => state("Measured", false, why.reason.as_str(), why.message.clone()),
     };
@@ -198,7 +198,7 @@ fn conditions(
             "Ready",
             true,
             Reason::Published.as_str(),
-            format!("{rows} launch digests are published"),
+            format!("launch digests published: {rows}"),
         ),
     };
     let why = revoked.or(obstacle);
@@ -219,10 +219,16 @@ fn abnormal(type_: &'static str, why: Option<&Blocked>) -> ConditionState {
     }
 }
 
-/// Steps on the way of every image, which are no events but the start of a
-/// build.
-fn is_ordinary(condition: &Condition) -> bool {
-    condition.reason == Reason::Pulling.as_str()
+/// Building is good to know, a revocation and every obstacle should be looked
+/// at.
+fn severity(ready: &Condition) -> Severity {
+    if ready.reason == Reason::Pulling.as_str() {
+        Severity::Quiet
+    } else if ready.status == "True" || ready.reason == Reason::Building.as_str() {
+        Severity::Normal
+    } else {
+        Severity::Warning
+    }
 }
 
 /// Puts a failure that only a person can mend into the status.
@@ -248,7 +254,7 @@ pub(super) fn blame(
     plan.status.conditions.retain(|old| blamed.iter().all(|new| new.type_ != old.type_));
     plan.status.conditions.extend(blamed);
     plan.status.conditions.sort_by(|a, b| a.type_.cmp(&b.type_));
-    plan.events = transitions(before, &plan.status.conditions, &NEWSWORTHY, is_ordinary);
+    plan.events = transitions(before, &plan.status.conditions, &NEWSWORTHY, severity);
 }
 
 /// Whether the image has this status already.

@@ -26,11 +26,11 @@ use crate::plan::{Plan, Requeue};
 
 const BUILDER: &str = "registry.test/assay-builder@sha256:ee";
 
-fn observed(build: BuildProgress, artifact: Option<ArtifactState>) -> Observed {
+fn observed(build: BuildProgress, artifact: impl Into<Option<ArtifactState>>) -> Observed {
     Observed {
         recipe: None,
         build,
-        artifact,
+        artifact: artifact.into(),
         requested: BTreeSet::from([shape(Tee::SimulatedSnp, 2)]),
         used_by: 1,
         builder_image: BUILDER.to_owned(),
@@ -42,12 +42,12 @@ fn shape(tee: Tee, vcpus: u32) -> LaunchShape {
     shapes::shape(tee, vcpus, "EPYC-v4").unwrap()
 }
 
-fn measured() -> Option<ArtifactState> {
-    Some(ArtifactState::Measured(fixtures::measured_artifact()))
+fn measured() -> ArtifactState {
+    ArtifactState::Measured(fixtures::measured_artifact())
 }
 
-fn failed(reason: Reason) -> Option<ArtifactState> {
-    Some(ArtifactState::Failed { reason, message: "because".to_owned(), retry_at: at(1_600) })
+fn failed(reason: Reason) -> ArtifactState {
+    ArtifactState::Failed { reason, message: "because".to_owned(), retry_at: at(1_600) }
 }
 
 fn planned(image: &MeasuredImage, observed: &Observed) -> Plan<MeasuredImageStatus> {
@@ -146,7 +146,7 @@ fn firmware_without_a_kernel_hashes_section_is_refused_by_name() {
     let mut inputs: MeasurementInputs = fixtures::measurement_inputs();
     inputs.firmware.sections[0].kind = SectionKind::SecMem;
     let artifact = MeasuredArtifact::new(fixtures::artifact_status(), inputs);
-    let state = Some(ArtifactState::Measured(Arc::new(artifact)));
+    let state = ArtifactState::Measured(Arc::new(artifact));
     let plan = planned(&fixtures::new_oci_image(), &observed(BuildProgress::Absent, state));
     assert!(plan.status.launch_digests.is_empty());
     is(&plan, "Ready", "False", Reason::MeasureFailed);
@@ -159,7 +159,7 @@ fn revocation_needs_nothing_but_the_specification() {
     let mut image = fixtures::image();
     image.spec.lifecycle.state = LifecycleState::Revoked;
     image.spec.lifecycle.reason = Some("CVE-2026-1".to_owned());
-    for artifact in [measured(), Some(ArtifactState::Pulling), failed(Reason::PullFailed)] {
+    for artifact in [measured(), ArtifactState::Pulling, failed(Reason::PullFailed)] {
         let plan = planned(&image, &observed(BuildProgress::Absent, artifact));
         assert_eq!(plan.status.launch_digests[0].state, DigestState::Revoked);
         assert_eq!(plan.status.digests.as_ref().unwrap().summary, "0/1");
@@ -173,7 +173,7 @@ fn revocation_needs_nothing_but_the_specification() {
 #[test]
 fn a_verified_artifact_survives_the_registry_s_absence() {
     let image = fixtures::image();
-    for artifact in [Some(ArtifactState::Pulling), failed(Reason::PullFailed)] {
+    for artifact in [ArtifactState::Pulling, failed(Reason::PullFailed)] {
         let plan = planned(&image, &observed(BuildProgress::Absent, artifact));
         assert_eq!(plan.status.launch_digests, [fixtures::row()]);
         is(&plan, "Ready", "True", Reason::Published);

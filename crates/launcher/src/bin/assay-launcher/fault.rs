@@ -57,7 +57,7 @@ mod tests {
     use super::*;
 
     /// A PE32+ file with one section of four bytes.
-    fn pe_with_section(name: &str, content: &[u8; 4]) -> Vec<u8> {
+    fn pe_with_section(name: &str, content: [u8; 4]) -> Vec<u8> {
         let mut file = vec![0; 0x400];
         let mut put = |offset: usize, bytes: &[u8]| {
             file[offset..offset + bytes.len()].copy_from_slice(bytes);
@@ -76,14 +76,14 @@ mod tests {
         put(header + 12, &0x1000u32.to_le_bytes());
         put(header + 16, &0x200u32.to_le_bytes());
         put(header + 20, &0x200u32.to_le_bytes());
-        put(0x200, content);
+        put(0x200, &content);
         file
     }
 
     #[test]
     fn one_byte_of_an_inert_section_changes() {
         for name in INERT_SECTIONS {
-            let uki = pe_with_section(name, b"6.12");
+            let uki = pe_with_section(name, *b"6.12");
             let tampered = tamper(&uki).unwrap();
             assert_eq!((tampered.section, tampered.offset), (name, 0x200));
             let changed: Vec<usize> = (0..uki.len())
@@ -99,14 +99,14 @@ mod tests {
 
     #[test]
     fn a_uki_without_inert_sections_is_refused() {
-        let uki = pe_with_section(".linux", b"code");
+        let uki = pe_with_section(".linux", *b"code");
         assert!(matches!(tamper(&uki), Err(TamperError::NoInertSection)));
         assert!(matches!(tamper(b"MZ"), Err(TamperError::Parse(_))));
     }
 
     #[test]
     fn a_section_outside_the_file_is_refused() {
-        let mut uki = pe_with_section(".uname", b"6.12");
+        let mut uki = pe_with_section(".uname", *b"6.12");
         let pointer = 0x58 + 240 + 20;
         uki[pointer..pointer + 4].copy_from_slice(&0x0100_0000u32.to_le_bytes());
         assert!(matches!(tamper(&uki), Err(TamperError::NoInertSection)));

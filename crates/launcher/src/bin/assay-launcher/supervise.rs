@@ -34,6 +34,11 @@ use crate::reaper::Child;
 use crate::simulation;
 use crate::status::{self, Probes};
 
+/// A guest that has said nothing for this long was most likely refused by its
+/// firmware, which then loops in silence. Under emulation on a loaded machine an
+/// honest guest takes a third of it.
+const BOOT_DEADLINE: Duration = Duration::from_secs(60);
+
 /// How long QEMU may take to follow `quit` before it is killed.
 const QUIT_TIMEOUT: Duration = Duration::from_secs(3);
 
@@ -174,6 +179,7 @@ pub(crate) async fn run(supervision: Supervision) -> Result<u8, SuperviseError> 
     );
 
     let (mut child, stderr) = spawn(&qemu, &plan.argv)?;
+    tokio::spawn(warn_of_silence(progress.clone()));
     let mut stop = Stop::NotAsked;
     let status = loop {
         tokio::select! {
@@ -189,6 +195,19 @@ pub(crate) async fn run(supervision: Supervision) -> Result<u8, SuperviseError> 
     let tail = drain("stderr", stderr).await.unwrap_or_default();
     let progress = progress.borrow().clone();
     verdict(status, &progress, &stop, &tail)
+}
+
+/// Says so when the guest does not come up. The guest is left alone: whoever
+/// reads the log decides.
+async fn warn_of_silence(mut progress: watch::Receiver<Progress>) {
+    let booted = progress.wait_for(|progress| progress.phase != Phase::Starting);
+    if timeout(BOOT_DEADLINE, booted).await.is_err() {
+        warn!(
+            "guest has not booted {} s after power-on: its firmware refuses a UKI that does not \
+             match the measured hashes table, and says nothing",
+            BOOT_DEADLINE.as_secs()
+        );
+    }
 }
 
 /// Listens on `path`, which may be left over from a former container of the
@@ -253,13 +272,11 @@ async fn follow_stderr(stderr: pipe::Receiver) -> VecDeque<String> {
 
 /// Waits for a task that ends with QEMU's end of its stream.
 async fn drain<T>(name: &str, task: JoinHandle<T>) -> Option<T> {
-    match timeout(DRAIN_TIMEOUT, task).await {
-        Ok(Ok(value)) => Some(value),
-        Ok(Err(_)) | Err(_) => {
-            debug!(name, "stream did not end with QEMU");
-            None
-        }
+    if let Ok(Ok(value)) = timeout(DRAIN_TIMEOUT, task).await {
+        return Some(value);
     }
+    debug!(name, "stream did not end with QEMU");
+    None
 }
 
 /// How far a stop is.
@@ -344,7 +361,7 @@ fn verdict(
             (None, Some(signal)) => format!("signal {signal}"),
             (None, None) => format!("{status:?}"),
         };
-        let stderr = stderr.iter().map(|line| format!("\n  {line}")).collect();
+        let stderr = stderr.iter().flat_map(|line| ["\n  ", line]).collect();
         return Err(SuperviseError::QemuDied { status, stderr });
     }
     match &progress.end {

@@ -1,0 +1,254 @@
+//! The good submission and its mutations, with the reason that each must have.
+
+use super::*;
+use crate::fixtures;
+use assay_crds::v1alpha1::attestation_policy::CrlRules;
+use assay_crds::v1alpha1::measured_image::DigestState;
+use jiff::ToSpan as _;
+
+struct Case {
+    submission: Submission,
+    nonce: IssuedNonce,
+    observed: Observed,
+    verifier: VerifierIdentity,
+    now: Timestamp,
+}
+
+fn good() -> Case {
+    Case {
+        submission: fixtures::submission(),
+        nonce: fixtures::nonce(),
+        observed: fixtures::observed(),
+        verifier: fixtures::verifier(),
+        now: fixtures::now(),
+    }
+}
+
+fn decide(case: &Case) -> Appraisal {
+    let Case {
+        submission,
+        nonce,
+        observed,
+        verifier,
+        now,
+    } = case;
+    fixtures::appraised(decide_attestation(submission, nonce, observed, verifier, *now).unwrap())
+}
+
+fn submitted(instance: &InstanceData, page: u8) -> Submission {
+    let guest = fixtures::launch(page, instance);
+    Submission::parse(&fixtures::attest(&guest, instance)).unwrap()
+}
+
+#[test]
+fn a_good_guest_is_accepted() {
+    let appraisal = decide(&good());
+    assert!(appraisal.is_accepted(), "{:#?}", appraisal.status.checks);
+    assert!(appraisal.authentic);
+    assert!(appraisal.is_simulated());
+    let status = appraisal.status;
+    assert_eq!(status.reason, "Accepted");
+    assert_eq!(status.tee, TeeType::SimulatedSnp);
+    assert_eq!(status.reference_value.as_deref(), Some("one"));
+    assert_eq!(
+        status.expires_at,
+        Some(Time(fixtures::now() + 1800.seconds()))
+    );
+    assert_eq!(status.checks.len(), 5 + CheckName::ALL.len());
+    assert_eq!(
+        InstanceData::host_data(status.evidence.instance_data.as_bytes()),
+        InstanceData::host_data(&fixtures::instance().encode().unwrap())
+    );
+}
+
+/// One change to the good case; the reason that the record must then have.
+#[test]
+fn every_mutation_has_its_reason() {
+    type Change = fn(&mut Case);
+    fn policy(case: &mut Case) -> &mut AttestationPolicy {
+        Arc::make_mut(case.observed.policy.as_mut().unwrap())
+    }
+    fn image(case: &mut Case) -> &mut MeasuredImage {
+        Arc::make_mut(case.observed.image.as_mut().unwrap())
+    }
+    fn deployment(case: &mut Case) -> &mut ConfidentialDeployment {
+        Arc::make_mut(case.observed.deployment.as_mut().unwrap())
+    }
+    /// Another policy, and a guest that was launched under it.
+    fn repolicy(case: &mut Case, change: fn(&mut AttestationPolicy)) {
+        change(policy(case));
+        let mut instance = fixtures::instance();
+        instance.policy_hash = policy(case).spec.hash().unwrap();
+        case.submission = submitted(&instance, 1);
+    }
+    let rows: Vec<(Change, &str)> = vec![
+        (
+            |c| c.submission = submitted(&fixtures::instance(), 9),
+            "MeasurementUnknown",
+        ),
+        (
+            |c| c.submission = submitted(&fixtures::instance(), 2),
+            "MeasurementUnknown",
+        ),
+        (
+            |c| deployment(c).spec.machine.vcpus = 2,
+            "MeasurementUnknown",
+        ),
+        (
+            |c| deployment(c).spec.machine.tee = TeeType::Snp,
+            "TeeNotAllowed",
+        ),
+        (
+            |c| {
+                image(c).spec.lifecycle.state = LifecycleState::Revoked;
+            },
+            "ImageRevoked",
+        ),
+        (
+            |c| {
+                let status = image(c).status.as_mut().unwrap();
+                status.launch_digests[0].state = DigestState::Revoked;
+            },
+            "MeasurementRevoked",
+        ),
+        (|c| image(c).status = None, "MeasurementUnknown"),
+        (|c| c.observed.image = None, "ImageMissing"),
+        (|c| c.observed.policy = None, "PolicyMissing"),
+        (|c| policy(c).spec.release.clear(), "PolicyHashMismatch"),
+        (|c| c.verifier.ca = "another".to_owned(), "VerifierMismatch"),
+        (|c| c.verifier.anchors = TrustAnchors::amd(), "RootUnknown"),
+        (
+            |c| repolicy(c, |p| p.spec.tees = vec![TeeType::Snp]),
+            "TeeNotAllowed",
+        ),
+        (
+            |c| repolicy(c, |p| p.spec.snp.products.clear()),
+            "ProductNotAllowed",
+        ),
+        (
+            |c| repolicy(c, |p| p.spec.snp.products[0].minimum_tcb.snp = 24),
+            "TcbTooOld",
+        ),
+        (
+            |c| repolicy(c, |p| p.spec.snp.vmpls = vec![1]),
+            "VmplNotAllowed",
+        ),
+        (
+            |c| {
+                repolicy(c, |p| {
+                    p.spec.snp.crl = CrlRules::default();
+                });
+            },
+            "RevocationListMissing",
+        ),
+        (|c| c.now += (365 * 30 * 24).hours(), "CertificateExpired"),
+        (
+            |c| c.submission.runtime_data.nonce.push('='),
+            "ReportDataMismatch",
+        ),
+        (
+            |c| {
+                let key = &mut c.submission.runtime_data.tee_pubkey;
+                std::mem::swap(&mut key.x, &mut key.y);
+            },
+            "ReportDataMismatch",
+        ),
+        (
+            |c| c.submission.instance_document.push(' '),
+            "HostDataMismatch",
+        ),
+        (
+            |c| c.submission.evidence.report[0x90] ^= 1,
+            "ReportSignatureInvalid",
+        ),
+        (
+            |c| c.submission.evidence.report[0x330] ^= 1,
+            "ReservedByteSet",
+        ),
+        (
+            |c| c.submission.evidence.report.push(0),
+            "ReportLengthInvalid",
+        ),
+        (|c| c.submission.certificates.0.clear(), "RootMissing"),
+        (
+            |c| {
+                let mut record = fixtures::record();
+                record.status.as_mut().unwrap().verified_at.0 += 1.seconds();
+                c.observed.record = Some(record);
+            },
+            "NonceSuperseded",
+        ),
+    ];
+    for (index, (change, reason)) in rows.into_iter().enumerate() {
+        let mut case = good();
+        change(&mut case);
+        let appraisal = decide(&case);
+        assert!(!appraisal.is_accepted(), "row {index}");
+        assert_eq!(appraisal.status.reason, reason, "row {index}");
+        assert_eq!(appraisal.status.expires_at, None, "row {index}");
+        assert!(appraisal.status.checks.len() <= 64);
+    }
+}
+
+/// Evidence of one pod's guest does not serve another pod.
+#[test]
+fn instance_data_of_another_pod_is_unidentified() {
+    let mut case = good();
+    let pod = case.observed.lineage.pod.as_mut().unwrap();
+    pod.metadata.uid = Some("another".to_owned());
+    let Case {
+        submission,
+        nonce,
+        observed,
+        verifier,
+        now,
+    } = &case;
+    let decision = decide_attestation(submission, nonce, observed, verifier, *now).unwrap();
+    assert!(matches!(
+        decision,
+        Decision::Unidentified(IdentityError::PodUid { .. })
+    ));
+}
+
+#[test]
+fn only_evidence_that_binds_session_and_instance_is_authentic() {
+    let mut wrong_measurement = good();
+    wrong_measurement.submission = submitted(&fixtures::instance(), 9);
+    assert!(decide(&wrong_measurement).authentic);
+    let changes: [fn(&mut Case); 4] = [
+        |c| c.submission.evidence.report[0x50] ^= 1,
+        |c| c.submission.runtime_data.nonce.push('='),
+        |c| c.submission.instance_document.push(' '),
+        |c| c.verifier.anchors = TrustAnchors::amd(),
+    ];
+    for change in changes {
+        let mut case = good();
+        change(&mut case);
+        assert!(!decide(&case).authentic);
+    }
+}
+
+#[test]
+fn an_unknown_digest_is_explained() {
+    let mut other_shape = good();
+    other_shape.submission = submitted(&fixtures::instance(), 2);
+    let diagnosis = decide(&other_shape).status.diagnosis.unwrap();
+    assert_eq!(diagnosis.type_, "OtherShape");
+    assert!(
+        diagnosis.message.contains("2 vCPUs of EPYC-v4"),
+        "{}",
+        diagnosis.message
+    );
+    let mut unknown = good();
+    unknown.submission = submitted(&fixtures::instance(), 9);
+    assert_eq!(decide(&unknown).status.diagnosis.unwrap().type_, "Unknown");
+    assert_eq!(decide(&good()).status.diagnosis, None);
+}
+
+/// The pod of an earlier acceptance may attest again with a later nonce.
+#[test]
+fn attesting_again_is_accepted() {
+    let mut case = good();
+    case.observed.record = Some(fixtures::record());
+    assert!(decide(&case).is_accepted());
+}

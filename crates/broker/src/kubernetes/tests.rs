@@ -1,0 +1,118 @@
+//! The reads and writes against a real API server: the one that the file named
+//! by `ASSAY_TEST_KUBECONFIG` describes, with the CRDs installed, no controllers
+//! (they would collect records of pods that do not exist) and the right
+//! to write in namespace `shop`. Skipped, aloud, where there is none.
+
+use kube::Config;
+use kube::api::{DeleteParams, PostParams};
+use kube::config::{KubeConfigOptions, Kubeconfig};
+
+use super::*;
+use crate::fixtures;
+use crate::record::plan_record;
+
+const VARIABLE: &str = "ASSAY_TEST_KUBECONFIG";
+
+async fn client() -> Option<Client> {
+    let Some(path) = std::env::var_os(VARIABLE) else {
+        eprintln!("skipped: {VARIABLE} names no kubeconfig");
+        return None;
+    };
+    let kubeconfig = Kubeconfig::read_from(path).unwrap();
+    let options = KubeConfigOptions::default();
+    let config = Config::from_custom_kubeconfig(kubeconfig, &options)
+        .await
+        .unwrap();
+    // Another test may have installed the same provider.
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    Some(Client::try_from(config).unwrap())
+}
+
+#[tokio::test]
+async fn records_are_written_once_and_in_order() {
+    let Some(client) = client().await else { return };
+    let records: Api<AttestationRecord> = Api::namespaced(client.clone(), fixtures::NAMESPACE);
+    let _ = records
+        .delete(fixtures::POD, &DeleteParams::default())
+        .await;
+    let (cluster, _watches) = KubernetesCluster::start(client);
+    let read = async || {
+        cluster
+            .read_record(fixtures::NAMESPACE, fixtures::POD)
+            .await
+            .unwrap()
+    };
+    assert_eq!(read().await, None);
+
+    let first = plan_record(fixtures::NAMESPACE, &fixtures::accepted(), None).unwrap();
+    cluster.write_record(&first, None).await.unwrap();
+    let stored = read().await.unwrap();
+    assert_eq!(stored.status, first.status);
+    assert_eq!(
+        stored.metadata.owner_references,
+        first.metadata.owner_references
+    );
+    let generation = stored.metadata.generation;
+
+    // A replica that saw no record was not first.
+    let conflict = cluster.write_record(&first, None).await;
+    assert!(
+        matches!(conflict, Err(ClusterError::Conflict)),
+        "{conflict:?}"
+    );
+
+    let second = plan_record(fixtures::NAMESPACE, &fixtures::accepted(), Some(&stored)).unwrap();
+    cluster.write_record(&second, Some(&stored)).await.unwrap();
+    let after = read().await.unwrap();
+    assert_eq!(after.status.as_ref().unwrap().history.len(), 1);
+    assert_eq!(after.metadata.generation, generation);
+    assert_ne!(after.resource_version(), stored.resource_version());
+
+    // A replica that planned from the first record is told so.
+    let conflict = cluster.write_record(&second, Some(&stored)).await;
+    assert!(
+        matches!(conflict, Err(ClusterError::Conflict)),
+        "{conflict:?}"
+    );
+    // As is one whose record also names another image now.
+    let mut moved = second.clone();
+    moved.spec.image_ref.name = "web-2".to_owned();
+    let conflict = cluster.write_record(&moved, Some(&stored)).await;
+    assert!(
+        matches!(conflict, Err(ClusterError::Conflict)),
+        "{conflict:?}"
+    );
+    cluster.write_record(&moved, Some(&after)).await.unwrap();
+    assert_eq!(read().await.unwrap().spec.image_ref.name, "web-2");
+}
+
+#[tokio::test]
+async fn what_is_observed_is_what_is_there() {
+    let Some(client) = client().await else { return };
+    let api: Api<AttestationPolicy> = Api::namespaced(client.clone(), fixtures::NAMESPACE);
+    let _ = api.delete("standard", &DeleteParams::default()).await;
+    let (cluster, watches) = KubernetesCluster::start(client);
+    let synced = cluster.synced();
+    let watches = tokio::spawn(watches);
+    assert!(synced.await);
+
+    // Nothing of the workload is there.
+    let observed = cluster.observe(&fixtures::instance()).await.unwrap();
+    assert!(observed.lineage.pod.is_none() && observed.deployment.is_none());
+
+    // A policy that was made a moment ago is found, watched already or not, and
+    // hashes to what the guest's instance data says.
+    api.create(&PostParams::default(), &fixtures::policy())
+        .await
+        .unwrap();
+    let policy = cluster
+        .cached(&cluster.policies, "read", fixtures::NAMESPACE, "standard")
+        .await
+        .unwrap()
+        .unwrap();
+    assert_eq!(
+        policy.spec.hash().unwrap(),
+        fixtures::instance().policy_hash
+    );
+    watches.abort();
+}
