@@ -106,12 +106,22 @@ mod tests {
     use super::*;
 
     fn state(status: ConditionStatus, message: &str) -> ConditionState {
-        ConditionState { type_: "Ready", status, reason: "Because", message: message.to_owned() }
+        ConditionState {
+            type_: "Ready",
+            status,
+            reason: "Because",
+            message: message.to_owned(),
+        }
     }
 
     #[test]
     fn transition_time_moves_only_when_the_status_flips() {
-        let first = merge(&[], &[state(ConditionStatus::True, "a")], Some(1), Timestamp::UNIX_EPOCH);
+        let first = merge(
+            &[],
+            &[state(ConditionStatus::True, "a")],
+            Some(1),
+            Timestamp::UNIX_EPOCH,
+        );
         let later = Timestamp::from_second(60).unwrap();
         let same = merge(&first, &[state(ConditionStatus::True, "b")], Some(2), later);
         assert_eq!(same[0].last_transition_time, Time(Timestamp::UNIX_EPOCH));
@@ -122,10 +132,19 @@ mod tests {
 
     #[test]
     fn foreign_conditions_are_kept() {
-        let mut foreign = merge(&[], &[state(ConditionStatus::True, "")], None, Timestamp::UNIX_EPOCH);
+        let mut foreign = merge(
+            &[],
+            &[state(ConditionStatus::True, "")],
+            None,
+            Timestamp::UNIX_EPOCH,
+        );
         foreign[0].type_ = "example.com/Audited".to_owned();
-        let merged =
-            merge(&foreign, &[state(ConditionStatus::True, "")], None, Timestamp::UNIX_EPOCH);
+        let merged = merge(
+            &foreign,
+            &[state(ConditionStatus::True, "")],
+            None,
+            Timestamp::UNIX_EPOCH,
+        );
         assert_eq!(merged.len(), 2);
         assert!(find(&merged, "example.com/Audited").is_some());
     }

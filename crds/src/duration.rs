@@ -59,19 +59,28 @@ impl FromStr for Duration {
             smallest_unit = unit;
             let count: u64 = digits.parse().map_err(|_| error())?;
             digits.clear();
-            total = count.checked_mul(unit).and_then(|s| total.checked_add(s)).ok_or_else(error)?;
+            total = count
+                .checked_mul(unit)
+                .and_then(|s| total.checked_add(s))
+                .ok_or_else(error)?;
         }
         if !digits.is_empty() || total == 0 {
             return Err(error());
         }
-        u32::try_from(total).map(Self::from_secs).map_err(|_| error())
+        u32::try_from(total)
+            .map(Self::from_secs)
+            .map_err(|_| error())
     }
 }
 
 impl fmt::Display for Duration {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let seconds = self.as_secs();
-        let parts = [(seconds / 3600, 'h'), (seconds % 3600 / 60, 'm'), (seconds % 60, 's')];
+        let parts = [
+            (seconds / 3600, 'h'),
+            (seconds % 3600 / 60, 'm'),
+            (seconds % 60, 's'),
+        ];
         for (count, unit) in parts.into_iter().filter(|(count, _)| *count > 0) {
             write!(f, "{count}{unit}")?;
         }
@@ -87,7 +96,9 @@ impl Serialize for Duration {
 
 impl<'de> Deserialize<'de> for Duration {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer)?.parse().map_err(D::Error::custom)
+        String::deserialize(deserializer)?
+            .parse()
+            .map_err(D::Error::custom)
     }
 }
 
@@ -120,7 +131,18 @@ mod tests {
 
     #[test]
     fn everything_else_is_refused() {
-        for text in ["", "0s", "10", "m", "-5m", "5m1h", "5m5m", "1.5h", "1d", "99999999999h"] {
+        for text in [
+            "",
+            "0s",
+            "10",
+            "m",
+            "-5m",
+            "5m1h",
+            "5m5m",
+            "1.5h",
+            "1d",
+            "99999999999h",
+        ] {
             assert!(text.parse::<Duration>().is_err(), "{text}");
         }
     }

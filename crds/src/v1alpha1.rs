@@ -25,7 +25,9 @@ pub struct LocalReference {
 }
 
 /// The trusted execution environment.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
+)]
 pub enum TeeType {
     /// AMD SEV-SNP.
     #[serde(rename = "SNP")]

@@ -61,7 +61,9 @@ impl Environment {
     /// When the description cannot be read.
     pub fn from_variable() -> Result<Option<Self>> {
         let Some(path) = std::env::var_os(ENVIRONMENT_VARIABLE) else {
-            println!("skipped: no cluster ({ENVIRONMENT_VARIABLE} is unset); run `cargo xtask test`");
+            println!(
+                "skipped: no cluster ({ENVIRONMENT_VARIABLE} is unset); run `cargo xtask test`"
+            );
             return Ok(None);
         };
         Self::read(Path::new(&path)).map(Some)

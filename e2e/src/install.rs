@@ -14,7 +14,10 @@ pub const NAMESPACE: &str = "assay-system";
 /// # Errors
 /// When helm fails; the state of the installation is printed first.
 pub fn install(environment: &Environment) -> Result<()> {
-    helm(environment, &["upgrade", "--install", "assay-crds", "charts/assay-crds"])?;
+    helm(
+        environment,
+        &["upgrade", "--install", "assay-crds", "charts/assay-crds"],
+    )?;
     let images = &environment.images;
     helm(
         environment,
@@ -50,7 +53,11 @@ fn helm(environment: &Environment, args: &[&str]) -> Result<()> {
         .output()
         .with_context(|| format!("run {}", environment.helm.display()))?;
     if !output.status.success() {
-        bail!("helm {} failed: {}", args.join(" "), String::from_utf8_lossy(&output.stderr).trim());
+        bail!(
+            "helm {} failed: {}",
+            args.join(" "),
+            String::from_utf8_lossy(&output.stderr).trim()
+        );
     }
     Ok(())
 }

@@ -17,7 +17,10 @@ pub struct Kubectl {
 impl Kubectl {
     /// Uses `program` with `kubeconfig`.
     pub fn new(program: PathBuf, kubeconfig: PathBuf) -> Self {
-        Self { program, kubeconfig }
+        Self {
+            program,
+            kubeconfig,
+        }
     }
 
     /// Runs kubectl with `args` and returns what it printed.
@@ -58,8 +61,13 @@ impl Kubectl {
             .stderr(Stdio::piped())
             .spawn()
             .with_context(|| format!("run {}", self.program.display()))?;
-        let mut stdin = child.stdin.take().context("kubectl has no standard input")?;
-        stdin.write_all(input.as_bytes()).context("write to kubectl")?;
+        let mut stdin = child
+            .stdin
+            .take()
+            .context("kubectl has no standard input")?;
+        stdin
+            .write_all(input.as_bytes())
+            .context("write to kubectl")?;
         drop(stdin);
         child.wait_with_output().context("wait for kubectl")
     }
@@ -79,12 +87,22 @@ impl Kubectl {
     /// # Errors
     /// When kubectl fails or prints no JSON.
     pub fn find(&self, namespace: &str, kind: &str, name: &str) -> Result<Option<Value>> {
-        let text =
-            self.run(&["-n", namespace, "get", kind, name, "--ignore-not-found", "-o", "json"])?;
+        let text = self.run(&[
+            "-n",
+            namespace,
+            "get",
+            kind,
+            name,
+            "--ignore-not-found",
+            "-o",
+            "json",
+        ])?;
         if text.trim().is_empty() {
             return Ok(None);
         }
-        serde_json::from_str(&text).map(Some).context("kubectl printed no JSON")
+        serde_json::from_str(&text)
+            .map(Some)
+            .context("kubectl printed no JSON")
     }
 
     /// All objects of a kind with a label, as JSON.
@@ -101,26 +119,52 @@ impl Kubectl {
     /// # Errors
     /// When the API server refuses it.
     pub fn apply(&self, object: &Value) -> Result<()> {
-        self.run_with_input(&["apply", "-f", "-"], &object.to_string()).map(drop)
+        self.run_with_input(&["apply", "-f", "-"], &object.to_string())
+            .map(drop)
     }
 
     /// Prints what a person would look at when something does not happen.
     pub fn print_state(&self, namespace: &str) {
         let looks: [&[&str]; 6] = [
-            &["-n", namespace, "get", "mi,cdep,ap,ar,deploy,job,pod,svc,endpointslice", "-o", "wide"],
+            &[
+                "-n",
+                namespace,
+                "get",
+                "mi,cdep,ap,ar,deploy,job,pod,svc,endpointslice",
+                "-o",
+                "wide",
+            ],
             &["-n", namespace, "get", "mi,cdep,ar", "-o", "yaml"],
             &["-n", namespace, "describe", "pods"],
             &["-n", namespace, "get", "events", "--sort-by=.lastTimestamp"],
             &["-n", "assay-system", "get", "pods", "-o", "wide"],
-            &["-n", "assay-system", "logs", "-l", "app.kubernetes.io/name=assay", "--tail=60", "--prefix", "--all-containers"],
+            &[
+                "-n",
+                "assay-system",
+                "logs",
+                "-l",
+                "app.kubernetes.io/name=assay",
+                "--tail=60",
+                "--prefix",
+                "--all-containers",
+            ],
         ];
         for args in looks {
             self.print_look(args);
         }
-        let Ok(pods) = self.json(&["-n", namespace, "get", "pods"]) else { return };
+        let Ok(pods) = self.json(&["-n", namespace, "get", "pods"]) else {
+            return;
+        };
         for pod in pods["items"].as_array().into_iter().flatten() {
             if let Some(name) = pod["metadata"]["name"].as_str() {
-                self.print_look(&["-n", namespace, "logs", name, "--all-containers", "--tail=80"]);
+                self.print_look(&[
+                    "-n",
+                    namespace,
+                    "logs",
+                    name,
+                    "--all-containers",
+                    "--tail=80",
+                ]);
             }
         }
     }
@@ -140,5 +184,8 @@ impl Kubectl {
 
 /// The status of a condition in an object's status.
 pub fn condition<'a>(object: &'a Value, type_: &str) -> Option<&'a Value> {
-    object["status"]["conditions"].as_array()?.iter().find(|c| c["type"] == type_)
+    object["status"]["conditions"]
+        .as_array()?
+        .iter()
+        .find(|c| c["type"] == type_)
 }

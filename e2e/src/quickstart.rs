@@ -49,10 +49,18 @@ pub fn apply(environment: &Environment) -> Result<()> {
             ]).to_string(),
         }],
     });
-    std::fs::write(overlay.join("kustomization.yaml"), kustomization.to_string())
-        .context("write the overlay")?;
-    let directory = overlay.to_str().context("the overlay's path is not UTF-8")?;
-    environment.kubectl().run(&["apply", "-k", directory]).map(drop)
+    std::fs::write(
+        overlay.join("kustomization.yaml"),
+        kustomization.to_string(),
+    )
+    .context("write the overlay")?;
+    let directory = overlay
+        .to_str()
+        .context("the overlay's path is not UTF-8")?;
+    environment
+        .kubectl()
+        .run(&["apply", "-k", directory])
+        .map(drop)
 }
 
 /// Waits until the MeasuredImage is Ready and returns it.
@@ -61,10 +69,16 @@ pub fn apply(environment: &Environment) -> Result<()> {
 /// When it stalls, or after the deadline.
 pub fn wait_for_image(environment: &Environment) -> Result<Value> {
     let kubectl = environment.kubectl();
-    let (image, _) = wait::until(&kubectl, NAMESPACE, "the measured image", BUILD_DEADLINE, || {
-        let image = kubectl.find(NAMESPACE, "measuredimage", IMAGE)?;
-        Ok(image.filter(|image| is_true(image, "Ready")))
-    })?;
+    let (image, _) = wait::until(
+        &kubectl,
+        NAMESPACE,
+        "the measured image",
+        BUILD_DEADLINE,
+        || {
+            let image = kubectl.find(NAMESPACE, "measuredimage", IMAGE)?;
+            Ok(image.filter(|image| is_true(image, "Ready")))
+        },
+    )?;
     Ok(image)
 }
 
@@ -74,8 +88,12 @@ pub fn wait_for_image(environment: &Environment) -> Result<Value> {
 /// After the deadline.
 pub fn wait_for_guests(environment: &Environment, replicas: i64) -> Result<Value> {
     let kubectl = environment.kubectl();
-    let (deployment, _) =
-        wait::until(&kubectl, NAMESPACE, "attested guests", BOOT_DEADLINE, || {
+    let (deployment, _) = wait::until(
+        &kubectl,
+        NAMESPACE,
+        "attested guests",
+        BOOT_DEADLINE,
+        || {
             let found = kubectl.find(NAMESPACE, "confidentialdeployment", DEPLOYMENT)?;
             Ok(found.filter(|deployment| {
                 let status = &deployment["status"];
@@ -84,7 +102,8 @@ pub fn wait_for_guests(environment: &Environment, replicas: i64) -> Result<Value
                     && status["replicas"] == replicas
                     && is_true(deployment, "Ready")
             }))
-        })?;
+        },
+    )?;
     Ok(deployment)
 }
 
@@ -97,7 +116,9 @@ pub fn ask(environment: &Environment, path: &str, user: Option<&str>) -> Result<
         .kubectl()
         .find(NAMESPACE, "service", DEPLOYMENT)?
         .context("the Service does not exist")?;
-    let address = service["spec"]["clusterIP"].as_str().context("the Service has no address")?;
+    let address = service["spec"]["clusterIP"]
+        .as_str()
+        .context("the Service has no address")?;
     http::get(&format!("{address}:80"), path, user)
 }
 
@@ -145,12 +166,18 @@ pub fn start_hostile(environment: &Environment, name: &str, fault: &str) -> Resu
 pub fn wait_for_running_pod(environment: &Environment, deployment: &str) -> Result<Value> {
     let kubectl = environment.kubectl();
     let selector = format!("assay.dev/deployment={deployment}");
-    let (pod, _) = wait::until(&kubectl, NAMESPACE, "a running launcher", BOOT_DEADLINE, || {
-        let pods = kubectl.list(NAMESPACE, "pods", &selector)?;
-        Ok(pods.into_iter().find(|pod| {
-            pod["status"]["containerStatuses"][0]["state"]["running"].is_object()
-        }))
-    })?;
+    let (pod, _) = wait::until(
+        &kubectl,
+        NAMESPACE,
+        "a running launcher",
+        BOOT_DEADLINE,
+        || {
+            let pods = kubectl.list(NAMESPACE, "pods", &selector)?;
+            Ok(pods
+                .into_iter()
+                .find(|pod| pod["status"]["containerStatuses"][0]["state"]["running"].is_object()))
+        },
+    )?;
     Ok(pod)
 }
 
@@ -162,7 +189,9 @@ pub fn wait_for_rejection(environment: &Environment, deployment: &str) -> Result
     let kubectl = environment.kubectl();
     let (record, _) = wait::until(&kubectl, NAMESPACE, "a rejection", BOOT_DEADLINE, || {
         let records = records(environment, deployment)?;
-        Ok(records.into_iter().find(|record| record["status"]["verdict"] == "Rejected"))
+        Ok(records
+            .into_iter()
+            .find(|record| record["status"]["verdict"] == "Rejected"))
     })?;
     Ok(record)
 }
@@ -175,12 +204,20 @@ pub fn wait_for_rejection(environment: &Environment, deployment: &str) -> Result
 pub fn wait_for_refused_boot(environment: &Environment, deployment: &str) -> Result<()> {
     let kubectl = environment.kubectl();
     let pod = wait_for_running_pod(environment, deployment)?;
-    let name = pod["metadata"]["name"].as_str().context("the pod has no name")?;
-    wait::until(&kubectl, NAMESPACE, "the launcher to give up", BOOT_DEADLINE, || {
-        let log = kubectl.run(&["-n", NAMESPACE, "logs", name])?;
-        ensure!(!log.contains(BOOTED), "a tampered kernel booted:\n{log}");
-        Ok(log.contains(NOT_BOOTED).then_some(()))
-    })?;
+    let name = pod["metadata"]["name"]
+        .as_str()
+        .context("the pod has no name")?;
+    wait::until(
+        &kubectl,
+        NAMESPACE,
+        "the launcher to give up",
+        BOOT_DEADLINE,
+        || {
+            let log = kubectl.run(&["-n", NAMESPACE, "logs", name])?;
+            ensure!(!log.contains(BOOTED), "a tampered kernel booted:\n{log}");
+            Ok(log.contains(NOT_BOOTED).then_some(()))
+        },
+    )?;
     Ok(())
 }
 
@@ -189,7 +226,9 @@ pub fn wait_for_refused_boot(environment: &Environment, deployment: &str) -> Res
 /// # Errors
 /// When the API server cannot be asked.
 pub fn records(environment: &Environment, deployment: &str) -> Result<Vec<Value>> {
-    let list = environment.kubectl().json(&["-n", NAMESPACE, "get", "attestationrecords"])?;
+    let list = environment
+        .kubectl()
+        .json(&["-n", NAMESPACE, "get", "attestationrecords"])?;
     Ok(list["items"]
         .as_array()
         .into_iter()
@@ -225,7 +264,16 @@ pub fn ensure_never_ready(environment: &Environment, deployment: &str) -> Result
 pub fn revoke(environment: &Environment, reason: &str) -> Result<Duration> {
     let kubectl = environment.kubectl();
     let patch = json!({"spec": {"lifecycle": {"state": "Revoked", "reason": reason}}}).to_string();
-    kubectl.run(&["-n", NAMESPACE, "patch", "mi", IMAGE, "--type=merge", "-p", &patch])?;
+    kubectl.run(&[
+        "-n",
+        NAMESPACE,
+        "patch",
+        "mi",
+        IMAGE,
+        "--type=merge",
+        "-p",
+        &patch,
+    ])?;
     let deadline = Duration::from_secs(30);
     let (_, elapsed) = wait::until(&kubectl, NAMESPACE, "an empty Service", deadline, || {
         Ok((ready_endpoints(environment)? == 0).then_some(()))
@@ -240,7 +288,13 @@ pub fn revoke(environment: &Environment, reason: &str) -> Result<Duration> {
 pub fn delete(environment: &Environment) -> Result<()> {
     environment
         .kubectl()
-        .run(&["delete", "namespace", NAMESPACE, "--ignore-not-found", "--timeout=180s"])
+        .run(&[
+            "delete",
+            "namespace",
+            NAMESPACE,
+            "--ignore-not-found",
+            "--timeout=180s",
+        ])
         .map(drop)
 }
 

@@ -28,7 +28,10 @@ pub fn until<T>(
         }
         if start.elapsed() > deadline {
             kubectl.print_state(namespace);
-            bail!("waited {} s in vain for {what} in namespace {namespace}", deadline.as_secs());
+            bail!(
+                "waited {} s in vain for {what} in namespace {namespace}",
+                deadline.as_secs()
+            );
         }
         std::thread::sleep(INTERVAL);
     }

@@ -7,7 +7,9 @@ use serde_json::{Value, json};
 
 #[test]
 fn contradictions_are_refused_with_the_field_s_name() -> Result<()> {
-    let Some(environment) = Environment::from_variable()? else { return Ok(()) };
+    let Some(environment) = Environment::from_variable()? else {
+        return Ok(());
+    };
     install::install(&environment)?;
     let kubectl = environment.kubectl();
     accept(&kubectl, &image())?;
@@ -15,18 +17,63 @@ fn contradictions_are_refused_with_the_field_s_name() -> Result<()> {
     accept(&kubectl, &deployment())?;
 
     let cases: [(Value, &str, Value, &str); 12] = [
-        (image(), "/spec/source/type", json!("OCI"), "source.oci must be set"),
-        (image(), "/spec/source/build/rootfs/image", json!("host/repo:tag"), "rootfs.image"),
-        (image(), "/spec/source/build/output/repository", json!("host/repo@sha256:0"), "repository"),
+        (
+            image(),
+            "/spec/source/type",
+            json!("OCI"),
+            "source.oci must be set",
+        ),
+        (
+            image(),
+            "/spec/source/build/rootfs/image",
+            json!("host/repo:tag"),
+            "rootfs.image",
+        ),
+        (
+            image(),
+            "/spec/source/build/output/repository",
+            json!("host/repo@sha256:0"),
+            "repository",
+        ),
         (image(), "/spec/shapes", json!({"vcpus": [0]}), "vcpus"),
         (policy(), "/spec/tees", json!([]), "tees"),
-        (policy(), "/spec/freshness", json!({"interval": "10m", "maxAge": "5m"}), "shorter than"),
-        (policy(), "/spec/release", json!([{"resource": "x", "imageStates": ["Revoked"]}]), "revoked"),
+        (
+            policy(),
+            "/spec/freshness",
+            json!({"interval": "10m", "maxAge": "5m"}),
+            "shorter than",
+        ),
+        (
+            policy(),
+            "/spec/release",
+            json!([{"resource": "x", "imageStates": ["Revoked"]}]),
+            "revoked",
+        ),
         (deployment(), "/spec/machine/vcpus", json!(0), "vcpus"),
-        (deployment(), "/spec/machine/cpuModel", json!("host"), "cpuModel must name a model"),
-        (deployment(), "/spec/machine/simulation", json!({"fault": "TamperedKernel"}), "SimulatedSNP alone"),
-        (deployment(), "/spec/ports/0/containerPort", json!(9990), "status port"),
-        (deployment(), "/spec/secrets/0/target/path", json!("/run/secrets/../x"), "segments"),
+        (
+            deployment(),
+            "/spec/machine/cpuModel",
+            json!("host"),
+            "cpuModel must name a model",
+        ),
+        (
+            deployment(),
+            "/spec/machine/simulation",
+            json!({"fault": "TamperedKernel"}),
+            "SimulatedSNP alone",
+        ),
+        (
+            deployment(),
+            "/spec/ports/0/containerPort",
+            json!(9990),
+            "status port",
+        ),
+        (
+            deployment(),
+            "/spec/secrets/0/target/path",
+            json!("/run/secrets/../x"),
+            "segments",
+        ),
     ];
     for (object, pointer, value, sentence) in cases {
         refuse(&kubectl, object, pointer, value, sentence)?;
@@ -36,7 +83,9 @@ fn contradictions_are_refused_with_the_field_s_name() -> Result<()> {
 
 #[test]
 fn programs_can_do_what_they_need_and_no_more() -> Result<()> {
-    let Some(environment) = Environment::from_variable()? else { return Ok(()) };
+    let Some(environment) = Environment::from_variable()? else {
+        return Ok(());
+    };
     install::install(&environment)?;
     let kubectl = environment.kubectl();
     let operator = "assay-operator";
@@ -44,21 +93,50 @@ fn programs_can_do_what_they_need_and_no_more() -> Result<()> {
     for (account, verb, resource, namespace, expected) in [
         (operator, "patch", "pods/status", "default", true),
         (operator, "create", "jobs.batch", "default", true),
-        (operator, "patch", "measuredimages.assay.dev/status", "default", true),
-        (operator, "patch", "measuredimages.assay.dev", "default", false),
+        (
+            operator,
+            "patch",
+            "measuredimages.assay.dev/status",
+            "default",
+            true,
+        ),
+        (
+            operator,
+            "patch",
+            "measuredimages.assay.dev",
+            "default",
+            false,
+        ),
         (operator, "get", "secrets", "default", false),
         (operator, "create", "pods", "default", false),
         (operator, "create", "clusterrolebindings", "default", false),
-        (operator, "patch", "attestationrecords.assay.dev/status", "default", false),
-        (broker, "patch", "attestationrecords.assay.dev/status", "default", true),
+        (
+            operator,
+            "patch",
+            "attestationrecords.assay.dev/status",
+            "default",
+            false,
+        ),
+        (
+            broker,
+            "patch",
+            "attestationrecords.assay.dev/status",
+            "default",
+            true,
+        ),
         (broker, "get", "secrets", "default", false),
         (broker, "list", "secrets", "default", false),
         (broker, "create", "deployments.apps", "default", false),
         (broker, "patch", "pods/status", "default", false),
     ] {
-        let user = format!("--as=system:serviceaccount:{}:{account}", install::NAMESPACE);
-        let output =
-            kubectl.output(&["auth", "can-i", verb, resource, "-n", namespace, &user], "")?;
+        let user = format!(
+            "--as=system:serviceaccount:{}:{account}",
+            install::NAMESPACE
+        );
+        let output = kubectl.output(
+            &["auth", "can-i", verb, resource, "-n", namespace, &user],
+            "",
+        )?;
         ensure!(
             output.status.success() == expected,
             "{account} {verb} {resource}: expected {expected}, got {}",
@@ -70,9 +148,14 @@ fn programs_can_do_what_they_need_and_no_more() -> Result<()> {
 
 #[test]
 fn the_operator_cannot_grant_itself_secrets() -> Result<()> {
-    let Some(environment) = Environment::from_variable()? else { return Ok(()) };
+    let Some(environment) = Environment::from_variable()? else {
+        return Ok(());
+    };
     install::install(&environment)?;
-    let user = format!("--as=system:serviceaccount:{}:assay-operator", install::NAMESPACE);
+    let user = format!(
+        "--as=system:serviceaccount:{}:assay-operator",
+        install::NAMESPACE
+    );
     let role = |name: &str, rules: Value| {
         json!({
             "apiVersion": "rbac.authorization.k8s.io/v1",
@@ -94,9 +177,10 @@ fn the_operator_cannot_grant_itself_secrets() -> Result<()> {
         (binding("assay-broker"), true),
         (binding("assay-operator"), false),
     ] {
-        let output = environment
-            .kubectl()
-            .output(&["create", "--dry-run=server", &user, "-f", "-"], &object.to_string())?;
+        let output = environment.kubectl().output(
+            &["create", "--dry-run=server", &user, "-f", "-"],
+            &object.to_string(),
+        )?;
         ensure!(
             output.status.success() == allowed,
             "{object}: expected {allowed}: {}",
@@ -118,7 +202,10 @@ fn binding(account: &str) -> Value {
 
 fn accept(kubectl: &Kubectl, object: &Value) -> Result<()> {
     kubectl
-        .run_with_input(&["create", "--dry-run=server", "-f", "-"], &object.to_string())
+        .run_with_input(
+            &["create", "--dry-run=server", "-f", "-"],
+            &object.to_string(),
+        )
         .map(drop)
 }
 
@@ -133,11 +220,16 @@ fn refuse(
     if let Some(parent) = object.pointer_mut(parent) {
         parent[field] = value;
     }
-    let output =
-        kubectl.output(&["create", "--dry-run=server", "-f", "-"], &object.to_string())?;
+    let output = kubectl.output(
+        &["create", "--dry-run=server", "-f", "-"],
+        &object.to_string(),
+    )?;
     let error = String::from_utf8_lossy(&output.stderr);
     ensure!(!output.status.success(), "{pointer} was accepted: {object}");
-    ensure!(error.contains(sentence), "{pointer}: {sentence:?} is not in: {error}");
+    ensure!(
+        error.contains(sentence),
+        "{pointer}: {sentence:?} is not in: {error}"
+    );
     Ok(())
 }
 

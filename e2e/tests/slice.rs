@@ -16,7 +16,9 @@ const GREETING: &str = "measured guest";
 
 #[test]
 fn a_measured_image_runs_as_attested_pods() -> Result<()> {
-    let Some(environment) = Environment::from_variable()? else { return Ok(()) };
+    let Some(environment) = Environment::from_variable()? else {
+        return Ok(());
+    };
     install::install(&environment)?;
     quickstart::delete(&environment)?;
     quickstart::apply(&environment)?;
@@ -38,21 +40,30 @@ fn a_measured_image_runs_as_attested_pods() -> Result<()> {
     a_rehashed_kernel_is_rejected(&environment)?;
     a_tampered_kernel_never_boots(&environment)?;
     for name in ["tampered", "rehashed"] {
-        environment.kubectl().run(&["-n", quickstart::NAMESPACE, "delete", "cdep", name])?;
+        environment
+            .kubectl()
+            .run(&["-n", quickstart::NAMESPACE, "delete", "cdep", name])?;
     }
 
     quickstart::revoke(&environment, "asserted by a test")?;
-    ensure!(quickstart::ask(&environment, "/healthz", None).is_err(), "a revoked guest answers");
+    ensure!(
+        quickstart::ask(&environment, "/healthz", None).is_err(),
+        "a revoked guest answers"
+    );
     the_deployment_says_why(&environment)?;
     no_secret_has_leaked(&environment)?;
     quickstart::delete(&environment)
 }
 
 fn the_published_digest_equals_the_oracles(environment: &Environment, image: &Value) -> Result<()> {
-    let rows = image["status"]["launchDigests"].as_array().context("no launch digests")?;
+    let rows = image["status"]["launchDigests"]
+        .as_array()
+        .context("no launch digests")?;
     let row = rows
         .iter()
-        .find(|row| row["vcpus"] == 1 && row["cpuModel"] == "EPYC-v4" && row["tee"] == "SimulatedSNP")
+        .find(|row| {
+            row["vcpus"] == 1 && row["cpuModel"] == "EPYC-v4" && row["tee"] == "SimulatedSNP"
+        })
         .context("no row for the quickstart's machine")?;
     let published = row["digest"].as_str().context("the row has no digest")?;
 
@@ -69,7 +80,10 @@ fn the_published_digest_equals_the_oracles(environment: &Environment, image: &Va
     let mut ours = Command::new(&environment.assay);
     ours.arg("measure");
     arguments(&mut ours);
-    ensure!(format!("sha384:{}", stdout(&mut ours)?) == published, "assay measure differs");
+    ensure!(
+        format!("sha384:{}", stdout(&mut ours)?) == published,
+        "assay measure differs"
+    );
 
     let Some(program) = &environment.sev_snp_measure else {
         println!("skipped: sev-snp-measure is not there");
@@ -77,18 +91,28 @@ fn the_published_digest_equals_the_oracles(environment: &Environment, image: &Va
     };
     let mut oracle = Command::new(program);
     arguments(&mut oracle);
-    ensure!(format!("sha384:{}", stdout(&mut oracle)?) == published, "sev-snp-measure differs");
+    ensure!(
+        format!("sha384:{}", stdout(&mut oracle)?) == published,
+        "sev-snp-measure differs"
+    );
     Ok(())
 }
 
 /// Pulls the artifact's files into the scratch directory.
 fn pull_artifact(environment: &Environment, image: &Value) -> Result<PathBuf> {
-    let reference =
-        image["status"]["artifact"]["reference"].as_str().context("no artifact reference")?;
+    let reference = image["status"]["artifact"]["reference"]
+        .as_str()
+        .context("no artifact reference")?;
     let files = environment.scratch.join("artifact");
     stdout(
         Command::new(&environment.assay)
-            .args(["pull", reference, "--plain-http", &environment.registry, "--output"])
+            .args([
+                "pull",
+                reference,
+                "--plain-http",
+                &environment.registry,
+                "--output",
+            ])
             .arg(&files),
     )?;
     Ok(files)
@@ -126,7 +150,10 @@ fn pods_are_unprivileged(environment: &Environment) -> Result<()> {
 
 fn the_service_answers_with_the_released_secret(environment: &Environment) -> Result<()> {
     let (status, body) = quickstart::ask(environment, "/", Some(quickstart::VISITOR))?;
-    ensure!(status == 200 && body.contains(GREETING), "answer {status}: {body}");
+    ensure!(
+        status == 200 && body.contains(GREETING),
+        "answer {status}: {body}"
+    );
     let (status, _) = quickstart::ask(environment, "/", Some("visitor:guessed"))?;
     ensure!(status == 401, "a wrong password is answered with {status}");
     Ok(())
@@ -134,7 +161,11 @@ fn the_service_answers_with_the_released_secret(environment: &Environment) -> Re
 
 fn records_verify_with_other_tools(environment: &Environment) -> Result<()> {
     let records = quickstart::records(environment, quickstart::DEPLOYMENT)?;
-    ensure!(records.len() == 2, "{} records for two guests", records.len());
+    ensure!(
+        records.len() == 2,
+        "{} records for two guests",
+        records.len()
+    );
     let root = environment.kubectl().run(&[
         "-n",
         install::NAMESPACE,
@@ -166,7 +197,13 @@ fn drift_is_repaired(environment: &Environment) -> Result<()> {
         Ok(service.map(|service| service["metadata"]["uid"].clone()))
     };
     let before = uid(&kubectl)?;
-    kubectl.run(&["-n", quickstart::NAMESPACE, "delete", "service", quickstart::DEPLOYMENT])?;
+    kubectl.run(&[
+        "-n",
+        quickstart::NAMESPACE,
+        "delete",
+        "service",
+        quickstart::DEPLOYMENT,
+    ])?;
     wait::until(
         &kubectl,
         quickstart::NAMESPACE,
@@ -198,19 +235,30 @@ fn drift_is_repaired(environment: &Environment) -> Result<()> {
 
 fn a_rehashed_kernel_is_rejected(environment: &Environment) -> Result<()> {
     let record = quickstart::wait_for_rejection(environment, "rehashed")?;
-    let checks = record["status"]["checks"].as_array().context("the record has no checks")?;
-    let failed: Vec<&Value> = checks.iter().filter(|check| check["result"] == "Fail").collect();
+    let checks = record["status"]["checks"]
+        .as_array()
+        .context("the record has no checks")?;
+    let failed: Vec<&Value> = checks
+        .iter()
+        .filter(|check| check["result"] == "Fail")
+        .collect();
     ensure!(
         failed.len() == 1 && failed[0]["name"] == "Measurement",
         "failed checks: {failed:?}"
     );
     ensure!(failed[0]["expected"] != failed[0]["observed"]);
     quickstart::ensure_never_ready(environment, "rehashed")?;
-    let events = environment.kubectl().json(&["-n", quickstart::NAMESPACE, "get", "events"])?;
+    let events = environment
+        .kubectl()
+        .json(&["-n", quickstart::NAMESPACE, "get", "events"])?;
     let pod = &record["spec"]["podRef"]["name"];
-    let released = events["items"].as_array().into_iter().flatten().any(|event| {
-        event["reason"] == "SecretReleased" && &event["involvedObject"]["name"] == pod
-    });
+    let released = events["items"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .any(|event| {
+            event["reason"] == "SecretReleased" && &event["involvedObject"]["name"] == pod
+        });
     ensure!(!released, "a secret was released to {pod}");
     Ok(())
 }
@@ -238,8 +286,9 @@ fn the_deployment_says_why(environment: &Environment) -> Result<()> {
                 quickstart::DEPLOYMENT,
             )?;
             Ok(found.filter(|deployment| {
-                kubectl::condition(deployment, "Ready")
-                    .is_some_and(|ready| ready["status"] == "False" && ready["reason"] == "ImageRevoked")
+                kubectl::condition(deployment, "Ready").is_some_and(|ready| {
+                    ready["status"] == "False" && ready["reason"] == "ImageRevoked"
+                })
             }))
         },
     )?;
@@ -253,14 +302,24 @@ fn no_secret_has_leaked(environment: &Environment) -> Result<()> {
     let secret = kubectl
         .find(quickstart::NAMESPACE, "secret", "web-users")?
         .context("the Secret is gone")?;
-    let encoded = secret["data"]["htpasswd"].as_str().context("the Secret has no htpasswd")?;
+    let encoded = secret["data"]["htpasswd"]
+        .as_str()
+        .context("the Secret has no htpasswd")?;
     let hash = "$apr1$";
     let kinds = "mi,cdep,ap,ar,pods,configmaps,events,deployments,replicasets,jobs";
     let mut places =
         vec![kubectl.run(&["-n", quickstart::NAMESPACE, "get", kinds, "-o", "yaml"])?];
     for pod in kubectl.list(quickstart::NAMESPACE, "pods", "assay.dev/deployment")? {
-        let name = pod["metadata"]["name"].as_str().context("a pod has no name")?;
-        places.push(kubectl.run(&["-n", quickstart::NAMESPACE, "logs", name, "--all-containers"])?);
+        let name = pod["metadata"]["name"]
+            .as_str()
+            .context("a pod has no name")?;
+        places.push(kubectl.run(&[
+            "-n",
+            quickstart::NAMESPACE,
+            "logs",
+            name,
+            "--all-containers",
+        ])?);
     }
     places.push(kubectl.run(&[
         "-n",
@@ -271,18 +330,26 @@ fn no_secret_has_leaked(environment: &Environment) -> Result<()> {
         "--tail=-1",
     ])?);
     for place in places {
-        ensure!(!place.contains(encoded) && !place.contains(hash), "the secret leaked:\n{place}");
+        ensure!(
+            !place.contains(encoded) && !place.contains(hash),
+            "the secret leaked:\n{place}"
+        );
     }
     Ok(())
 }
 
 fn stdout(command: &mut Command) -> Result<String> {
-    let output = command.output().with_context(|| format!("run {command:?}"))?;
+    let output = command
+        .output()
+        .with_context(|| format!("run {command:?}"))?;
     ensure!(
         output.status.success(),
         "{command:?} failed: {}{}",
         String::from_utf8_lossy(&output.stdout),
         String::from_utf8_lossy(&output.stderr)
     );
-    Ok(String::from_utf8(output.stdout).context("output is not UTF-8")?.trim().to_owned())
+    Ok(String::from_utf8(output.stdout)
+        .context("output is not UTF-8")?
+        .trim()
+        .to_owned())
 }

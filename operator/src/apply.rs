@@ -5,7 +5,7 @@
 
 use assay_crds::names;
 use k8s_openapi::api::coordination::v1::Lease;
-use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret};
+use k8s_openapi::api::core::v1::{ConfigMap, ObjectReference, Pod, Secret};
 use kube::api::{Api, DeleteParams, DynamicObject, Patch, PatchParams, PostParams, Preconditions};
 use kube::core::NamespaceResourceScope;
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
@@ -13,6 +13,7 @@ use kube::{Client, Resource, ResourceExt as _};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::json;
+use tokio::sync::mpsc;
 
 use crate::manifest::{Manifest, Orphan, is_controlled_by};
 use crate::plan::{Note, Plan};
@@ -20,21 +21,23 @@ use crate::plan::{Note, Plan};
 /// Name under which events are reported.
 const REPORTER: &str = "assay.dev/operator";
 
+/// Most events that wait to be published. More than that at once tell nobody
+/// anything.
+const MAX_WAITING_EVENTS: usize = 4096;
+
 /// Writes for one controller, under a field manager of its own.
 #[derive(Clone)]
 pub struct Writer {
     client: Client,
     manager: &'static str,
-    recorder: Recorder,
+    events: mpsc::Sender<(ObjectReference, Note)>,
 }
 
 /// A write failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ApplyError {
     /// An object of the child's name is somebody else's.
-    #[error(
-        "{kind} {name} exists and belongs to somebody else; delete it, or choose another name"
-    )]
+    #[error("{kind} {name} exists and belongs to somebody else; delete it, or choose another name")]
     ChildConflict {
         /// Kind of the child.
         kind: String,
@@ -149,9 +152,18 @@ impl ApplyError {
 impl Writer {
     /// A writer of the field manager `manager`, such as `assay-operator/gate`.
     pub fn new(client: Client, manager: &'static str, instance: &str) -> Self {
-        let reporter =
-            Reporter { controller: REPORTER.to_owned(), instance: Some(instance.to_owned()) };
-        Self { recorder: Recorder::new(client.clone(), reporter), client, manager }
+        let reporter = Reporter {
+            controller: REPORTER.to_owned(),
+            instance: Some(instance.to_owned()),
+        };
+        let recorder = Recorder::new(client.clone(), reporter);
+        let (events, waiting) = mpsc::channel(MAX_WAITING_EVENTS);
+        tokio::spawn(publish_all(recorder, waiting));
+        Self {
+            client,
+            manager,
+            events,
+        }
     }
 
     /// Carries out a plan's writes and deletions, in order, up to the first
@@ -171,7 +183,14 @@ impl Writer {
     }
 
     async fn write(&self, manifest: &Manifest) -> Result<(), ApplyError> {
-        let Manifest { resource, namespace, name, uid, owner, body } = manifest;
+        let Manifest {
+            resource,
+            namespace,
+            name,
+            uid,
+            owner,
+            body,
+        } = manifest;
         let kind = || resource.kind.clone();
         let api: Api<DynamicObject> =
             Api::namespaced_with(self.client.clone(), namespace, resource);
@@ -179,34 +198,55 @@ impl Writer {
         if let Some(uid) = uid {
             body["metadata"]["uid"] = json!(uid);
         } else {
-            let there = api.get_metadata_opt(name).await.map_err(|source| {
-                ApplyError::ReadChild { kind: kind(), name: name.clone(), source }
-            })?;
+            let there =
+                api.get_metadata_opt(name)
+                    .await
+                    .map_err(|source| ApplyError::ReadChild {
+                        kind: kind(),
+                        name: name.clone(),
+                        source,
+                    })?;
             if there.is_some_and(|there| !is_controlled_by(&there.metadata, owner)) {
-                return Err(ApplyError::ChildConflict { kind: kind(), name: name.clone() });
+                return Err(ApplyError::ChildConflict {
+                    kind: kind(),
+                    name: name.clone(),
+                });
             }
         }
         let parameters = PatchParams::apply(self.manager).force();
-        api.patch(name, &parameters, &Patch::Apply(&body)).await.map_err(|source| {
-            ApplyError::ApplyChild { kind: kind(), name: name.clone(), source }
-        })?;
+        api.patch(name, &parameters, &Patch::Apply(&body))
+            .await
+            .map_err(|source| ApplyError::ApplyChild {
+                kind: kind(),
+                name: name.clone(),
+                source,
+            })?;
         tracing::info!(kind = resource.kind, namespace, name, "applied");
         Ok(())
     }
 
     async fn delete(&self, orphan: &Orphan) -> Result<(), ApplyError> {
-        let Orphan { resource, namespace, name, uid } = orphan;
+        let Orphan {
+            resource,
+            namespace,
+            name,
+            uid,
+        } = orphan;
         let api: Api<DynamicObject> =
             Api::namespaced_with(self.client.clone(), namespace, resource);
-        let parameters = DeleteParams::background()
-            .preconditions(Preconditions { uid: Some(uid.clone()), resource_version: None });
+        let parameters = DeleteParams::background().preconditions(Preconditions {
+            uid: Some(uid.clone()),
+            resource_version: None,
+        });
         match api.delete(name, &parameters).await {
             Ok(_) => {
                 tracing::info!(kind = resource.kind, namespace, name, "deleted");
                 Ok(())
             }
             // Gone already, or replaced by a younger one.
-            Err(kube::Error::Api(status)) if status.is_not_found() || status.is_conflict() => Ok(()),
+            Err(kube::Error::Api(status)) if status.is_not_found() || status.is_conflict() => {
+                Ok(())
+            }
             Err(source) => Err(ApplyError::DeleteChild {
                 kind: resource.kind.clone(),
                 name: name.clone(),
@@ -237,30 +277,34 @@ impl Writer {
             "status": next,
         });
         let parameters = PatchParams::apply(self.manager).force();
-        match api.patch_status(&name, &parameters, &Patch::Apply(&body)).await {
+        match api
+            .patch_status(&name, &parameters, &Patch::Apply(&body))
+            .await
+        {
             Ok(_) => Ok(()),
             // Deleted or replaced meanwhile: its own event follows.
-            Err(kube::Error::Api(status)) if status.is_not_found() || status.is_conflict() => Ok(()),
-            Err(source) => {
-                Err(ApplyError::PatchStatus { kind: K::kind(&()).into_owned(), name, source })
+            Err(kube::Error::Api(status)) if status.is_not_found() || status.is_conflict() => {
+                Ok(())
             }
+            Err(source) => Err(ApplyError::PatchStatus {
+                kind: K::kind(&()).into_owned(),
+                name,
+                source,
+            }),
         }
     }
 
-    /// Publishes events about `object`. They are news, not state: one that
-    /// cannot be published is logged and forgotten.
-    pub async fn publish<K: Resource<DynamicType = ()>>(&self, object: &K, notes: &[Note]) {
+    /// Publishes events about `object`, one after the other, behind everything
+    /// else: they are news, not state, and must not delay what they tell of. One
+    /// that cannot be published is logged and forgotten.
+    pub fn publish<K: Resource<DynamicType = ()>>(&self, object: &K, notes: &[Note]) {
         for note in notes {
-            let event = Event {
-                type_: if note.warning { EventType::Warning } else { EventType::Normal },
-                reason: note.reason.clone(),
-                note: Some(note.message.clone()),
-                action: note.action.clone(),
-                secondary: None,
-            };
-            if let Err(error) = self.recorder.publish(&event, &object.object_ref(&())).await {
-                let error = &error as &dyn std::error::Error;
-                tracing::warn!(reason = note.reason, error, "cannot publish an event");
+            if self
+                .events
+                .try_send((object.object_ref(&()), note.clone()))
+                .is_err()
+            {
+                tracing::warn!(reason = note.reason, "too many events wait, one is dropped");
             }
         }
     }
@@ -294,12 +338,23 @@ impl Writer {
                 "lastTransitionTime": format!("{since:.0}"),
             }]},
         });
-        let parameters =
-            PatchParams { field_manager: Some(self.manager.to_owned()), ..PatchParams::default() };
-        match api.patch_status(&name, &parameters, &Patch::Strategic(&body)).await {
+        let parameters = PatchParams {
+            field_manager: Some(self.manager.to_owned()),
+            ..PatchParams::default()
+        };
+        match api
+            .patch_status(&name, &parameters, &Patch::Strategic(&body))
+            .await
+        {
             Ok(_) => Ok(()),
-            Err(kube::Error::Api(status)) if status.is_not_found() || status.is_conflict() => Ok(()),
-            Err(source) => Err(ApplyError::PatchStatus { kind: "Pod".to_owned(), name, source }),
+            Err(kube::Error::Api(status)) if status.is_not_found() || status.is_conflict() => {
+                Ok(())
+            }
+            Err(source) => Err(ApplyError::PatchStatus {
+                kind: "Pod".to_owned(),
+                name,
+                source,
+            }),
         }
     }
 
@@ -310,8 +365,10 @@ impl Writer {
     /// With status 409 when somebody was faster.
     pub async fn put_lease(&self, namespace: &str, lease: &Lease) -> Result<Lease, kube::Error> {
         let api: Api<Lease> = Api::namespaced(self.client.clone(), namespace);
-        let parameters =
-            PostParams { field_manager: Some(self.manager.to_owned()), ..PostParams::default() };
+        let parameters = PostParams {
+            field_manager: Some(self.manager.to_owned()),
+            ..PostParams::default()
+        };
         if lease.metadata.resource_version.is_some() {
             api.replace(&lease.name_any(), &parameters, lease).await
         } else {
@@ -341,8 +398,10 @@ impl Writer {
         if let Some(secret) = api.get_opt(name).await.map_err(failed("read"))? {
             return Ok(secret);
         }
-        let parameters =
-            PostParams { field_manager: Some(self.manager.to_owned()), ..PostParams::default() };
+        let parameters = PostParams {
+            field_manager: Some(self.manager.to_owned()),
+            ..PostParams::default()
+        };
         match api.create(&parameters, &make()).await {
             Ok(secret) => Ok(secret),
             // Another replica was faster; its Secret is the one.
@@ -365,7 +424,10 @@ impl Writer {
         let api: Api<ConfigMap> = Api::namespaced(self.client.clone(), namespace);
         let name = config_map.name_any();
         let parameters = PatchParams::apply(self.manager).force();
-        match api.patch(&name, &parameters, &Patch::Apply(config_map)).await {
+        match api
+            .patch(&name, &parameters, &Patch::Apply(config_map))
+            .await
+        {
             Ok(_) => Ok(()),
             Err(source) => Err(ApplyError::Installation {
                 action: "apply",
@@ -373,6 +435,26 @@ impl Writer {
                 name,
                 source,
             }),
+        }
+    }
+}
+
+async fn publish_all(recorder: Recorder, mut waiting: mpsc::Receiver<(ObjectReference, Note)>) {
+    while let Some((regarding, note)) = waiting.recv().await {
+        let event = Event {
+            type_: if note.warning {
+                EventType::Warning
+            } else {
+                EventType::Normal
+            },
+            reason: note.reason,
+            note: Some(note.message),
+            action: note.action,
+            secondary: None,
+        };
+        if let Err(error) = recorder.publish(&event, &regarding).await {
+            let error = &error as &dyn std::error::Error;
+            tracing::warn!(reason = event.reason, error, "cannot publish an event");
         }
     }
 }

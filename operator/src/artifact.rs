@@ -83,9 +83,17 @@ pub enum ArtifactState {
 }
 
 enum Entry {
-    Pulling { waiting: Vec<Box<dyn FnOnce() + Send>>, failures: u32 },
+    Pulling {
+        waiting: Vec<Box<dyn FnOnce() + Send>>,
+        failures: u32,
+    },
     Measured(Arc<MeasuredArtifact>),
-    Failed { reason: Reason, message: String, retry_at: Timestamp, failures: u32 },
+    Failed {
+        reason: Reason,
+        message: String,
+        retry_at: Timestamp,
+        failures: u32,
+    },
 }
 
 /// Reads artifacts, each once.
@@ -143,7 +151,12 @@ impl Artifacts {
                 waiting.push(Box::new(when_read));
                 return ArtifactState::Pulling;
             }
-            Some(Entry::Failed { reason, message, retry_at, .. }) if *retry_at > now => {
+            Some(Entry::Failed {
+                reason,
+                message,
+                retry_at,
+                ..
+            }) if *retry_at > now => {
                 return ArtifactState::Failed {
                     reason: *reason,
                     message: message.clone(),
@@ -174,7 +187,11 @@ impl Artifacts {
         // The semaphore is never closed.
         let _slot = self.slots.acquire().await;
         tracing::info!(reference, "reading an artifact");
-        let pulled = self.registry.pull(reference).await.map_err(ReadArtifactError::Pull)?;
+        let pulled = self
+            .registry
+            .pull(reference)
+            .await
+            .map_err(ReadArtifactError::Pull)?;
         prepare(reference, &pulled)
     }
 
@@ -192,8 +209,9 @@ impl Artifacts {
         let entry = match result {
             Ok(artifact) => Entry::Measured(Arc::new(artifact)),
             Err(error) => {
-                let delay =
-                    FIRST_RETRY.saturating_mul(2_u32.saturating_pow(failures)).min(LAST_RETRY);
+                let delay = FIRST_RETRY
+                    .saturating_mul(2_u32.saturating_pow(failures))
+                    .min(LAST_RETRY);
                 let message = chain(&error);
                 tracing::warn!(reference, error = message, "cannot read an artifact");
                 Entry::Failed {
@@ -214,14 +232,25 @@ impl Artifacts {
 
 /// Recomputes every hash of an artifact and keeps what measuring needs.
 fn prepare(reference: &str, pulled: &Pulled) -> Result<MeasuredArtifact, ReadArtifactError> {
-    let layers = pulled.manifest.layers.iter().zip(&pulled.layers).enumerate();
+    let layers = pulled
+        .manifest
+        .layers
+        .iter()
+        .zip(&pulled.layers)
+        .enumerate();
     let layers: Vec<StoredLayer> = layers
         .map(|(index, (descriptor, bytes))| {
             let media_type = &descriptor.media_type;
             let compression = LayerCompression::from_media_type(media_type).ok_or_else(|| {
-                ReadArtifactError::MediaType { index, media_type: media_type.clone() }
+                ReadArtifactError::MediaType {
+                    index,
+                    media_type: media_type.clone(),
+                }
             })?;
-            Ok(StoredLayer { bytes: bytes.clone(), compression })
+            Ok(StoredLayer {
+                bytes: bytes.clone(),
+                compression,
+            })
         })
         .collect::<Result<_, _>>()?;
     let artifact = read_artifact(&pulled.config, &layers).map_err(ReadArtifactError::Read)?;
@@ -230,13 +259,18 @@ fn prepare(reference: &str, pulled: &Pulled) -> Result<MeasuredArtifact, ReadArt
     let hashes = KernelHashes::from_digests(artifact.manifest.uki.sha256, None, "");
     let inputs = MeasurementInputs::from_bytes(&artifact.firmware, Some(hashes))
         .map_err(ReadArtifactError::Firmware)?;
-    Ok(MeasuredArtifact::new(describe(reference, &artifact), inputs))
+    Ok(MeasuredArtifact::new(
+        describe(reference, &artifact),
+        inputs,
+    ))
 }
 
 fn describe(reference: &str, artifact: &ReadArtifact) -> ArtifactStatus {
     let manifest = &artifact.manifest;
     let size = |bytes: u64| i64::try_from(bytes).unwrap_or(i64::MAX);
-    let RootFs::DmVerity { serial, root_hash, .. } = &artifact.guest_config.root;
+    let RootFs::DmVerity {
+        serial, root_hash, ..
+    } = &artifact.guest_config.root;
     ArtifactStatus {
         reference: reference.to_owned(),
         uki: ArtifactFile {

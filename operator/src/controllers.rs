@@ -13,7 +13,11 @@ use crate::apply::ApplyError;
 use crate::queue::Failure;
 
 pub(crate) fn apply_failure(error: ApplyError) -> Failure {
-    Failure { reason: error.reason(), retry: true, source: Box::new(error) }
+    Failure {
+        reason: error.reason(),
+        retry: true,
+        source: Box::new(error),
+    }
 }
 
 /// The conditions of a status: ours alone, since server-side apply keeps the
@@ -41,5 +45,10 @@ pub(crate) fn state(
     reason: &'static str,
     message: impl Into<String>,
 ) -> ConditionState {
-    ConditionState { type_, status: status.into(), reason, message: message.into() }
+    ConditionState {
+        type_,
+        status: status.into(),
+        reason,
+        message: message.into(),
+    }
 }

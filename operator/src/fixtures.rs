@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use assay_crds::duration::Duration;
+use assay_crds::names;
 use assay_crds::v1alpha1::attestation_policy::{
     AttestationPolicySpec, CrlMode, CrlRules, Freshness, GuestPolicyRules, MinimumTcb,
     PlatformRules, Product, ProductPolicy, ReleaseRule, Requirement, SnpPolicy, TcbKind,
@@ -24,7 +25,6 @@ use assay_crds::v1alpha1::{
     AttestationPolicy, AttestationRecord, ConfidentialDeployment, LocalReference, MeasuredImage,
     MeasuredImageSpec, MeasuredImageStatus, TeeType,
 };
-use assay_crds::names;
 use assay_measure::{FirmwareInputs, MeasurementInputs};
 use assay_tee::hashes_table::KernelHashes;
 use assay_tee::ovmf::{Section, SectionKind};
@@ -39,8 +39,7 @@ use crate::artifact::MeasuredArtifact;
 use crate::simulation::SimulationPki;
 
 pub(crate) const NAMESPACE: &str = "team-a";
-pub(crate) const REFERENCE: &str =
-    "registry.test/measured/web@sha256:dddddddddddddddddddddddddddddddddddddddddddddddddddddddddddddddd";
+pub(crate) const REFERENCE: &str = "registry.test/measured/web@sha256:dddddddddddddddddddddddddddddddddddddddddddddddddddddddddddddddd";
 
 /// Seconds after the epoch.
 pub(crate) fn at(seconds: i64) -> Timestamp {
@@ -58,7 +57,9 @@ pub(crate) fn metadata(name: &str) -> ObjectMeta {
 }
 
 fn local(name: &str) -> LocalReference {
-    LocalReference { name: name.to_owned() }
+    LocalReference {
+        name: name.to_owned(),
+    }
 }
 
 fn digest(byte: u8) -> String {
@@ -90,7 +91,11 @@ pub(crate) fn measurement_inputs() -> MeasurementInputs {
         firmware: FirmwareInputs {
             base_gpa: 0xffc0_0000,
             digest: LaunchDigest::new([7; 48]),
-            sections: vec![Section { gpa: 0x81_0000, size: 0x1000, kind: SectionKind::KernelHashes }],
+            sections: vec![Section {
+                gpa: 0x81_0000,
+                size: 0x1000,
+                kind: SectionKind::KernelHashes,
+            }],
             reset_eip: Some(0x80_b004),
             hashes_table_gpa: Some(0x81_0c00),
         },
@@ -99,7 +104,10 @@ pub(crate) fn measurement_inputs() -> MeasurementInputs {
 }
 
 pub(crate) fn measured_artifact() -> Arc<MeasuredArtifact> {
-    Arc::new(MeasuredArtifact::new(artifact_status(), measurement_inputs()))
+    Arc::new(MeasuredArtifact::new(
+        artifact_status(),
+        measurement_inputs(),
+    ))
 }
 
 pub(crate) fn row() -> LaunchDigestRow {
@@ -124,7 +132,10 @@ pub(crate) fn build_source() -> BuildSource {
         boot_kit: image("boot-kit", 0xbb),
         layout: Layout::DmVerity,
         extra_cmdline: None,
-        output: BuildOutput { repository: "registry.test/measured/web".to_owned(), secret_ref: None },
+        output: BuildOutput {
+            repository: "registry.test/measured/web".to_owned(),
+            secret_ref: None,
+        },
     }
 }
 
@@ -151,7 +162,9 @@ pub(crate) fn new_oci_image() -> MeasuredImage {
     image.spec.source = ImageSource {
         type_: SourceType::Oci,
         build: None,
-        oci: Some(OciSource { reference: REFERENCE.to_owned() }),
+        oci: Some(OciSource {
+            reference: REFERENCE.to_owned(),
+        }),
     };
     image
 }
@@ -187,8 +200,12 @@ pub(crate) fn policy() -> AttestationPolicy {
                 tcb_against: vec![TcbKind::Reported],
                 vmpls: vec![0],
                 guest_policy: GuestPolicyRules::default(),
-                platform: PlatformRules { alias_check: Requirement::Any },
-                crl: CrlRules { mode: CrlMode::NotRequired },
+                platform: PlatformRules {
+                    alias_check: Requirement::Any,
+                },
+                crl: CrlRules {
+                    mode: CrlMode::NotRequired,
+                },
             },
             freshness: Freshness {
                 interval: Duration::from_secs(600),
@@ -217,12 +234,21 @@ pub(crate) fn deployment() -> ConfidentialDeployment {
                 tee: TeeType::SimulatedSnp,
                 simulation: None,
             },
-            ports: vec![Port { name: "http".to_owned(), container_port: 8080 }],
+            ports: vec![Port {
+                name: "http".to_owned(),
+                container_port: 8080,
+            }],
             service: Some(ServiceSpec {
-                ports: vec![ServicePortSpec { name: "http".to_owned(), port: 80 }],
+                ports: vec![ServicePortSpec {
+                    name: "http".to_owned(),
+                    port: 80,
+                }],
             }),
             readiness: Some(Readiness {
-                http_get: HttpGet { path: "/".to_owned(), port: "http".to_owned() },
+                http_get: HttpGet {
+                    path: "/".to_owned(),
+                    port: "http".to_owned(),
+                },
             }),
             secrets: vec![SecretMount {
                 name: "password".to_owned(),
@@ -230,7 +256,9 @@ pub(crate) fn deployment() -> ConfidentialDeployment {
                     name: "web-password".to_owned(),
                     key: "value".to_owned(),
                 },
-                target: SecretTarget { path: "/run/secrets/password".to_owned() },
+                target: SecretTarget {
+                    path: "/run/secrets/password".to_owned(),
+                },
             }],
             console: ConsoleSpec::default(),
             scheduling: Scheduling::default(),
@@ -252,7 +280,10 @@ pub(crate) fn pod() -> Pod {
     metadata.labels = Some([(names::DEPLOYMENT_LABEL.to_owned(), "web".to_owned())].into());
     Pod {
         metadata,
-        status: Some(PodStatus { phase: Some("Running".to_owned()), ..PodStatus::default() }),
+        status: Some(PodStatus {
+            phase: Some("Running".to_owned()),
+            ..PodStatus::default()
+        }),
         ..Pod::default()
     }
 }

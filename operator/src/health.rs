@@ -35,7 +35,10 @@ fn router(readiness: Readiness) -> Router {
         if readiness.0.load(Ordering::Acquire) {
             (StatusCode::OK, "ready\n")
         } else {
-            (StatusCode::SERVICE_UNAVAILABLE, "the first listing has not ended\n")
+            (
+                StatusCode::SERVICE_UNAVAILABLE,
+                "the first listing has not ended\n",
+            )
         }
     };
     Router::new()

@@ -19,8 +19,8 @@ use std::time::Duration;
 use jiff::Timestamp;
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
-use kube::api::{Api, ObjectMeta};
 use kube::Client;
+use kube::api::{Api, ObjectMeta};
 use tokio::time::Instant;
 
 use crate::apply::Writer;
@@ -98,8 +98,16 @@ fn next_lease(
         holder_identity: Some(holder.to_owned()),
         lease_duration_seconds: i32::try_from(LEASE_DURATION.as_secs()).ok(),
         renew_time: Some(MicroTime(now)),
-        acquire_time: if taken { Some(MicroTime(now)) } else { before.acquire_time },
-        lease_transitions: Some(if taken { transitions.saturating_add(1) } else { transitions }),
+        acquire_time: if taken {
+            Some(MicroTime(now))
+        } else {
+            before.acquire_time
+        },
+        lease_transitions: Some(if taken {
+            transitions.saturating_add(1)
+        } else {
+            transitions
+        }),
         ..LeaseSpec::default()
     });
     lease
@@ -108,7 +116,13 @@ fn next_lease(
 impl Elector {
     /// An elector for `identity`, the pod's name.
     pub fn new(client: Client, writer: Writer, namespace: String, identity: String) -> Self {
-        Self { client, writer, namespace, identity, seen: None }
+        Self {
+            client,
+            writer,
+            namespace,
+            identity,
+            seen: None,
+        }
     }
 
     /// Returns when this process leads.
@@ -119,7 +133,10 @@ impl Elector {
                 Ok(true) => return,
                 Ok(false) => {
                     if !announced {
-                        tracing::info!(holder = self.holder(), "another operator leads; standing by");
+                        tracing::info!(
+                            holder = self.holder(),
+                            "another operator leads; standing by"
+                        );
                         announced = true;
                     }
                 }
@@ -159,10 +176,20 @@ impl Elector {
 
     /// Gives the Lease back, so that a successor need not wait for it to expire.
     pub async fn release(&mut self) {
-        let Some(seen) = self.seen.as_ref().filter(|_| self.holder() == self.identity) else {
+        let Some(seen) = self
+            .seen
+            .as_ref()
+            .filter(|_| self.holder() == self.identity)
+        else {
             return;
         };
-        let lease = next_lease(Some(&seen.lease), &self.namespace, "", false, Timestamp::now());
+        let lease = next_lease(
+            Some(&seen.lease),
+            &self.namespace,
+            "",
+            false,
+            Timestamp::now(),
+        );
         if let Err(error) = self.writer.put_lease(&self.namespace, &lease).await {
             let error = &error as &dyn std::error::Error;
             tracing::warn!(error, "cannot release the lease");
@@ -181,14 +208,24 @@ impl Elector {
         let api: Api<Lease> = Api::namespaced(self.client.clone(), &self.namespace);
         let current = api.get_opt(LEASE_NAME).await?;
         self.see(current);
-        let unchanged_for = self.seen.as_ref().map(|seen| seen.since.elapsed()).unwrap_or_default();
+        let unchanged_for = self
+            .seen
+            .as_ref()
+            .map(|seen| seen.since.elapsed())
+            .unwrap_or_default();
         let lease = self.seen.as_ref().map(|seen| &seen.lease);
         let taken = match decide(lease, &self.identity, unchanged_for) {
             Decision::Wait => return Ok(false),
             Decision::Renew => false,
             Decision::Take => true,
         };
-        let next = next_lease(lease, &self.namespace, &self.identity, taken, Timestamp::now());
+        let next = next_lease(
+            lease,
+            &self.namespace,
+            &self.identity,
+            taken,
+            Timestamp::now(),
+        );
         match self.writer.put_lease(&self.namespace, &next).await {
             Ok(lease) => {
                 self.see(Some(lease));
@@ -204,10 +241,14 @@ impl Elector {
     fn see(&mut self, current: Option<Lease>) {
         let version = |lease: &Lease| lease.metadata.resource_version.clone();
         self.seen = match (current, self.seen.take()) {
-            (Some(lease), Some(seen)) if version(&lease) == version(&seen.lease) => {
-                Some(Seen { lease, since: seen.since })
-            }
-            (Some(lease), _) => Some(Seen { lease, since: Instant::now() }),
+            (Some(lease), Some(seen)) if version(&lease) == version(&seen.lease) => Some(Seen {
+                lease,
+                since: seen.since,
+            }),
+            (Some(lease), _) => Some(Seen {
+                lease,
+                since: Instant::now(),
+            }),
             (None, _) => None,
         };
     }
@@ -225,21 +266,31 @@ mod tests {
     fn a_lease_is_taken_only_when_it_is_free() {
         let fresh = Duration::from_secs(14);
         assert_eq!(decide(None, "a", Duration::ZERO), Decision::Take);
-        assert_eq!(decide(Some(&held_by("")), "a", Duration::ZERO), Decision::Take);
+        assert_eq!(
+            decide(Some(&held_by("")), "a", Duration::ZERO),
+            Decision::Take
+        );
         assert_eq!(decide(Some(&held_by("a")), "a", fresh), Decision::Renew);
         assert_eq!(decide(Some(&held_by("b")), "a", fresh), Decision::Wait);
-        assert_eq!(decide(Some(&held_by("b")), "a", LEASE_DURATION), Decision::Take);
+        assert_eq!(
+            decide(Some(&held_by("b")), "a", LEASE_DURATION),
+            Decision::Take
+        );
     }
 
     #[test]
     fn a_change_of_holder_counts_and_a_renewal_does_not() {
         let now = Timestamp::from_second(60).unwrap();
         let first = held_by("a");
-        let renewed = next_lease(Some(&first), "assay-system", "a", false, now).spec.unwrap();
+        let renewed = next_lease(Some(&first), "assay-system", "a", false, now)
+            .spec
+            .unwrap();
         assert_eq!(renewed.lease_transitions, Some(1));
         assert_eq!(renewed.acquire_time, Some(MicroTime(Timestamp::UNIX_EPOCH)));
         assert_eq!(renewed.renew_time, Some(MicroTime(now)));
-        let taken = next_lease(Some(&first), "assay-system", "b", true, now).spec.unwrap();
+        let taken = next_lease(Some(&first), "assay-system", "b", true, now)
+            .spec
+            .unwrap();
         assert_eq!(taken.lease_transitions, Some(2));
         assert_eq!(taken.acquire_time, Some(MicroTime(now)));
     }

@@ -67,7 +67,11 @@ pub fn child_metadata<O: Resource<DynamicType = ()>>(
     labels: &[(&str, &str)],
 ) -> ObjectMeta {
     let mut all = BTreeMap::from([(MANAGED_BY_LABEL.to_owned(), MANAGED_BY.to_owned())]);
-    all.extend(labels.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
+    all.extend(
+        labels
+            .iter()
+            .map(|(name, value)| ((*name).to_owned(), (*value).to_owned())),
+    );
     ObjectMeta {
         name: Some(name),
         namespace: owner.namespace(),
@@ -80,7 +84,9 @@ pub fn child_metadata<O: Resource<DynamicType = ()>>(
 /// Whether `object` is controlled by the object with UID `owner`.
 pub fn is_controlled_by(object: &ObjectMeta, owner: &str) -> bool {
     let owners = object.owner_references.as_deref().unwrap_or_default();
-    owners.iter().any(|reference| reference.controller == Some(true) && reference.uid == owner)
+    owners
+        .iter()
+        .any(|reference| reference.controller == Some(true) && reference.uid == owner)
 }
 
 /// The controlling owner of `object`, when it is of kind `K`.
@@ -105,7 +111,12 @@ pub fn write_for<K>(
 where
     K: Resource<DynamicType = ()> + Serialize,
 {
-    let owner = wanted.meta().owner_references.iter().flatten().find(|o| o.controller == Some(true));
+    let owner = wanted
+        .meta()
+        .owner_references
+        .iter()
+        .flatten()
+        .find(|o| o.controller == Some(true));
     let mut body = serde_json::to_value(wanted).unwrap_or_default();
     let mut intent = body.clone();
     if let Some((parent, field)) = volatile
@@ -137,11 +148,15 @@ where
 fn contains(seen: &Value, wanted: &Value) -> bool {
     match (seen, wanted) {
         (Value::Object(seen), Value::Object(wanted)) => wanted.iter().all(|(name, value)| {
-            seen.get(name).map_or_else(|| is_empty(value), |seen| contains(seen, value))
+            seen.get(name)
+                .map_or_else(|| is_empty(value), |seen| contains(seen, value))
         }),
         (Value::Array(seen), Value::Array(wanted)) => {
             seen.len() == wanted.len()
-                && seen.iter().zip(wanted).all(|(seen, wanted)| contains(seen, wanted))
+                && seen
+                    .iter()
+                    .zip(wanted)
+                    .all(|(seen, wanted)| contains(seen, wanted))
         }
         (seen, wanted) => seen == wanted,
     }
@@ -165,8 +180,14 @@ mod tests {
     use super::*;
 
     fn config_map(data: &[(&str, &str)]) -> ConfigMap {
-        let data = data.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
-        ConfigMap { data: Some(data), ..ConfigMap::default() }
+        let data = data
+            .iter()
+            .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
+            .collect();
+        ConfigMap {
+            data: Some(data),
+            ..ConfigMap::default()
+        }
     }
 
     fn applied(manifest: &Manifest) -> ConfigMap {
@@ -183,9 +204,16 @@ mod tests {
     #[test]
     fn drift_and_withdrawn_fields_are_written() {
         let seen = applied(&write_for(&config_map(&[("a", "1"), ("b", "2")]), None, None).unwrap());
-        assert!(write_for(&config_map(&[("a", "1")]), Some(&seen), None).is_some(), "withdrawn");
+        assert!(
+            write_for(&config_map(&[("a", "1")]), Some(&seen), None).is_some(),
+            "withdrawn"
+        );
         let mut drifted = seen.clone();
-        drifted.data.as_mut().unwrap().insert("a".to_owned(), "x".to_owned());
+        drifted
+            .data
+            .as_mut()
+            .unwrap()
+            .insert("a".to_owned(), "x".to_owned());
         let wanted = config_map(&[("a", "1"), ("b", "2")]);
         assert!(write_for(&wanted, Some(&drifted), None).is_some(), "drift");
     }
@@ -201,6 +229,9 @@ mod tests {
             &json!({"spec": {"rules": [{"verbs": ["get"]}, {"verbs": ["list"]}]}}),
             &wanted
         ));
-        assert!(!contains(&json!({"spec": {"rules": [{"verbs": ["list"]}]}}), &wanted));
+        assert!(!contains(
+            &json!({"spec": {"rules": [{"verbs": ["list"]}]}}),
+            &wanted
+        ));
     }
 }

@@ -94,7 +94,12 @@ mod tests {
     use super::*;
 
     fn ready(status: ConditionStatus, reason: &'static str, message: &str) -> Vec<Condition> {
-        let state = ConditionState { type_: "Ready", status, reason, message: message.to_owned() };
+        let state = ConditionState {
+            type_: "Ready",
+            status,
+            reason,
+            message: message.to_owned(),
+        };
         merge(&[], &[state], Some(1), Timestamp::UNIX_EPOCH)
     }
 

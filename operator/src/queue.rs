@@ -95,7 +95,11 @@ pub async fn run<K, Ctx, Fut>(
     };
     let error_policy = move |object: Arc<K>, failure: &Failure, _: Arc<Ctx>| {
         let key = ObjectRef::from_obj(object.as_ref()).to_string();
-        if failure.retry { Action::requeue(failures.failed(&key)) } else { Action::await_change() }
+        if failure.retry {
+            Action::requeue(failures.failed(&key))
+        } else {
+            Action::await_change()
+        }
     };
     let requests = requests.map(Ok::<_, Infallible>).take_until(stop);
     let config = Config::default().concurrency(concurrency);
@@ -141,7 +145,10 @@ struct Backoff(Mutex<HashMap<String, u32>>);
 
 impl Backoff {
     fn succeeded(&self, key: &str) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(key);
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(key);
     }
 
     fn failed(&self, key: &str) -> Duration {
@@ -156,7 +163,9 @@ impl Backoff {
 /// Doubles with every failure; spread by up to a quarter so that objects that
 /// failed together do not return together.
 fn delay(key: &str, failures: u32) -> Duration {
-    let base = FIRST_RETRY.saturating_mul(2_u32.saturating_pow(failures)).min(LAST_RETRY);
+    let base = FIRST_RETRY
+        .saturating_mul(2_u32.saturating_pow(failures))
+        .min(LAST_RETRY);
     let mut hasher = DefaultHasher::new();
     (key, failures).hash(&mut hasher);
     let spread = u32::try_from(hasher.finish() % 256).unwrap_or_default();
@@ -170,9 +179,14 @@ mod tests {
     #[test]
     fn delays_double_up_to_the_last_and_differ_between_objects() {
         for failures in 0..40 {
-            let at_most = FIRST_RETRY.saturating_mul(2_u32.saturating_pow(failures)).min(LAST_RETRY);
+            let at_most = FIRST_RETRY
+                .saturating_mul(2_u32.saturating_pow(failures))
+                .min(LAST_RETRY);
             let delay = delay("a", failures);
-            assert!(delay <= at_most && delay >= at_most * 3 / 4, "{failures}: {delay:?}");
+            assert!(
+                delay <= at_most && delay >= at_most * 3 / 4,
+                "{failures}: {delay:?}"
+            );
         }
         assert_ne!(delay("a", 8), delay("b", 8));
     }
@@ -190,8 +204,14 @@ mod tests {
     fn a_requeue_is_never_early() {
         let now = Timestamp::from_second(1_000).unwrap();
         let at = Timestamp::from_millisecond(1_001_500).unwrap();
-        assert_eq!(action(Requeue::At(at), now), Action::requeue(Duration::from_millis(1_501)));
+        assert_eq!(
+            action(Requeue::At(at), now),
+            Action::requeue(Duration::from_millis(1_501))
+        );
         let past = Timestamp::from_second(1).unwrap();
-        assert_eq!(action(Requeue::At(past), now), Action::requeue(Duration::from_millis(1)));
+        assert_eq!(
+            action(Requeue::At(past), now),
+            Action::requeue(Duration::from_millis(1))
+        );
     }
 }

@@ -48,13 +48,17 @@ const MANAGER: &str = "assay-operator/installation";
 /// and its successor starts from what the cluster says.
 pub async fn run(settings: Settings) -> anyhow::Result<()> {
     let settings = Arc::new(settings);
-    let client = Client::try_default().await.context("cannot reach the API server")?;
+    let client = Client::try_default()
+        .await
+        .context("cannot reach the API server")?;
     let readiness = Readiness::default();
     let mut background = JoinSet::new();
     {
         let (address, readiness) = (settings.health_address, readiness.clone());
         background.spawn(async move {
-            serve(address, readiness).await.with_context(|| format!("cannot serve on {address}"))
+            serve(address, readiness)
+                .await
+                .with_context(|| format!("cannot serve on {address}"))
         });
     }
     let (queues, requests) = queues();
@@ -89,7 +93,13 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
         ..RegistryOptions::default()
     })
     .context("cannot set up the registry client")?;
-    let base = Base { client, stores, settings, artifacts: Artifacts::new(registry), simulation };
+    let base = Base {
+        client,
+        stores,
+        settings,
+        artifacts: Artifacts::new(registry),
+        simulation,
+    };
     let mut controllers = controllers(&base, &queues, requests, &stop);
 
     // The lease is held by a task of its own: a controller that is busy must not
@@ -192,7 +202,12 @@ fn queues() -> (Queues, Requests) {
     let (policies, policy_requests) = Queue::new();
     let (pods, pod_requests) = Queue::new();
     (
-        Queues { images, deployments, policies, pods },
+        Queues {
+            images,
+            deployments,
+            policies,
+            pods,
+        },
         Requests {
             images: image_requests,
             deployments: deployment_requests,
@@ -202,12 +217,7 @@ fn queues() -> (Queues, Requests) {
     )
 }
 
-fn controllers(
-    base: &Base,
-    queues: &Queues,
-    requests: Requests,
-    stop: &Stop,
-) -> JoinSet<()> {
+fn controllers(base: &Base, queues: &Queues, requests: Requests, stop: &Stop) -> JoinSet<()> {
     let mut tasks = JoinSet::new();
     let images = queues.images.clone();
     tasks.spawn(queue::run(
@@ -293,18 +303,28 @@ fn labelled<K>(object: &ObjectMeta, label: &str) -> Option<ObjectRef<K>>
 where
     K: Watchable + Resource<DynamicType = ()>,
 {
-    reference(object.namespace.as_deref(), object.labels.as_ref()?.get(label)?)
+    reference(
+        object.namespace.as_deref(),
+        object.labels.as_ref()?.get(label)?,
+    )
 }
 
 /// Objects of the same namespace as `object` that `concerns` names.
-fn of_namespace<K, O>(store: &Store<K>, object: &O, concerns: impl Fn(&K) -> bool) -> Vec<ObjectRef<K>>
+fn of_namespace<K, O>(
+    store: &Store<K>,
+    object: &O,
+    concerns: impl Fn(&K) -> bool,
+) -> Vec<ObjectRef<K>>
 where
     K: Watchable + Resource<DynamicType = ()>,
     O: Resource,
 {
     let namespace = &object.meta().namespace;
     let found = store.state_filter(|other| other.meta().namespace == *namespace && concerns(other));
-    found.iter().map(|other| ObjectRef::from_obj(other.as_ref())).collect()
+    found
+        .iter()
+        .map(|other| ObjectRef::from_obj(other.as_ref()))
+        .collect()
 }
 
 /// Starts all watches and says which change concerns whom.
@@ -348,24 +368,30 @@ fn watch(
     // The gate first: what it does is what enforcement waits for.
     let all_pods = stores.pods.clone();
     let all_records = stores.records.clone();
-    let pods_of = move |namespace: Option<String>, concerns: &dyn Fn(&AttestationRecord) -> bool| {
-        let concerned = all_records.state_filter(|record| {
-            record.meta().namespace == namespace && concerns(record)
-        });
-        let names = concerned.iter().filter_map(|record| {
-            reference::<Pod>(namespace.as_deref(), &record.spec.pod_ref.name)
-        });
-        names.filter(|pod| all_pods.get(pod).is_some()).collect::<Vec<_>>()
+    let pods_of = move |namespace: Option<String>,
+                        concerns: &dyn Fn(&AttestationRecord) -> bool| {
+        let concerned = all_records
+            .state_filter(|record| record.meta().namespace == namespace && concerns(record));
+        let names = concerned
+            .iter()
+            .filter_map(|record| reference::<Pod>(namespace.as_deref(), &record.spec.pod_ref.name));
+        names
+            .filter(|pod| all_pods.get(pod).is_some())
+            .collect::<Vec<_>>()
     };
     let of_image = pods_of.clone();
     images.notify(&queues.pods, move |image| {
         let name = image.name_any();
-        of_image(image.namespace(), &|record| record.spec.image_ref.name == name)
+        of_image(image.namespace(), &|record| {
+            record.spec.image_ref.name == name
+        })
     });
     let of_policy = pods_of;
     policies.notify(&queues.pods, move |policy| {
         let name = policy.name_any();
-        of_policy(policy.namespace(), &|record| record.spec.policy_ref.name == name)
+        of_policy(policy.namespace(), &|record| {
+            record.spec.policy_ref.name == name
+        })
     });
     records.notify(&queues.pods, |record| {
         reference(record.meta().namespace.as_deref(), &record.name_any())
@@ -374,48 +400,74 @@ fn watch(
 
     images.notify(&queues.images, |image| Some(ObjectRef::from_obj(image)));
     deployments.notify(&queues.images, |deployment| {
-        reference(deployment.meta().namespace.as_deref(), &deployment.spec.image_ref.name)
+        reference(
+            deployment.meta().namespace.as_deref(),
+            &deployment.spec.image_ref.name,
+        )
     });
     jobs.notify(&queues.images, |job| owner(&job.metadata));
     config_maps.notify(&queues.images, |map| owner(&map.metadata));
-    config_maps.notify(&queues.images, |map| labelled(&map.metadata, names::IMAGE_LABEL));
+    config_maps.notify(&queues.images, |map| {
+        labelled(&map.metadata, names::IMAGE_LABEL)
+    });
     // A deployment that names another image, or is gone, leaves the old one
     // with a count that is too high.
     let all_images = stores.images.clone();
     deployments.notify(&queues.images, move |deployment| {
         of_namespace(&all_images, deployment, |image| {
-            image.status.as_ref().is_some_and(|status| status.used_by > 0)
+            image
+                .status
+                .as_ref()
+                .is_some_and(|status| status.used_by > 0)
         })
     });
 
     policies.notify(&queues.policies, |policy| Some(ObjectRef::from_obj(policy)));
     deployments.notify(&queues.policies, |deployment| {
-        reference(deployment.meta().namespace.as_deref(), &deployment.spec.policy_ref.name)
+        reference(
+            deployment.meta().namespace.as_deref(),
+            &deployment.spec.policy_ref.name,
+        )
     });
     let all_policies = stores.policies.clone();
     deployments.notify(&queues.policies, move |deployment| {
         of_namespace(&all_policies, deployment, |policy| {
-            policy.status.as_ref().is_some_and(|status| status.bound_deployments > 0)
+            policy
+                .status
+                .as_ref()
+                .is_some_and(|status| status.bound_deployments > 0)
         })
     });
 
-    deployments.notify(&queues.deployments, |deployment| Some(ObjectRef::from_obj(deployment)));
+    deployments.notify(&queues.deployments, |deployment| {
+        Some(ObjectRef::from_obj(deployment))
+    });
     let all = stores.deployments.clone();
     images.notify(&queues.deployments, move |image| {
         let name = image.name_any();
-        of_namespace(&all, image, |deployment| deployment.spec.image_ref.name == name)
+        of_namespace(&all, image, |deployment| {
+            deployment.spec.image_ref.name == name
+        })
     });
     let all = stores.deployments.clone();
     policies.notify(&queues.deployments, move |policy| {
         let name = policy.name_any();
-        of_namespace(&all, policy, |deployment| deployment.spec.policy_ref.name == name)
+        of_namespace(&all, policy, |deployment| {
+            deployment.spec.policy_ref.name == name
+        })
     });
     records.notify(&queues.deployments, |record| {
-        reference(record.meta().namespace.as_deref(), &record.spec.deployment_ref.name)
+        reference(
+            record.meta().namespace.as_deref(),
+            &record.spec.deployment_ref.name,
+        )
     });
-    pods.notify(&queues.deployments, |pod| labelled(&pod.metadata, names::DEPLOYMENT_LABEL));
-    replica_sets
-        .notify(&queues.deployments, |set| labelled(&set.metadata, names::DEPLOYMENT_LABEL));
+    pods.notify(&queues.deployments, |pod| {
+        labelled(&pod.metadata, names::DEPLOYMENT_LABEL)
+    });
+    replica_sets.notify(&queues.deployments, |set| {
+        labelled(&set.metadata, names::DEPLOYMENT_LABEL)
+    });
     workloads.notify(&queues.deployments, |child| owner(&child.metadata));
     services.notify(&queues.deployments, |child| owner(&child.metadata));
     config_maps.notify(&queues.deployments, |child| owner(&child.metadata));
@@ -430,14 +482,32 @@ fn watch(
     let guests = watcher::Config::default().labels(names::DEPLOYMENT_LABEL);
     let managed = watcher::Config::default().labels(&format!("{MANAGED_BY_LABEL}={MANAGED_BY}"));
     let named = |name: &str| watcher::Config::default().fields(&format!("metadata.name={name}"));
-    let scopes = Scopes { client, namespaces: &settings.watch_namespaces };
-    let home = Scopes { client, namespaces: std::slice::from_ref(&settings.namespace) };
+    let scopes = Scopes {
+        client,
+        namespaces: &settings.watch_namespaces,
+    };
+    let home = Scopes {
+        client,
+        namespaces: std::slice::from_ref(&settings.namespace),
+    };
     let mut start = |watch: BoxFuture<'static, ()>| {
         background.spawn(watch.map(|()| Ok(())));
     };
-    start(images.run_guarded(scopes.guarded(), everything.clone()).boxed());
-    start(deployments.run_guarded(scopes.guarded(), everything.clone()).boxed());
-    start(policies.run_guarded(scopes.guarded(), everything.clone()).boxed());
+    start(
+        images
+            .run_guarded(scopes.guarded(), everything.clone())
+            .boxed(),
+    );
+    start(
+        deployments
+            .run_guarded(scopes.guarded(), everything.clone())
+            .boxed(),
+    );
+    start(
+        policies
+            .run_guarded(scopes.guarded(), everything.clone())
+            .boxed(),
+    );
     start(records.run_guarded(scopes.guarded(), everything).boxed());
     start(pods.run(scopes.apis(), guests.clone()).boxed());
     start(replica_sets.run(scopes.apis(), guests).boxed());
@@ -447,13 +517,25 @@ fn watch(
     start(roles.run(scopes.apis(), managed.clone()).boxed());
     start(role_bindings.run(scopes.apis(), managed.clone()).boxed());
     start(jobs.run(scopes.apis(), managed).boxed());
-    start(broker_service.run(home.apis(), named(names::BROKER)).boxed());
-    start(broker_ca.run(home.apis(), named(names::BROKER_CA_CONFIG_MAP)).boxed());
+    start(
+        broker_service
+            .run(home.apis(), named(names::BROKER))
+            .boxed(),
+    );
+    start(
+        broker_ca
+            .run(home.apis(), named(names::BROKER_CA_CONFIG_MAP))
+            .boxed(),
+    );
     stores
 }
 
 fn every<K: Watchable + Resource<DynamicType = ()>>(store: &Store<K>) -> Vec<ObjectRef<K>> {
-    store.state().iter().map(|object| ObjectRef::from_obj(object.as_ref())).collect()
+    store
+        .state()
+        .iter()
+        .map(|object| ObjectRef::from_obj(object.as_ref()))
+        .collect()
 }
 
 /// The namespaces that are watched; all of them when the list is empty.
@@ -472,7 +554,12 @@ impl Scopes<'_> {
         }
         let namespaces = self.namespaces.iter();
         namespaces
-            .map(|name| (Some(name.clone()), Api::namespaced(self.client.clone(), name)))
+            .map(|name| {
+                (
+                    Some(name.clone()),
+                    Api::namespaced(self.client.clone(), name),
+                )
+            })
             .collect()
     }
 

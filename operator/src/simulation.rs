@@ -66,7 +66,13 @@ pub enum SimulationError {
 /// The TCB of the simulated chip: that of a Genoa with the firmware of 2025, so
 /// that policies written for real machines are exercised too.
 fn tcb() -> TcbVersion {
-    TcbVersion { fmc: None, bootloader: 10, tee: 0, snp: 25, microcode: 84 }
+    TcbVersion {
+        fmc: None,
+        bootloader: 10,
+        tee: 0,
+        snp: 25,
+        microcode: 84,
+    }
 }
 
 impl SimulationPki {
@@ -85,9 +91,15 @@ impl SimulationPki {
     /// Checks that key and chain belong together.
     fn from_pem(vcek_key: String, vcek_chain: String) -> Result<Self, SimulationError> {
         Endorsement::from_pem(&vcek_key, &vcek_chain).map_err(SimulationError::Parse)?;
-        let ark = vcek_chain.rfind(PEM_BEGIN).and_then(|start| vcek_chain.get(start..));
+        let ark = vcek_chain
+            .rfind(PEM_BEGIN)
+            .and_then(|start| vcek_chain.get(start..));
         let ark = ark.unwrap_or_default().to_owned();
-        Ok(Self { vcek_key, vcek_chain, ark })
+        Ok(Self {
+            vcek_key,
+            vcek_chain,
+            ark,
+        })
     }
 
     fn from_secret(secret: &Secret) -> Result<Self, SimulationError> {
@@ -149,7 +161,9 @@ pub async fn bootstrap(
     );
     let fresh = SimulationPki::generate(now)?;
     let secret = writer
-        .get_or_create_secret(namespace, names::SIMULATION_SECRET, || fresh.to_secret(namespace))
+        .get_or_create_secret(namespace, names::SIMULATION_SECRET, || {
+            fresh.to_secret(namespace)
+        })
         .await
         .map_err(SimulationError::Store)?;
     let pki = SimulationPki::from_secret(&secret)?;
@@ -178,9 +192,22 @@ mod tests {
             SimulationPki::from_secret(&broken),
             Err(SimulationError::MissingKey { key: VCEK_KEY_KEY })
         ));
-        let other = SimulationPki::generate(Timestamp::from_second(1_760_000_000).unwrap()).unwrap();
-        let foreign = other.to_secret("assay-system").data.unwrap().remove(VCEK_KEY_KEY).unwrap();
-        broken.data.as_mut().unwrap().insert(VCEK_KEY_KEY.to_owned(), foreign);
-        assert!(matches!(SimulationPki::from_secret(&broken), Err(SimulationError::Parse(_))));
+        let other =
+            SimulationPki::generate(Timestamp::from_second(1_760_000_000).unwrap()).unwrap();
+        let foreign = other
+            .to_secret("assay-system")
+            .data
+            .unwrap()
+            .remove(VCEK_KEY_KEY)
+            .unwrap();
+        broken
+            .data
+            .as_mut()
+            .unwrap()
+            .insert(VCEK_KEY_KEY.to_owned(), foreign);
+        assert!(matches!(
+            SimulationPki::from_secret(&broken),
+            Err(SimulationError::Parse(_))
+        ));
     }
 }

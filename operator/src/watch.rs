@@ -12,8 +12,8 @@ use std::sync::Arc;
 
 use futures::stream::{StreamExt as _, select_all};
 use kube::api::Api;
-use kube::core::error_boundary::InvalidObject;
 use kube::core::DeserializeGuard;
+use kube::core::error_boundary::InvalidObject;
 use kube::runtime::WatchStreamExt as _;
 use kube::runtime::reflector::store::Writer;
 use kube::runtime::reflector::{ObjectRef, Store};
@@ -61,7 +61,10 @@ pub struct Source<K: Watchable> {
 
 impl<K: Watchable> Default for Source<K> {
     fn default() -> Self {
-        Self { writer: Writer::new(K::DynamicType::default()), listeners: Vec::new() }
+        Self {
+            writer: Writer::new(K::DynamicType::default()),
+            listeners: Vec::new(),
+        }
     }
 }
 
@@ -106,7 +109,11 @@ impl<K: Watchable> Source<K> {
         config: &watcher::Config,
         decode: impl Fn(&Store<K>, Event<W>) -> Option<Event<K>>,
     ) {
-        let mut merge = Merge::new(apis.iter().map(|(namespace, _)| namespace.clone()).collect());
+        let mut merge = Merge::new(
+            apis.iter()
+                .map(|(namespace, _)| namespace.clone())
+                .collect(),
+        );
         let streams = apis.into_iter().enumerate().map(|(index, (_, api))| {
             watcher::watcher(api, config.clone())
                 .modify(|object| object.managed_fields_mut().clear())
@@ -119,14 +126,20 @@ impl<K: Watchable> Source<K> {
         while let Some((index, event)) = streams.next().await {
             match event {
                 Ok(event) => {
-                    let Some(event) = decode(&store, event) else { continue };
+                    let Some(event) = decode(&store, event) else {
+                        continue;
+                    };
                     for event in merge.accept(index, event, || store.state()) {
                         self.take(&event);
                     }
                 }
                 Err(error) => {
                     let kind = K::kind(&K::DynamicType::default()).into_owned();
-                    tracing::warn!(kind, error = &error as &dyn std::error::Error, "watch failed");
+                    tracing::warn!(
+                        kind,
+                        error = &error as &dyn std::error::Error,
+                        "watch failed"
+                    );
                 }
             }
         }
@@ -210,7 +223,10 @@ impl<K: Watchable> Merge<K> {
             unlisted: (0..namespaces.len()).collect(),
             scopes: namespaces
                 .into_iter()
-                .map(|namespace| Scope { namespace, listing: HashMap::new() })
+                .map(|namespace| Scope {
+                    namespace,
+                    listing: HashMap::new(),
+                })
                 .collect(),
         }
     }
@@ -247,7 +263,10 @@ impl<K: Watchable> Merge<K> {
                 if !self.unlisted.is_empty() {
                     return Vec::new();
                 }
-                let listed = self.scopes.iter_mut().flat_map(|scope| scope.listing.drain());
+                let listed = self
+                    .scopes
+                    .iter_mut()
+                    .flat_map(|scope| scope.listing.drain());
                 let mut events = vec![Event::Init];
                 events.extend(listed.map(|(_, object)| Event::InitApply(object)));
                 events.push(Event::InitDone);
@@ -309,7 +328,12 @@ mod tests {
         names
     }
 
-    fn listed(merge: &mut Merge<ConfigMap>, index: usize, objects: &[ConfigMap], state: &[ConfigMap]) -> Vec<String> {
+    fn listed(
+        merge: &mut Merge<ConfigMap>,
+        index: usize,
+        objects: &[ConfigMap],
+        state: &[ConfigMap],
+    ) -> Vec<String> {
         merge.accept(index, Event::Init, Vec::new);
         for object in objects {
             merge.accept(index, Event::InitApply(object.clone()), Vec::new);
@@ -322,8 +346,16 @@ mod tests {
     fn the_first_listing_ends_when_every_namespace_is_listed() {
         let mut merge = Merge::new(vec![Some("a".to_owned()), Some("b".to_owned())]);
         assert!(listed(&mut merge, 0, &[object("a", "x", "1")], &[]).is_empty());
-        assert!(merge.accept(0, Event::Apply(object("a", "y", "2")), Vec::new).is_empty());
-        assert!(merge.accept(0, Event::Delete(object("a", "x", "3")), Vec::new).is_empty());
+        assert!(
+            merge
+                .accept(0, Event::Apply(object("a", "y", "2")), Vec::new)
+                .is_empty()
+        );
+        assert!(
+            merge
+                .accept(0, Event::Delete(object("a", "x", "3")), Vec::new)
+                .is_empty()
+        );
         assert_eq!(
             listed(&mut merge, 1, &[object("b", "z", "1")], &[]),
             ["Init", "InitApply(y)", "InitApply(z)", "InitDone"]
@@ -341,7 +373,11 @@ mod tests {
             object("a", "changed", "1"),
             object("b", "elsewhere", "1"),
         ];
-        let now = [object("a", "same", "1"), object("a", "changed", "2"), object("a", "new", "1")];
+        let now = [
+            object("a", "same", "1"),
+            object("a", "changed", "2"),
+            object("a", "new", "1"),
+        ];
         assert_eq!(
             listed(&mut merge, 0, &now, &state),
             ["Apply(changed)", "Apply(new)", "Delete(gone)"]

@@ -8,6 +8,7 @@ use anyhow::{Context, Result, bail};
 use assay_cluster::{Cache, command, pins, progress::say};
 use assay_image::oci::Layer;
 use sha2::{Digest, Sha256};
+use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
 
@@ -133,11 +134,10 @@ fn make(cache: &Cache, recipe: &Recipe, refresh: bool) -> Result<Layer> {
         let packages = wanted(source, suite.resolve(source.packages)?);
         sources.push((suite, packages));
     }
-    let list: String = sources
-        .iter()
-        .flat_map(|(_, packages)| packages)
-        .map(|package| format!("{} {}\n", package.name, package.version))
-        .collect();
+    let mut list = String::new();
+    for package in sources.iter().flat_map(|(_, packages)| packages) {
+        let _ = writeln!(list, "{} {}", package.name, package.version);
+    }
     let key = format!("{} {}\n{list}", recipe.name, recipe.revision);
     let hash: String = hex::encode(Sha256::digest(key.as_bytes()))
         .chars()
@@ -317,9 +317,10 @@ const INDEX_HTML: &str = "<!DOCTYPE html>\n<title>Assay quickstart</title>\n\
 
 fn pack_ca_certificates(from: &Tree) -> Result<Tree> {
     let mut bundle = Vec::new();
-    for path in from.paths().filter(|path| {
-        path.starts_with("usr/share/ca-certificates/mozilla/") && path.ends_with(".crt")
-    }) {
+    let authorities = from
+        .paths()
+        .filter(|path| path.starts_with("usr/share/ca-certificates/"));
+    for path in authorities.filter(|path| Path::new(path).extension().is_some_and(|e| e == "crt")) {
         bundle.extend_from_slice(from.read(path)?);
     }
     if bundle.is_empty() {

@@ -35,7 +35,11 @@ impl GuestConfig {
 
 /// Where the workload's root file system comes from.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "type", rename_all = "camelCase", rename_all_fields = "camelCase")]
+#[serde(
+    tag = "type",
+    rename_all = "camelCase",
+    rename_all_fields = "camelCase"
+)]
 pub enum RootFs {
     /// An erofs image on a read-only virtio disk, its dm-verity hash tree
     /// appended. A tmpfs overlay takes writes.

@@ -16,7 +16,11 @@ pub const PSP_SIM_PORT: &str = "dev.assay.psp-sim";
 
 /// Progress of a guest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "event", rename_all = "camelCase", rename_all_fields = "camelCase")]
+#[serde(
+    tag = "event",
+    rename_all = "camelCase",
+    rename_all_fields = "camelCase"
+)]
 pub enum GuestEvent {
     /// The agent runs as PID 1.
     Booted,

@@ -8,8 +8,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::canonical::{EncodeCanonicalError, encode_canonical};
 use crate::Sha256Digest;
+use crate::canonical::{EncodeCanonicalError, encode_canonical};
 
 /// Name of the fw_cfg item that carries the document.
 pub const INSTANCE_FW_CFG_NAME: &str = "opt/dev.assay/instance";

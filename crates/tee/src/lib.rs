@@ -9,16 +9,16 @@ pub mod cpu;
 pub mod digest;
 pub mod guest_config;
 pub mod guest_event;
+pub mod guest_message;
 pub mod guid;
 pub mod hashes_table;
-pub mod guest_message;
 pub mod instance;
 pub mod ovmf;
 pub mod page_info;
 pub mod report;
 pub mod shape;
-pub mod vmsa;
 pub mod tcb;
+pub mod vmsa;
 
 pub use digest::{LaunchDigest, Sha256Digest, Sha384Digest};
 pub use guest_config::GuestConfig;

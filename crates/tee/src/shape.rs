@@ -72,7 +72,11 @@ impl TryFrom<u32> for VcpuCount {
     type Error = VcpuCountError;
 
     fn try_from(got: u32) -> Result<Self, Self::Error> {
-        if (1..=Self::MAX).contains(&got) { Ok(Self(got)) } else { Err(VcpuCountError { got }) }
+        if (1..=Self::MAX).contains(&got) {
+            Ok(Self(got))
+        } else {
+            Err(VcpuCountError { got })
+        }
     }
 }
 

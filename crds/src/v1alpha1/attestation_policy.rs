@@ -27,10 +27,27 @@ use crate::duration::Duration;
     derive = "PartialEq",
     doc = "What evidence is acceptable, how fresh it must be, and what is released on it.",
     printcolumn(name = "TEEs", type_ = "string", json_path = ".spec.tees"),
-    printcolumn(name = "Max-Age", type_ = "string", json_path = ".spec.freshness.maxAge"),
-    printcolumn(name = "Bound", type_ = "integer", json_path = ".status.boundDeployments", description = "ConfidentialDeployments that use this policy"),
-    printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type=='Ready')].status"),
-    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
+    printcolumn(
+        name = "Max-Age",
+        type_ = "string",
+        json_path = ".spec.freshness.maxAge"
+    ),
+    printcolumn(
+        name = "Bound",
+        type_ = "integer",
+        json_path = ".status.boundDeployments",
+        description = "ConfidentialDeployments that use this policy"
+    ),
+    printcolumn(
+        name = "Ready",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type=='Ready')].status"
+    ),
+    printcolumn(
+        name = "Age",
+        type_ = "date",
+        json_path = ".metadata.creationTimestamp"
+    )
 )]
 #[serde(rename_all = "camelCase")]
 pub struct AttestationPolicySpec {
@@ -183,7 +200,11 @@ pub struct GuestPolicyRules {
 
 impl Default for GuestPolicyRules {
     fn default() -> Self {
-        Self { debug: forbidden(), migration_agent: forbidden(), smt: allowed() }
+        Self {
+            debug: forbidden(),
+            migration_agent: forbidden(),
+            smt: allowed(),
+        }
     }
 }
 
@@ -250,7 +271,10 @@ pub struct Freshness {
 
 impl Default for Freshness {
     fn default() -> Self {
-        Self { interval: default_interval(), max_age: default_max_age() }
+        Self {
+            interval: default_interval(),
+            max_age: default_max_age(),
+        }
     }
 }
 

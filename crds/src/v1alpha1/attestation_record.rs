@@ -19,14 +19,28 @@ use super::{LocalReference, TeeType};
     status = "AttestationRecordStatus",
     derive = "PartialEq",
     doc = "What one guest proved: the evidence, every check, and the verdict.",
-    printcolumn(name = "Deployment", type_ = "string", json_path = ".spec.deploymentRef.name"),
+    printcolumn(
+        name = "Deployment",
+        type_ = "string",
+        json_path = ".spec.deploymentRef.name"
+    ),
     printcolumn(name = "Verdict", type_ = "string", json_path = ".status.verdict"),
     printcolumn(name = "TEE", type_ = "string", json_path = ".status.tee"),
     printcolumn(name = "Reason", type_ = "string", json_path = ".status.reason"),
     printcolumn(name = "Verified", type_ = "date", json_path = ".status.verifiedAt"),
     printcolumn(name = "Expires", type_ = "string", json_path = ".status.expiresAt"),
-    printcolumn(name = "Measurement", type_ = "string", json_path = ".status.measurement", priority = "1"),
-    printcolumn(name = "Diagnosis", type_ = "string", json_path = ".status.diagnosis.message", priority = "1"),
+    printcolumn(
+        name = "Measurement",
+        type_ = "string",
+        json_path = ".status.measurement",
+        priority = "1"
+    ),
+    printcolumn(
+        name = "Diagnosis",
+        type_ = "string",
+        json_path = ".status.diagnosis.message",
+        priority = "1"
+    )
 )]
 #[serde(rename_all = "camelCase")]
 pub struct AttestationRecordSpec {

@@ -32,11 +32,23 @@ use crate::conditions::reasons;
         label_selector_path = ".status.selector",
     ),
     printcolumn(name = "Ready", type_ = "string", json_path = ".status.summary.ready"),
-    printcolumn(name = "Attested", type_ = "string", json_path = ".status.summary.attested"),
+    printcolumn(
+        name = "Attested",
+        type_ = "string",
+        json_path = ".status.summary.attested"
+    ),
     printcolumn(name = "Image", type_ = "string", json_path = ".spec.imageRef.name"),
     printcolumn(name = "TEE", type_ = "string", json_path = ".spec.machine.tee"),
-    printcolumn(name = "Reason", type_ = "string", json_path = ".status.conditions[?(@.type=='Ready')].reason"),
-    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
+    printcolumn(
+        name = "Reason",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type=='Ready')].reason"
+    ),
+    printcolumn(
+        name = "Age",
+        type_ = "date",
+        json_path = ".metadata.creationTimestamp"
+    )
 )]
 #[serde(rename_all = "camelCase")]
 pub struct ConfidentialDeploymentSpec {
@@ -125,7 +137,10 @@ pub enum SimulatedFault {
 #[serde(rename_all = "camelCase")]
 pub struct Port {
     /// Name, for Service and probes.
-    #[schemars(length(min = 1, max = 15), regex(pattern = "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))]
+    #[schemars(
+        length(min = 1, max = 15),
+        regex(pattern = "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")
+    )]
     pub name: String,
     /// Port inside the guest, and of the pod. 9990 is the launcher's own.
     #[schemars(range(min = 1, max = 65535))]
@@ -179,7 +194,10 @@ pub struct HttpGet {
 #[serde(rename_all = "camelCase")]
 pub struct SecretMount {
     /// Name of the resource, as the policy's `release` names it.
-    #[schemars(length(min = 1, max = 63), regex(pattern = "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))]
+    #[schemars(
+        length(min = 1, max = 63),
+        regex(pattern = "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")
+    )]
     pub name: String,
     /// The value.
     pub secret_ref: SecretKeyReference,
@@ -204,7 +222,10 @@ pub struct SecretKeyReference {
 #[serde(rename_all = "camelCase")]
 pub struct SecretTarget {
     /// Absolute path below `/run/secrets`, a file system in memory.
-    #[schemars(length(max = 256), regex(pattern = "^/run/secrets/[A-Za-z0-9._-]+(/[A-Za-z0-9._-]+)*$"))]
+    #[schemars(
+        length(max = 256),
+        regex(pattern = "^/run/secrets/[A-Za-z0-9._-]+(/[A-Za-z0-9._-]+)*$")
+    )]
     #[x_kube(validation = Rule::new("!self.split('/').exists(p, p == '..' || p == '.')").message("target.path must not contain . or .. segments"))]
     pub path: String,
 }

@@ -23,13 +23,40 @@ use crate::conditions::reasons;
     derive = "PartialEq",
     doc = "A guest image and the launch digest of every shape that it may be launched in.",
     selectable = ".spec.lifecycle.state",
-    printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type=='Ready')].status"),
+    printcolumn(
+        name = "Ready",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type=='Ready')].status"
+    ),
     printcolumn(name = "State", type_ = "string", json_path = ".spec.lifecycle.state"),
-    printcolumn(name = "Digests", type_ = "string", json_path = ".status.digests.summary", description = "Accepted launch digests of all"),
-    printcolumn(name = "Used-By", type_ = "integer", json_path = ".status.usedBy", description = "ConfidentialDeployments that use this image"),
-    printcolumn(name = "Reason", type_ = "string", json_path = ".status.conditions[?(@.type=='Ready')].reason"),
-    printcolumn(name = "Artifact", type_ = "string", json_path = ".status.artifact.reference", priority = "1"),
-    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
+    printcolumn(
+        name = "Digests",
+        type_ = "string",
+        json_path = ".status.digests.summary",
+        description = "Accepted launch digests of all"
+    ),
+    printcolumn(
+        name = "Used-By",
+        type_ = "integer",
+        json_path = ".status.usedBy",
+        description = "ConfidentialDeployments that use this image"
+    ),
+    printcolumn(
+        name = "Reason",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type=='Ready')].reason"
+    ),
+    printcolumn(
+        name = "Artifact",
+        type_ = "string",
+        json_path = ".status.artifact.reference",
+        priority = "1"
+    ),
+    printcolumn(
+        name = "Age",
+        type_ = "date",
+        json_path = ".metadata.creationTimestamp"
+    )
 )]
 #[serde(rename_all = "camelCase")]
 pub struct MeasuredImageSpec {

@@ -10,8 +10,8 @@ mod observe;
 mod plan;
 
 pub use self::decide::{Decision, Facts, GateReason, PodFacts, decide};
-pub use self::plan::{GatePlan, GateWrite, plan};
 pub(crate) use self::plan::condition as gate_condition;
+pub use self::plan::{GatePlan, GateWrite, plan};
 
 use std::sync::Arc;
 
@@ -25,8 +25,9 @@ use crate::queue::Outcome;
 pub const MANAGER: &str = "assay-operator/gate";
 
 /// Pods that are patched at the same time: a revocation concerns many at once,
-/// and each patch is a round trip.
-pub const CONCURRENCY: u16 = 128;
+/// and each patch is a round trip. More would open more connections, and their
+/// TLS handshakes cost more than the waiting that they save.
+pub const CONCURRENCY: u16 = 32;
 
 /// Brings one pod's condition up to date.
 ///
@@ -38,11 +39,19 @@ pub async fn reconcile(pod: Arc<Pod>, context: Arc<Context>) -> Outcome {
     if let Some(write) = &plan.write {
         context
             .writer
-            .set_gate(&pod, write.status, write.reason.as_str(), &write.message, write.since)
+            .set_gate(
+                &pod,
+                write.status,
+                write.reason.as_str(),
+                &write.message,
+                write.since,
+            )
             .await
             .map_err(apply_failure)?;
         if let Some(note) = &plan.note {
-            context.writer.publish(pod.as_ref(), std::slice::from_ref(note)).await;
+            context
+                .writer
+                .publish(pod.as_ref(), std::slice::from_ref(note));
         }
     }
     Ok(plan.requeue)

@@ -24,8 +24,12 @@ pub async fn reconcile(policy: Arc<AttestationPolicy>, context: Arc<Context>) ->
     let observed = observe::observe(&policy, &context.stores, context.settings.simulation);
     let plan = plan::plan(&policy, &observed, (context.now)());
     if !plan::is_current(&policy, &plan.status) {
-        context.writer.patch_status(policy.as_ref(), &plan.status).await.map_err(apply_failure)?;
-        context.writer.publish(policy.as_ref(), &plan.events).await;
+        context
+            .writer
+            .patch_status(policy.as_ref(), &plan.status)
+            .await
+            .map_err(apply_failure)?;
+        context.writer.publish(policy.as_ref(), &plan.events);
     }
     Ok(plan.requeue)
 }

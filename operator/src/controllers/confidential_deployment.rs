@@ -42,10 +42,7 @@ pub use assay_crds::names::REVISION_LABEL;
 ///
 /// # Errors
 /// When the API server refuses or cannot be reached, or a child's name is taken.
-pub async fn reconcile(
-    deployment: Arc<ConfidentialDeployment>,
-    context: Arc<Context>,
-) -> Outcome {
+pub async fn reconcile(deployment: Arc<ConfidentialDeployment>, context: Arc<Context>) -> Outcome {
     let observed = observe::observe(&deployment, &context);
     let mut plan = plan::plan(&deployment, &observed, (context.now)());
     #[cfg(debug_assertions)]
@@ -56,9 +53,12 @@ pub async fn reconcile(
         status::blame(&deployment, &mut plan, error, (context.now)());
     }
     if !status::is_current(&deployment, &plan.status) {
-        let written = context.writer.patch_status(deployment.as_ref(), &plan.status).await;
+        let written = context
+            .writer
+            .patch_status(deployment.as_ref(), &plan.status)
+            .await;
         written.map_err(apply_failure)?;
-        context.writer.publish(deployment.as_ref(), &plan.events).await;
+        context.writer.publish(deployment.as_ref(), &plan.events);
     }
     applied.map_err(apply_failure)?;
     if let Some(waiting_on) = &plan.waiting_on {

@@ -44,8 +44,7 @@ pub async fn reconcile(
 ) -> Outcome {
     let now = (context.now)();
     let again = ObjectRef::from_obj(image.as_ref());
-    let observed =
-        observe::observe(&image, &context, now, move || queue.push(again)).await?;
+    let observed = observe::observe(&image, &context, now, move || queue.push(again)).await?;
     let mut plan = plan(&image, &observed, now);
 
     let applied = context.writer.apply(&plan).await;
@@ -53,9 +52,12 @@ pub async fn reconcile(
         status::blame(&image, &mut plan, error, now);
     }
     if !status::is_current(&image, &plan.status) {
-        let written = context.writer.patch_status(image.as_ref(), &plan.status).await;
+        let written = context
+            .writer
+            .patch_status(image.as_ref(), &plan.status)
+            .await;
         written.map_err(apply_failure)?;
-        context.writer.publish(image.as_ref(), &plan.events).await;
+        context.writer.publish(image.as_ref(), &plan.events);
     }
     applied.map_err(apply_failure)?;
     if let Some(waiting_on) = &plan.waiting_on {

@@ -102,9 +102,12 @@ gate_reasons! {
 /// Decides about a pod. Whatever is missing counts against it.
 pub fn decide(facts: &Facts<'_>, now: Timestamp) -> Decision {
     match refusal(facts, now) {
-        Err((reason, message)) => {
-            Decision { attested: false, reason, message, recheck_at: None }
-        }
+        Err((reason, message)) => Decision {
+            attested: false,
+            reason,
+            message,
+            recheck_at: None,
+        },
         Ok(accepted) => Decision {
             attested: true,
             reason: GateReason::Attested,
@@ -120,23 +123,30 @@ struct Acceptance<'a> {
     expires_at: Timestamp,
 }
 
-fn refusal<'a>(
-    facts: &Facts<'a>,
-    now: Timestamp,
-) -> Result<Acceptance<'a>, (GateReason, String)> {
+fn refusal<'a>(facts: &Facts<'a>, now: Timestamp) -> Result<Acceptance<'a>, (GateReason, String)> {
     use GateReason as Reason;
     let refuse = |reason, message: &str| Err((reason, message.to_owned()));
 
-    let Some((record, status)) =
-        facts.record.and_then(|record| Some((record, record.status.as_ref()?)))
+    let Some((record, status)) = facts
+        .record
+        .and_then(|record| Some((record, record.status.as_ref()?)))
     else {
-        return refuse(Reason::AwaitingAttestation, "the guest has not attested yet");
+        return refuse(
+            Reason::AwaitingAttestation,
+            "the guest has not attested yet",
+        );
     };
     if record.spec.pod_ref.uid != facts.pod.uid || record.spec.pod_ref.name != facts.pod.name {
-        return refuse(Reason::RecordMismatch, "the record is of an earlier pod of this name");
+        return refuse(
+            Reason::RecordMismatch,
+            "the record is of an earlier pod of this name",
+        );
     }
     if facts.pod.deployment.as_deref() != Some(record.spec.deployment_ref.name.as_str()) {
-        return refuse(Reason::RecordMismatch, "the record is of another ConfidentialDeployment");
+        return refuse(
+            Reason::RecordMismatch,
+            "the record is of another ConfidentialDeployment",
+        );
     }
     if status.verdict != Verdict::Accepted {
         return Err((Reason::AttestationRejected, rejection(record)));
@@ -160,42 +170,74 @@ fn refusal<'a>(
     let (Some(policy), Some(policy_hash)) = (facts.policy, facts.policy_hash) else {
         return Err((
             Reason::PolicyMissing,
-            format!("AttestationPolicy {} does not exist", record.spec.policy_ref.name),
+            format!(
+                "AttestationPolicy {} does not exist",
+                record.spec.policy_ref.name
+            ),
         ));
     };
     if policy_hash.to_string() != status.policy_hash {
         return Err((
             Reason::PolicyChanged,
-            format!("AttestationPolicy {} has changed since", record.spec.policy_ref.name),
+            format!(
+                "AttestationPolicy {} has changed since",
+                record.spec.policy_ref.name
+            ),
         ));
     }
     if !policy.spec.tees.contains(&status.tee) {
         return Err((
             Reason::TeeNotAllowed,
-            format!("AttestationPolicy {} does not name the TEE", record.spec.policy_ref.name),
+            format!(
+                "AttestationPolicy {} does not name the TEE",
+                record.spec.policy_ref.name
+            ),
         ));
     }
     if status.tee == TeeType::SimulatedSnp && !facts.simulation {
-        return refuse(Reason::SimulationDisabled, "this installation refuses simulated guests");
+        return refuse(
+            Reason::SimulationDisabled,
+            "this installation refuses simulated guests",
+        );
     }
     let Some(image) = facts.image else {
         return Err((
             Reason::ImageMissing,
-            format!("MeasuredImage {} does not exist", record.spec.image_ref.name),
+            format!(
+                "MeasuredImage {} does not exist",
+                record.spec.image_ref.name
+            ),
         ));
     };
     if image.spec.lifecycle.state == LifecycleState::Revoked {
-        let why = image.spec.lifecycle.reason.as_deref().unwrap_or("no reason given");
+        let why = image
+            .spec
+            .lifecycle
+            .reason
+            .as_deref()
+            .unwrap_or("no reason given");
         return Err((
             Reason::ImageRevoked,
-            format!("MeasuredImage {} is revoked: {why}", record.spec.image_ref.name),
+            format!(
+                "MeasuredImage {} is revoked: {why}",
+                record.spec.image_ref.name
+            ),
         ));
     }
-    let rows = image.status.as_ref().map(|status| status.launch_digests.as_slice());
-    let row = rows.unwrap_or_default().iter().find(|row| row.id == reference_value);
+    let rows = image
+        .status
+        .as_ref()
+        .map(|status| status.launch_digests.as_slice());
+    let row = rows
+        .unwrap_or_default()
+        .iter()
+        .find(|row| row.id == reference_value);
     match row {
         Some(row) if row.digest == measurement && row.tee == status.tee => match row.state {
-            DigestState::Accepted => Ok(Acceptance { reference_value, expires_at }),
+            DigestState::Accepted => Ok(Acceptance {
+                reference_value,
+                expires_at,
+            }),
             DigestState::Revoked => Err((
                 Reason::ReferenceValueRevoked,
                 format!("launch digest {reference_value} is revoked"),
@@ -217,10 +259,22 @@ fn rejection(record: &AttestationRecord) -> String {
         return String::new();
     };
     let mut text = status.reason.clone();
-    if let Some(check) = status.checks.iter().find(|check| check.result == CheckResult::Fail) {
-        text = format!("{}: {}", check.name, check.reason.as_deref().unwrap_or(&status.reason));
+    if let Some(check) = status
+        .checks
+        .iter()
+        .find(|check| check.result == CheckResult::Fail)
+    {
+        text = format!(
+            "{}: {}",
+            check.name,
+            check.reason.as_deref().unwrap_or(&status.reason)
+        );
         if let (Some(expected), Some(observed)) = (&check.expected, &check.observed) {
-            text = format!("{text}, expected {}, observed {}", short(expected), short(observed));
+            text = format!(
+                "{text}, expected {}, observed {}",
+                short(expected),
+                short(observed)
+            );
         }
     }
     if let Some(diagnosis) = &status.diagnosis {

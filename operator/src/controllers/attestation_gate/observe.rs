@@ -36,7 +36,10 @@ pub(super) fn observe(pod: &Pod, stores: &Stores, simulation: bool) -> Observed 
         pod: PodFacts {
             name: pod.name_any(),
             uid: pod.uid().unwrap_or_default(),
-            deployment: pod.labels().get(assay_crds::names::DEPLOYMENT_LABEL).cloned(),
+            deployment: pod
+                .labels()
+                .get(assay_crds::names::DEPLOYMENT_LABEL)
+                .cloned(),
         },
         policy_hash: policy.as_ref().and_then(|policy| policy.spec.hash().ok()),
         record,

@@ -35,9 +35,18 @@ pub struct GateWrite {
 /// Plans the condition of a pod.
 pub fn plan(pod: &Pod, facts: &Facts<'_>, now: Timestamp) -> GatePlan {
     if is_over(pod) {
-        return GatePlan { write: None, note: None, requeue: Requeue::Resync };
+        return GatePlan {
+            write: None,
+            note: None,
+            requeue: Requeue::Resync,
+        };
     }
-    let Decision { attested, reason, message, recheck_at } = decide(facts, now);
+    let Decision {
+        attested,
+        reason,
+        message,
+        recheck_at,
+    } = decide(facts, now);
     let status = if attested { "True" } else { "False" };
     let current = condition(pod);
     let same = current.is_some_and(|current| {
@@ -58,7 +67,12 @@ pub fn plan(pod: &Pod, facts: &Facts<'_>, now: Timestamp) -> GatePlan {
     });
     GatePlan {
         note: if same { None } else { note },
-        write: (!same).then_some(GateWrite { status, reason, message, since }),
+        write: (!same).then_some(GateWrite {
+            status,
+            reason,
+            message,
+            since,
+        }),
         requeue: recheck_at.map_or(Requeue::Resync, Requeue::At),
     }
 }
@@ -77,11 +91,16 @@ fn news(before: Option<(&str, Option<&str>)>, status: &str, reason: GateReason) 
 /// The gate's condition of a pod.
 pub(crate) fn condition(pod: &Pod) -> Option<&PodCondition> {
     let conditions = pod.status.as_ref()?.conditions.as_deref()?;
-    conditions.iter().find(|condition| condition.type_ == names::ATTESTED_GATE)
+    conditions
+        .iter()
+        .find(|condition| condition.type_ == names::ATTESTED_GATE)
 }
 
 /// Whether the pod takes no traffic any more, whatever its conditions say.
 fn is_over(pod: &Pod) -> bool {
-    let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
+    let phase = pod
+        .status
+        .as_ref()
+        .and_then(|status| status.phase.as_deref());
     pod.metadata.deletion_timestamp.is_some() || matches!(phase, Some("Succeeded" | "Failed"))
 }

@@ -19,5 +19,8 @@ pub(super) fn observe(policy: &AttestationPolicy, stores: &Stores, simulation: b
     let bound = stores.deployments.state_filter(|deployment| {
         deployment.namespace() == namespace && deployment.spec.policy_ref.name == name
     });
-    Observed { bound: bound.len(), simulation }
+    Observed {
+        bound: bound.len(),
+        simulation,
+    }
 }

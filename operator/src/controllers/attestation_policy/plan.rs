@@ -32,14 +32,21 @@ pub(super) fn plan(
     } else {
         state("Ready", true, Reason::InForce.as_str(), "in force")
     };
-    let before = policy.status.as_ref().map(|status| status.conditions.as_slice());
+    let before = policy
+        .status
+        .as_ref()
+        .map(|status| status.conditions.as_slice());
     let before = before.unwrap_or_default();
     let conditions = own_conditions(before, &[ready], policy.metadata.generation, now);
     Plan {
         writes: Vec::new(),
         deletes: Vec::new(),
         events: transitions(before, &conditions, &["Ready"], |ready| {
-            if ready.status == "True" { Severity::Quiet } else { Severity::Warning }
+            if ready.status == "True" {
+                Severity::Quiet
+            } else {
+                Severity::Warning
+            }
         }),
         status: AttestationPolicyStatus {
             observed_generation: policy.metadata.generation,
@@ -56,8 +63,13 @@ pub(super) fn plan(
 pub(super) fn is_current(policy: &AttestationPolicy, next: &AttestationPolicyStatus) -> bool {
     policy.status.as_ref().is_some_and(|status| {
         same_conditions(&status.conditions, &next.conditions)
-            && AttestationPolicyStatus { conditions: Vec::new(), ..status.clone() }
-                == AttestationPolicyStatus { conditions: Vec::new(), ..next.clone() }
+            && AttestationPolicyStatus {
+                conditions: Vec::new(),
+                ..status.clone()
+            } == AttestationPolicyStatus {
+                conditions: Vec::new(),
+                ..next.clone()
+            }
     })
 }
 
@@ -75,8 +87,14 @@ mod tests {
     fn simulation_needs_the_installation_s_consent() {
         let now = Timestamp::UNIX_EPOCH;
         let mut policy = fixtures::policy();
-        let allowed = Observed { bound: 2, simulation: true };
-        let refused = Observed { bound: 2, simulation: false };
+        let allowed = Observed {
+            bound: 2,
+            simulation: true,
+        };
+        let refused = Observed {
+            bound: 2,
+            simulation: false,
+        };
         assert_eq!(reason(&plan(&policy, &allowed, now)), ("True", "InForce"));
         let plan_refused = plan(&policy, &refused, now);
         assert_eq!(reason(&plan_refused), ("False", "SimulationDisabled"));
@@ -87,7 +105,10 @@ mod tests {
 
     #[test]
     fn a_status_that_is_there_is_not_written_again() {
-        let observed = Observed { bound: 2, simulation: true };
+        let observed = Observed {
+            bound: 2,
+            simulation: true,
+        };
         let mut policy = fixtures::policy();
         let first = plan(&policy, &observed, Timestamp::UNIX_EPOCH);
         assert!(!is_current(&policy, &first.status));
@@ -96,7 +117,14 @@ mod tests {
         let second = plan(&policy, &observed, later);
         assert!(is_current(&policy, &second.status));
         assert!(second.events.is_empty());
-        let other = plan(&policy, &Observed { bound: 3, simulation: true }, later);
+        let other = plan(
+            &policy,
+            &Observed {
+                bound: 3,
+                simulation: true,
+            },
+            later,
+        );
         assert!(!is_current(&policy, &other.status));
     }
 }

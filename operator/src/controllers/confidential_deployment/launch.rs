@@ -54,7 +54,10 @@ pub(super) fn build_launch(
         immutable: Some(true),
         ..ConfigMap::default()
     };
-    Launch { revision, config_map }
+    Launch {
+        revision,
+        config_map,
+    }
 }
 
 fn build_spec(
@@ -63,7 +66,11 @@ fn build_spec(
     installation: &str,
 ) -> LaunchSpec {
     let spec = &deployment.spec;
-    let fault = spec.machine.simulation.as_ref().and_then(|simulation| simulation.fault);
+    let fault = spec
+        .machine
+        .simulation
+        .as_ref()
+        .and_then(|simulation| simulation.fault);
     LaunchSpec {
         version: LaunchSpec::VERSION,
         shape: valid.shape.clone(),
@@ -74,7 +81,10 @@ fn build_spec(
         ports: spec
             .ports
             .iter()
-            .map(|port| PortForward { pod: port.container_port, guest: port.container_port })
+            .map(|port| PortForward {
+                pod: port.container_port,
+                guest: port.container_port,
+            })
             .collect(),
         console: match spec.console.mode {
             ConsoleMode::None => Console::None,

@@ -75,13 +75,24 @@ pub(super) fn observe(deployment: &ConfidentialDeployment, context: &Context) ->
         other.as_deref() == Some(&namespace) && labels.get(names::DEPLOYMENT_LABEL) == Some(&name)
     };
 
-    let replica_sets = stores.replica_sets.state_filter(|set| ours(set.labels(), set.namespace()));
-    let pods = stores.pods.state_filter(|pod| ours(pod.labels(), pod.namespace()));
+    let replica_sets = stores
+        .replica_sets
+        .state_filter(|set| ours(set.labels(), set.namespace()));
+    let pods = stores
+        .pods
+        .state_filter(|pod| ours(pod.labels(), pod.namespace()));
     let mut revisions_in_use: BTreeSet<String> = BTreeSet::new();
-    revisions_in_use
-        .extend(replica_sets.iter().filter_map(|set| set.labels().get(names::REVISION_LABEL)).cloned());
-    revisions_in_use
-        .extend(pods.iter().filter_map(|pod| pod.labels().get(names::REVISION_LABEL)).cloned());
+    revisions_in_use.extend(
+        replica_sets
+            .iter()
+            .filter_map(|set| set.labels().get(names::REVISION_LABEL))
+            .cloned(),
+    );
+    revisions_in_use.extend(
+        pods.iter()
+            .filter_map(|pod| pod.labels().get(names::REVISION_LABEL))
+            .cloned(),
+    );
 
     let oldest_attestation = pods
         .iter()
@@ -91,7 +102,11 @@ pub(super) fn observe(deployment: &ConfidentialDeployment, context: &Context) ->
         .min();
 
     let broker_service = find(&stores.broker_service, &settings.namespace, names::BROKER);
-    let broker_ca = find(&stores.broker_ca, &settings.namespace, names::BROKER_CA_CONFIG_MAP);
+    let broker_ca = find(
+        &stores.broker_ca,
+        &settings.namespace,
+        names::BROKER_CA_CONFIG_MAP,
+    );
     let broker = broker_service.zip(broker_ca).and_then(|(service, ca)| {
         let cluster_ip = service.spec.as_ref()?.cluster_ip.clone()?;
         let ca = ca.data.as_ref()?.get(names::BROKER_CA_KEY)?.clone();
@@ -101,7 +116,11 @@ pub(super) fn observe(deployment: &ConfidentialDeployment, context: &Context) ->
 
     Observed {
         image: find(&stores.images, &namespace, &deployment.spec.image_ref.name),
-        policy: find(&stores.policies, &namespace, &deployment.spec.policy_ref.name),
+        policy: find(
+            &stores.policies,
+            &namespace,
+            &deployment.spec.policy_ref.name,
+        ),
         workload: find(&stores.workloads, &namespace, &name),
         service: find(&stores.services, &namespace, &name),
         role: find(&stores.roles, &namespace, &role_name(&name)),
@@ -110,7 +129,10 @@ pub(super) fn observe(deployment: &ConfidentialDeployment, context: &Context) ->
             ours(map.labels(), map.namespace()) && is_controlled_by(&map.metadata, &uid)
         }),
         revisions_in_use,
-        pods: pods.into_iter().filter(|pod| !super::status::is_over(pod)).collect(),
+        pods: pods
+            .into_iter()
+            .filter(|pod| !super::status::is_over(pod))
+            .collect(),
         oldest_attestation,
         broker,
         installation: Installation {

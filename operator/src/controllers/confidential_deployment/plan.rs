@@ -47,16 +47,31 @@ pub fn plan(
             .launches
             .iter()
             .find(|seen| seen.name_any() == launch.config_map.name_any());
-        writes.extend(write_for(&launch.config_map, current.map(AsRef::as_ref), None));
+        writes.extend(write_for(
+            &launch.config_map,
+            current.map(AsRef::as_ref),
+            None,
+        ));
         plan_release(deployment, observed, &mut writes, &mut deletes);
         plan_service(deployment, observed, &mut writes, &mut deletes);
         let workload = build_workload(deployment, observed, template);
-        writes.extend(write_for(&workload, observed.workload.as_deref(), Some(REPLICAS)));
+        writes.extend(write_for(
+            &workload,
+            observed.workload.as_deref(),
+            Some(REPLICAS),
+        ));
         deletes.extend(unused_launches(observed, &launch.revision));
     }
     let waiting_on = verdict.as_ref().err().map(|why| why.message.clone());
     let (status, events) = status::status(deployment, observed, verdict.as_ref(), &writes, now);
-    Plan { writes, deletes, status, events, requeue: Requeue::Resync, waiting_on }
+    Plan {
+        writes,
+        deletes,
+        status,
+        events,
+        requeue: Requeue::Resync,
+        waiting_on,
+    }
 }
 
 /// Name of the Role and RoleBinding that let the broker read a deployment's
@@ -74,19 +89,30 @@ fn plan_release(
     deletes: &mut Vec<Orphan>,
 ) {
     let name = deployment.name_any();
-    let secrets: BTreeSet<String> =
-        deployment.spec.secrets.iter().map(|secret| secret.secret_ref.name.clone()).collect();
+    let secrets: BTreeSet<String> = deployment
+        .spec
+        .secrets
+        .iter()
+        .map(|secret| secret.secret_ref.name.clone())
+        .collect();
     if secrets.is_empty() {
         let uid = deployment.uid().unwrap_or_default();
         let bindings = observed.role_binding.iter();
         let bindings = bindings.filter(|binding| is_controlled_by(&binding.metadata, &uid));
         deletes.extend(bindings.map(|binding| Orphan::of(binding.as_ref())));
-        let roles = observed.role.iter().filter(|role| is_controlled_by(&role.metadata, &uid));
+        let roles = observed
+            .role
+            .iter()
+            .filter(|role| is_controlled_by(&role.metadata, &uid));
         deletes.extend(roles.map(|role| Orphan::of(role.as_ref())));
         return;
     }
     let metadata = || {
-        child_metadata(deployment, role_name(&name), &[(names::DEPLOYMENT_LABEL, name.as_str())])
+        child_metadata(
+            deployment,
+            role_name(&name),
+            &[(names::DEPLOYMENT_LABEL, name.as_str())],
+        )
     };
     let role = Role {
         metadata: metadata(),
@@ -142,7 +168,11 @@ fn plan_service(
         })
         .collect();
     let service = Service {
-        metadata: child_metadata(deployment, name.clone(), &[(names::DEPLOYMENT_LABEL, &name)]),
+        metadata: child_metadata(
+            deployment,
+            name.clone(),
+            &[(names::DEPLOYMENT_LABEL, &name)],
+        ),
         spec: Some(ServiceSpec {
             type_: Some("ClusterIP".to_owned()),
             selector: selector(&name).match_labels,
@@ -157,7 +187,10 @@ fn plan_service(
 /// The pods of a deployment.
 pub(super) fn selector(deployment: &str) -> LabelSelector {
     let label = (names::DEPLOYMENT_LABEL.to_owned(), deployment.to_owned());
-    LabelSelector { match_labels: Some([label].into()), ..LabelSelector::default() }
+    LabelSelector {
+        match_labels: Some([label].into()),
+        ..LabelSelector::default()
+    }
 }
 
 fn build_workload(
@@ -166,13 +199,23 @@ fn build_workload(
     template: k8s_openapi::api::core::v1::PodTemplateSpec,
 ) -> Deployment {
     let name = deployment.name_any();
-    let seen = observed.workload.as_ref().and_then(|workload| workload.spec.as_ref());
+    let seen = observed
+        .workload
+        .as_ref()
+        .and_then(|workload| workload.spec.as_ref());
     Deployment {
-        metadata: child_metadata(deployment, name.clone(), &[(names::DEPLOYMENT_LABEL, &name)]),
+        metadata: child_metadata(
+            deployment,
+            name.clone(),
+            &[(names::DEPLOYMENT_LABEL, &name)],
+        ),
         spec: Some(DeploymentSpec {
             // Left alone where nobody says a number: leaving out a field that
             // was applied before would reset it to one.
-            replicas: deployment.spec.replicas.or(seen.and_then(|seen| seen.replicas)),
+            replicas: deployment
+                .spec
+                .replicas
+                .or(seen.and_then(|seen| seen.replicas)),
             selector: selector(&name),
             strategy: Some(DeploymentStrategy {
                 type_: Some("RollingUpdate".to_owned()),
@@ -206,7 +249,11 @@ fn unused_launches(observed: &Observed, current: &str) -> Vec<Orphan> {
     observed
         .launches
         .iter()
-        .filter(|map| map.labels().get(names::REVISION_LABEL).is_none_or(|revision| !in_use(revision)))
+        .filter(|map| {
+            map.labels()
+                .get(names::REVISION_LABEL)
+                .is_none_or(|revision| !in_use(revision))
+        })
         .map(|map| Orphan::of(map.as_ref()))
         .collect()
 }
@@ -224,9 +271,17 @@ pub fn check_plan(plan: &Plan<ConfidentialDeploymentStatus>) {
             names::ATTESTED_GATE,
             "a pod without the gate takes traffic unattested"
         );
-        assert_eq!(pod["automountServiceAccountToken"], false, "a guest's host has no credentials");
-        let reference = pod["volumes"][0]["image"]["reference"].as_str().unwrap_or_default();
-        assert!(reference.contains("@sha256:"), "an artifact by tag is other bytes tomorrow");
+        assert_eq!(
+            pod["automountServiceAccountToken"], false,
+            "a guest's host has no credentials"
+        );
+        let reference = pod["volumes"][0]["image"]["reference"]
+            .as_str()
+            .unwrap_or_default();
+        assert!(
+            reference.contains("@sha256:"),
+            "an artifact by tag is other bytes tomorrow"
+        );
         let annotations = &workload.body["spec"]["template"]["metadata"]["annotations"];
         assert!(
             annotations[names::EXPECTED_DIGEST_ANNOTATION].is_string(),
@@ -242,12 +297,19 @@ pub fn check_plan(plan: &Plan<ConfidentialDeploymentStatus>) {
     for role in of("Role") {
         for rule in role.body["rules"].as_array().into_iter().flatten() {
             let names = rule["resourceNames"].as_array().map_or(0, Vec::len);
-            assert!(names > 0, "a rule without names is every Secret of the namespace");
+            assert!(
+                names > 0,
+                "a rule without names is every Secret of the namespace"
+            );
             assert_eq!(rule["verbs"], serde_json::json!(["get"]));
         }
     }
     for write in &plan.writes {
-        assert!(!write.owner.is_empty(), "{} {} has no owner", write.resource.kind, write.name);
+        assert!(
+            !write.owner.is_empty(),
+            "{} {} has no owner",
+            write.resource.kind,
+            write.name
+        );
     }
 }
-

@@ -68,7 +68,10 @@ pub(super) fn build_pod_template(
         (names::IMAGE_LABEL, deployment.spec.image_ref.name.as_str()),
         (names::REVISION_LABEL, launch.revision.as_str()),
     ];
-    let annotation = (names::EXPECTED_DIGEST_ANNOTATION, valid.expected_digest.to_string());
+    let annotation = (
+        names::EXPECTED_DIGEST_ANNOTATION,
+        valid.expected_digest.to_string(),
+    );
     PodTemplateSpec {
         metadata: Some(ObjectMeta {
             labels: Some(owned(labels)),
@@ -240,23 +243,40 @@ fn build_resources(deployment: &ConfidentialDeployment, valid: &Valid) -> Resour
 
 /// Written as the API server writes it back, or every comparison would differ.
 fn mebibytes(mib: u32) -> String {
-    if mib.is_multiple_of(1024) { format!("{}Gi", mib / 1024) } else { format!("{mib}Mi") }
+    if mib.is_multiple_of(1024) {
+        format!("{}Gi", mib / 1024)
+    } else {
+        format!("{mib}Mi")
+    }
 }
 
 fn millis(millis: u32) -> String {
-    if millis.is_multiple_of(1000) { (millis / 1000).to_string() } else { format!("{millis}m") }
+    if millis.is_multiple_of(1000) {
+        (millis / 1000).to_string()
+    } else {
+        format!("{millis}m")
+    }
 }
 
 fn quantities<const N: usize>(amounts: [(&str, String); N]) -> BTreeMap<String, Quantity> {
-    amounts.into_iter().map(|(name, amount)| (name.to_owned(), Quantity(amount))).collect()
+    amounts
+        .into_iter()
+        .map(|(name, amount)| (name.to_owned(), Quantity(amount)))
+        .collect()
 }
 
 fn owned<const N: usize, V: Into<String>>(pairs: [(&str, V); N]) -> BTreeMap<String, String> {
-    pairs.into_iter().map(|(name, value)| (name.to_owned(), value.into())).collect()
+    pairs
+        .into_iter()
+        .map(|(name, value)| (name.to_owned(), value.into()))
+        .collect()
 }
 
 fn runtime_default() -> SeccompProfile {
-    SeccompProfile { type_: "RuntimeDefault".to_owned(), ..SeccompProfile::default() }
+    SeccompProfile {
+        type_: "RuntimeDefault".to_owned(),
+        ..SeccompProfile::default()
+    }
 }
 
 fn container_port(name: &str, port: u16) -> ContainerPort {

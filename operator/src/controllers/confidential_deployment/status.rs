@@ -58,7 +58,12 @@ pub(super) fn status(
         ),
         Ok(_) => (
             ready(&counts, rolling, &attested),
-            abnormal("Reconciling", rolling, Reason::Progressing, "pods are being made or replaced"),
+            abnormal(
+                "Reconciling",
+                rolling,
+                Reason::Progressing,
+                "pods are being made or replaced",
+            ),
             abnormal("Stalled", false, Reason::UpToDate, ""),
         ),
     };
@@ -67,7 +72,10 @@ pub(super) fn status(
     let conditions = own_conditions(before, &states, deployment.metadata.generation, now);
     let events = transitions(before, &conditions, &NEWSWORTHY, severity);
     let expected = verdict.ok().map(|valid| valid.expected_digest.to_string());
-    let kept = deployment.status.as_ref().and_then(|status| status.expected_digest.clone());
+    let kept = deployment
+        .status
+        .as_ref()
+        .and_then(|status| status.expected_digest.clone());
     let status = ConfidentialDeploymentStatus {
         observed_generation: deployment.metadata.generation,
         replicas: counts.existing,
@@ -78,7 +86,11 @@ pub(super) fn status(
             ready: format!("{}/{}", counts.ready, counts.wanted),
             attested: format!("{}/{}", counts.attested, counts.wanted),
         }),
-        selector: Some(format!("{}={}", names::DEPLOYMENT_LABEL, deployment.name_any())),
+        selector: Some(format!(
+            "{}={}",
+            names::DEPLOYMENT_LABEL,
+            deployment.name_any()
+        )),
         // While a change cannot be planned, what runs is what was.
         expected_digest: expected.or(kept.filter(|_| observed.workload.is_some())),
         oldest_attestation: observed.oldest_attestation.map(Time),
@@ -88,7 +100,11 @@ pub(super) fn status(
 }
 
 fn conditions_of(deployment: &ConfidentialDeployment) -> &[Condition] {
-    deployment.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default()
+    deployment
+        .status
+        .as_ref()
+        .map(|status| status.conditions.as_slice())
+        .unwrap_or_default()
 }
 
 fn count(deployment: &ConfidentialDeployment, observed: &Observed) -> Counts {
@@ -98,11 +114,19 @@ fn count(deployment: &ConfidentialDeployment, observed: &Observed) -> Counts {
     let generation = workload.and_then(|workload| workload.metadata.generation);
     let attested = observed.pods.iter().filter(|pod| is_attested(pod)).count();
     Counts {
-        wanted: deployment.spec.replicas.or(spec.and_then(|spec| spec.replicas)).unwrap_or(1),
+        wanted: deployment
+            .spec
+            .replicas
+            .or(spec.and_then(|spec| spec.replicas))
+            .unwrap_or(1),
         existing: status.and_then(|status| status.replicas).unwrap_or(0),
-        updated: status.and_then(|status| status.updated_replicas).unwrap_or(0),
+        updated: status
+            .and_then(|status| status.updated_replicas)
+            .unwrap_or(0),
         ready: status.and_then(|status| status.ready_replicas).unwrap_or(0),
-        available: status.and_then(|status| status.available_replicas).unwrap_or(0),
+        available: status
+            .and_then(|status| status.available_replicas)
+            .unwrap_or(0),
         attested: i32::try_from(attested).unwrap_or(i32::MAX),
         observed: status.is_some_and(|status| status.observed_generation >= generation),
     }
@@ -115,7 +139,10 @@ pub(super) fn is_attested(pod: &Pod) -> bool {
 
 /// Whether the pod has ended or is about to.
 pub(super) fn is_over(pod: &Pod) -> bool {
-    let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
+    let phase = pod
+        .status
+        .as_ref()
+        .and_then(|status| status.phase.as_deref());
     pod.metadata.deletion_timestamp.is_some() || matches!(phase, Some("Succeeded" | "Failed"))
 }
 
@@ -127,7 +154,11 @@ fn attested(counts: &Counts, observed: &Observed) -> ConditionState {
         .filter(|(_, gate)| gate.status != "True")
         .map(|(pod, gate)| {
             let reason = gate.reason.as_deref().unwrap_or_default();
-            (reason, pod.name_any(), gate.message.clone().unwrap_or_default())
+            (
+                reason,
+                pod.name_any(),
+                gate.message.clone().unwrap_or_default(),
+            )
         })
         .collect();
     closed.sort();
@@ -143,15 +174,28 @@ fn attested(counts: &Counts, observed: &Observed) -> ConditionState {
         } else {
             format!("pod {pod}: {reason}: {message}")
         };
-        return state("Attested", false, Reason::AttestationRejected.as_str(), text);
+        return state(
+            "Attested",
+            false,
+            Reason::AttestationRejected.as_str(),
+            text,
+        );
     }
     if let Some((_, pod, message)) = closed.iter().find(|(reason, ..)| *reason == expired) {
         let text = format!("pod {pod}: {message}");
         return state("Attested", false, Reason::AttestationExpired.as_str(), text);
     }
     if counts.attested < counts.wanted {
-        let text = format!("{} of {} guests have attested", counts.attested, counts.wanted);
-        return state("Attested", false, Reason::AwaitingAttestation.as_str(), text);
+        let text = format!(
+            "{} of {} guests have attested",
+            counts.attested, counts.wanted
+        );
+        return state(
+            "Attested",
+            false,
+            Reason::AwaitingAttestation.as_str(),
+            text,
+        );
     }
     let text = match counts.wanted {
         0 => "no guests are wanted".to_owned(),
@@ -161,7 +205,10 @@ fn attested(counts: &Counts, observed: &Observed) -> ConditionState {
 }
 
 fn available(counts: &Counts) -> ConditionState {
-    let text = format!("{} of {} guests are available", counts.available, counts.wanted);
+    let text = format!(
+        "{} of {} guests are available",
+        counts.available, counts.wanted
+    );
     if counts.available >= counts.wanted {
         state("Available", true, Reason::AllReplicasReady.as_str(), text)
     } else {
@@ -226,11 +273,16 @@ fn abnormal(type_: &'static str, holds: bool, reason: Reason, message: &str) -> 
 /// tells, not Ready again.
 fn severity(condition: &Condition) -> Severity {
     let among = |reasons: &[Reason]| {
-        reasons.iter().any(|reason| reason.as_str() == condition.reason)
+        reasons
+            .iter()
+            .any(|reason| reason.as_str() == condition.reason)
     };
     let refused = among(&[Reason::AttestationRejected, Reason::AttestationExpired]);
-    if among(&[Reason::Progressing, Reason::AwaitingAttestation, Reason::ReplicasNotReady])
-        || (refused && condition.type_ == "Ready")
+    if among(&[
+        Reason::Progressing,
+        Reason::AwaitingAttestation,
+        Reason::ReplicasNotReady,
+    ]) || (refused && condition.type_ == "Ready")
     {
         Severity::Quiet
     } else if condition.status == "True"
@@ -266,7 +318,9 @@ pub(super) fn blame(
     ];
     let before = conditions_of(deployment);
     let blamed = own_conditions(before, &states, deployment.metadata.generation, now);
-    plan.status.conditions.retain(|old| blamed.iter().all(|new| new.type_ != old.type_));
+    plan.status
+        .conditions
+        .retain(|old| blamed.iter().all(|new| new.type_ != old.type_));
     plan.status.conditions.extend(blamed);
     plan.status.conditions.sort_by(|a, b| a.type_.cmp(&b.type_));
     plan.events = transitions(before, &plan.status.conditions, &NEWSWORTHY, severity);

@@ -58,7 +58,10 @@ fn written<K: DeserializeOwned>(plan: &DeploymentPlan, kind: &str) -> Option<K> 
 }
 
 fn kinds(plan: &DeploymentPlan) -> Vec<&str> {
-    plan.writes.iter().map(|write| write.resource.kind.as_str()).collect()
+    plan.writes
+        .iter()
+        .map(|write| write.resource.kind.as_str())
+        .collect()
 }
 
 /// What a reconciliation sees after `plan` was carried out.
@@ -67,7 +70,11 @@ fn after(mut observed: Observed, plan: &DeploymentPlan) -> Observed {
         if let Some(object) = written::<K>(plan, kind) {
             *seen = Some(Arc::new(object));
         }
-        if plan.deletes.iter().any(|orphan| orphan.resource.kind == kind) {
+        if plan
+            .deletes
+            .iter()
+            .any(|orphan| orphan.resource.kind == kind)
+        {
             *seen = None;
         }
     }
@@ -75,8 +82,14 @@ fn after(mut observed: Observed, plan: &DeploymentPlan) -> Observed {
     update::<Role>(&mut observed.role, plan, "Role");
     update::<RoleBinding>(&mut observed.role_binding, plan, "RoleBinding");
     update::<Deployment>(&mut observed.workload, plan, "Deployment");
-    observed.launches.extend(written::<ConfigMap>(plan, "ConfigMap").map(Arc::new));
-    observed.launches.retain(|map| plan.deletes.iter().all(|orphan| orphan.name != map.name_any()));
+    observed
+        .launches
+        .extend(written::<ConfigMap>(plan, "ConfigMap").map(Arc::new));
+    observed.launches.retain(|map| {
+        plan.deletes
+            .iter()
+            .all(|orphan| orphan.name != map.name_any())
+    });
     observed
 }
 
@@ -119,7 +132,12 @@ fn one_mistake_is_one_reason() {
             Reason::SpecInvalid,
             "whole number of MiB",
         ),
-        ("no vcpus", |d, _| d.spec.machine.vcpus = 0, Reason::SpecInvalid, "spec.machine.vcpus"),
+        (
+            "no vcpus",
+            |d, _| d.spec.machine.vcpus = 0,
+            Reason::SpecInvalid,
+            "spec.machine.vcpus",
+        ),
         (
             "CPU model",
             |d, _| d.spec.machine.cpu_model = "EPYC-v9".to_owned(),
@@ -151,7 +169,10 @@ fn one_mistake_is_one_reason() {
         (
             "service port twice",
             |d, _| {
-                let again = ServicePortSpec { name: "http".to_owned(), port: 80 };
+                let again = ServicePortSpec {
+                    name: "http".to_owned(),
+                    port: 80,
+                };
                 d.spec.service.as_mut().unwrap().ports.push(again);
             },
             Reason::SpecInvalid,
@@ -172,7 +193,9 @@ fn one_mistake_is_one_reason() {
                         name: "web-password".to_owned(),
                         key: "other".to_owned(),
                     },
-                    target: SecretTarget { path: "/run/secrets/password/other".to_owned() },
+                    target: SecretTarget {
+                        path: "/run/secrets/password/other".to_owned(),
+                    },
                 });
             },
             Reason::SpecInvalid,
@@ -184,7 +207,12 @@ fn one_mistake_is_one_reason() {
             Reason::SpecInvalid,
             "spec.secrets[token]",
         ),
-        ("no policy", |_, o| o.policy = None, Reason::PolicyMissing, "demo"),
+        (
+            "no policy",
+            |_, o| o.policy = None,
+            Reason::PolicyMissing,
+            "demo",
+        ),
         (
             "TEE not in the policy",
             |_, o| {
@@ -201,7 +229,12 @@ fn one_mistake_is_one_reason() {
             Reason::SimulationDisabled,
             "simulation enabled",
         ),
-        ("no image", |_, o| o.image = None, Reason::ImageMissing, "web-1"),
+        (
+            "no image",
+            |_, o| o.image = None,
+            Reason::ImageMissing,
+            "web-1",
+        ),
         (
             "image without status",
             |_, o| o.image = Some(Arc::new(fixtures::new_image())),
@@ -251,7 +284,12 @@ fn one_mistake_is_one_reason() {
             Reason::ImageNotReady,
             "malformed",
         ),
-        ("no broker", |_, o| o.broker = None, Reason::BrokerNotReady, "assay-system"),
+        (
+            "no broker",
+            |_, o| o.broker = None,
+            Reason::BrokerNotReady,
+            "assay-system",
+        ),
     ];
     for (name, change, reason, hint) in table {
         let (mut deployment, mut observed) = good();
@@ -263,7 +301,11 @@ fn one_mistake_is_one_reason() {
         let plan = planned(&deployment, &observed);
         assert!(plan.writes.is_empty() && plan.deletes.is_empty(), "{name}");
         let (status, ready) = condition(&plan.status, "Ready");
-        assert_eq!((status.as_str(), ready.as_str()), ("False", reason.as_str()), "{name}");
+        assert_eq!(
+            (status.as_str(), ready.as_str()),
+            ("False", reason.as_str()),
+            "{name}"
+        );
         let (stalled, _) = condition(&plan.status, "Stalled");
         let (reconciling, _) = condition(&plan.status, "Reconciling");
         assert_ne!(stalled, reconciling, "{name}: it is the one or the other");
@@ -272,12 +314,29 @@ fn one_mistake_is_one_reason() {
 
 #[test]
 fn amounts_of_memory_are_read_as_kubernetes_writes_them() {
-    for (text, mib) in [("512Mi", 512), ("1Gi", 1024), ("536870912", 512), ("1048576Ki", 1024)] {
+    for (text, mib) in [
+        ("512Mi", 512),
+        ("1Gi", 1024),
+        ("536870912", 512),
+        ("1048576Ki", 1024),
+    ] {
         let (mut deployment, observed) = good();
         deployment.spec.machine.memory = Quantity(text.to_owned());
-        assert_eq!(validate(&deployment, &observed).unwrap().memory_mib, mib, "{text}");
+        assert_eq!(
+            validate(&deployment, &observed).unwrap().memory_mib,
+            mib,
+            "{text}"
+        );
     }
-    for text in ["", "-1Gi", "1.5Gi", "1e9", "2Pi", "99999999999999999999Gi", "2Ti"] {
+    for text in [
+        "",
+        "-1Gi",
+        "1.5Gi",
+        "1e9",
+        "2Pi",
+        "99999999999999999999Gi",
+        "2Ti",
+    ] {
         let (mut deployment, observed) = good();
         deployment.spec.machine.memory = Quantity(text.to_owned());
         assert!(validate(&deployment, &observed).is_err(), "{text}");
@@ -288,8 +347,14 @@ fn amounts_of_memory_are_read_as_kubernetes_writes_them() {
 fn children_come_in_the_order_that_pods_need_them() {
     let (deployment, observed) = good();
     let plan = planned(&deployment, &observed);
-    assert_eq!(kinds(&plan), ["ConfigMap", "Role", "RoleBinding", "Service", "Deployment"]);
-    assert_eq!(condition(&plan.status, "Ready"), ("False".to_owned(), "Progressing".to_owned()));
+    assert_eq!(
+        kinds(&plan),
+        ["ConfigMap", "Role", "RoleBinding", "Service", "Deployment"]
+    );
+    assert_eq!(
+        condition(&plan.status, "Ready"),
+        ("False".to_owned(), "Progressing".to_owned())
+    );
     assert_eq!(plan.status.expected_digest, Some(fixtures::row().digest));
 }
 
@@ -319,14 +384,24 @@ fn a_plan_that_was_applied_plans_nothing() {
     deployment.status = Some(second.status);
     let third = planned(&deployment, &observed);
     assert!(!status::is_current(&deployment, &third.status));
-    assert_eq!(condition(&third.status, "Ready"), ("True".to_owned(), "AllReplicasReady".to_owned()));
+    assert_eq!(
+        condition(&third.status, "Ready"),
+        ("True".to_owned(), "AllReplicasReady".to_owned())
+    );
     assert_eq!(
         condition(&third.status, "HardwareBacked"),
         ("False".to_owned(), "Simulated".to_owned())
     );
     let summary = third.status.summary.clone().unwrap();
-    assert_eq!((summary.ready.as_str(), summary.attested.as_str()), ("2/2", "2/2"));
-    let told: Vec<&str> = third.events.iter().map(|note| note.reason.as_str()).collect();
+    assert_eq!(
+        (summary.ready.as_str(), summary.attested.as_str()),
+        ("2/2", "2/2")
+    );
+    let told: Vec<&str> = third
+        .events
+        .iter()
+        .map(|note| note.reason.as_str())
+        .collect();
     assert_eq!(told, ["AllReplicasReady", "AllReplicasFresh"]);
 
     deployment.status = Some(third.status);
@@ -349,14 +424,25 @@ fn drift_of_a_child_is_repaired() {
 
     let mut drifted = settled.clone();
     let mut workload = settled.workload.as_deref().unwrap().clone();
-    workload.spec.as_mut().unwrap().template.spec.as_mut().unwrap().readiness_gates = None;
+    workload
+        .spec
+        .as_mut()
+        .unwrap()
+        .template
+        .spec
+        .as_mut()
+        .unwrap()
+        .readiness_gates = None;
     drifted.workload = Some(Arc::new(workload));
     assert_eq!(kinds(&planned(&deployment, &drifted)), ["Deployment"]);
 
     let mut drifted = settled;
     drifted.service = None;
     drifted.launches.clear();
-    assert_eq!(kinds(&planned(&deployment, &drifted)), ["ConfigMap", "Service"]);
+    assert_eq!(
+        kinds(&planned(&deployment, &drifted)),
+        ["ConfigMap", "Service"]
+    );
 }
 
 #[test]
@@ -365,13 +451,20 @@ fn replicas_belong_to_whoever_scales() {
     deployment.spec.replicas = None;
     let first = planned(&deployment, &observed);
     let created: Deployment = written(&first, "Deployment").unwrap();
-    assert_eq!(created.spec.as_ref().unwrap().replicas, None, "the API server's default of one");
+    assert_eq!(
+        created.spec.as_ref().unwrap().replicas,
+        None,
+        "the API server's default of one"
+    );
 
     let mut observed = after(observed, &first);
     let mut scaled = created;
     scaled.spec.as_mut().unwrap().replicas = Some(7);
     observed.workload = Some(Arc::new(scaled));
-    assert!(planned(&deployment, &observed).writes.is_empty(), "scaling is no drift");
+    assert!(
+        planned(&deployment, &observed).writes.is_empty(),
+        "scaling is no drift"
+    );
 
     deployment.spec.replicas = Some(3);
     let plan = planned(&deployment, &observed);
@@ -387,10 +480,19 @@ fn what_is_no_longer_wanted_is_deleted() {
     deployment.spec.readiness = None;
     deployment.spec.secrets.clear();
     let plan = planned(&deployment, &settled);
-    let gone: Vec<&str> = plan.deletes.iter().map(|o| o.resource.kind.as_str()).collect();
+    let gone: Vec<&str> = plan
+        .deletes
+        .iter()
+        .map(|o| o.resource.kind.as_str())
+        .collect();
     assert_eq!(gone, ["RoleBinding", "Role", "Service"]);
     let settled = after(settled, &plan);
-    assert!(planned(&deployment, &settled).deletes.iter().all(|o| o.resource.kind == "ConfigMap"));
+    assert!(
+        planned(&deployment, &settled)
+            .deletes
+            .iter()
+            .all(|o| o.resource.kind == "ConfigMap")
+    );
 }
 
 #[test]
@@ -404,7 +506,10 @@ fn a_launch_config_map_lives_as_long_as_something_names_it() {
 
     let roll = planned(&deployment, &observed);
     assert_eq!(kinds(&roll), ["ConfigMap", "Deployment"]);
-    assert!(roll.deletes.is_empty(), "old pods need the old specification");
+    assert!(
+        roll.deletes.is_empty(),
+        "old pods need the old specification"
+    );
 
     let mut observed = after(observed, &roll);
     observed.revisions_in_use.clear();
@@ -416,8 +521,9 @@ fn a_launch_config_map_lives_as_long_as_something_names_it() {
 #[test]
 fn the_launch_specification_is_what_the_launcher_reads() {
     let (mut deployment, observed) = good();
-    deployment.spec.machine.simulation =
-        Some(SimulationSpec { fault: Some(SimulatedFault::TamperedKernelRehashed) });
+    deployment.spec.machine.simulation = Some(SimulationSpec {
+        fault: Some(SimulatedFault::TamperedKernelRehashed),
+    });
     let plan = planned(&deployment, &observed);
     let map: ConfigMap = written(&plan, "ConfigMap").unwrap();
     assert_eq!(map.immutable, Some(true));
@@ -425,12 +531,21 @@ fn the_launch_specification_is_what_the_launcher_reads() {
     assert_eq!(launch.version, LaunchSpec::VERSION);
     assert_eq!(launch.expected_digest.to_string(), fixtures::row().digest);
     assert_eq!(launch.memory_mib, 512);
-    assert_eq!(launch.instance.verifier.url, "https://assay-broker.assay-system.svc:8443");
+    assert_eq!(
+        launch.instance.verifier.url,
+        "https://assay-broker.assay-system.svc:8443"
+    );
     assert_eq!(launch.instance.verifier.addresses, ["10.96.0.7:8443"]);
-    assert_eq!(launch.instance.policy_hash, fixtures::policy().spec.hash().unwrap());
+    assert_eq!(
+        launch.instance.policy_hash,
+        fixtures::policy().spec.hash().unwrap()
+    );
     assert_eq!(launch.instance.attestation_interval_seconds, 600);
     assert_eq!(launch.instance.resources[0].path, "/run/secrets/password");
-    assert_eq!(launch.simulation.unwrap().fault, Some(Fault::TamperedKernelRehashed));
+    assert_eq!(
+        launch.simulation.unwrap().fault,
+        Some(Fault::TamperedKernelRehashed)
+    );
 }
 
 #[test]
@@ -460,15 +575,30 @@ fn the_status_tells_why_a_guest_is_refused() {
     let revoked = fixtures::pod_with_gate("False", "ImageRevoked", "web-1 is revoked", at(1));
     let table = [
         (vec![waiting.clone()], "AwaitingAttestation", "0 of 2"),
-        (vec![waiting.clone(), expired.clone()], "AttestationExpired", "pod web-abc: expired"),
-        (vec![expired, rejected], "AttestationRejected", "pod web-abc: Measurement: x"),
-        (vec![waiting, revoked], "AttestationRejected", "pod web-abc: ImageRevoked: web-1 is"),
+        (
+            vec![waiting.clone(), expired.clone()],
+            "AttestationExpired",
+            "pod web-abc: expired",
+        ),
+        (
+            vec![expired, rejected],
+            "AttestationRejected",
+            "pod web-abc: Measurement: x",
+        ),
+        (
+            vec![waiting, revoked],
+            "AttestationRejected",
+            "pod web-abc: ImageRevoked: web-1 is",
+        ),
     ];
     for (pods, reason, hint) in table {
         observed.pods = pods.into_iter().map(Arc::new).collect();
         let plan = planned(&deployment, &observed);
         let attested = conditions::find(&plan.status.conditions, "Attested").unwrap();
-        assert_eq!((attested.status.as_str(), attested.reason.as_str()), ("False", reason));
+        assert_eq!(
+            (attested.status.as_str(), attested.reason.as_str()),
+            ("False", reason)
+        );
         assert!(attested.message.contains(hint), "{}", attested.message);
     }
 }
@@ -491,13 +621,22 @@ fn pods_match_their_golden_form() {
 
 /// Compares the planned pod template with a file; `BLESS=1` writes the file.
 fn golden(file: &str, plan: &DeploymentPlan) {
-    let write = plan.writes.iter().find(|write| write.resource.kind == "Deployment").unwrap();
+    let write = plan
+        .writes
+        .iter()
+        .find(|write| write.resource.kind == "Deployment")
+        .unwrap();
     let mut actual = serde_json::to_string_pretty(&write.body["spec"]["template"]).unwrap();
     actual.push('\n');
-    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(file);
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/golden")
+        .join(file);
     if std::env::var_os("BLESS").is_some() {
         std::fs::write(&path, &actual).unwrap();
     }
     let expected = std::fs::read_to_string(&path).unwrap_or_default();
-    assert_eq!(actual, expected, "{file}: run with BLESS=1 and review the difference");
+    assert_eq!(
+        actual, expected,
+        "{file}: run with BLESS=1 and review the difference"
+    );
 }

@@ -61,9 +61,16 @@ pub struct Rejection {
 fn reject<T>(reason: Reason, message: impl Into<String>) -> Result<T, Rejection> {
     let stalled = !matches!(
         reason,
-        Reason::ImageMissing | Reason::ImageNotReady | Reason::PolicyMissing | Reason::BrokerNotReady
+        Reason::ImageMissing
+            | Reason::ImageNotReady
+            | Reason::PolicyMissing
+            | Reason::BrokerNotReady
     );
-    Err(Rejection { reason, message: message.into(), stalled })
+    Err(Rejection {
+        reason,
+        message: message.into(),
+        stalled,
+    })
 }
 
 /// Checks a deployment against itself, its image, its policy and the
@@ -114,7 +121,10 @@ pub fn validate(
     };
     check_release(deployment, policy)?;
     let Ok(policy_hash) = policy.spec.hash() else {
-        return reject(Reason::SpecInvalid, "the AttestationPolicy has no canonical form");
+        return reject(
+            Reason::SpecInvalid,
+            "the AttestationPolicy has no canonical form",
+        );
     };
 
     let Some(image) = observed.image.as_deref() else {
@@ -132,7 +142,12 @@ pub fn validate(
             format!(
                 "MeasuredImage {} is revoked ({}): change spec.imageRef",
                 spec.image_ref.name,
-                image.spec.lifecycle.reason.as_deref().unwrap_or("no reason given")
+                image
+                    .spec
+                    .lifecycle
+                    .reason
+                    .as_deref()
+                    .unwrap_or("no reason given")
             ),
         );
     }
@@ -142,8 +157,10 @@ pub fn validate(
             format!("MeasuredImage {}: {why}", spec.image_ref.name),
         )
     };
-    let Some((status, artifact)) =
-        image.status.as_ref().and_then(|status| Some((status, status.artifact.as_ref()?)))
+    let Some((status, artifact)) = image
+        .status
+        .as_ref()
+        .and_then(|status| Some((status, status.artifact.as_ref()?)))
     else {
         return not_ready("the artifact is not ready yet");
     };
@@ -171,7 +188,11 @@ pub fn validate(
         );
     };
     let pull_secret = image.spec.source.build.as_ref().and_then(|build| {
-        build.output.secret_ref.as_ref().map(|secret| secret.name.clone())
+        build
+            .output
+            .secret_ref
+            .as_ref()
+            .map(|secret| secret.name.clone())
     });
     Ok(Valid {
         shape,
@@ -249,9 +270,13 @@ fn check_names(deployment: &ConfidentialDeployment) -> Result<(), Rejection> {
     for secret in &spec.secrets {
         let path = secret.target.path.as_str();
         let below = |dir: &str, path: &str| {
-            path.strip_prefix(dir).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+            path.strip_prefix(dir)
+                .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
         };
-        if paths.iter().any(|other| below(other, path) || below(path, other)) {
+        if paths
+            .iter()
+            .any(|other| below(other, path) || below(path, other))
+        {
             return invalid(format!(
                 "spec.secrets[{}].target.path: {path} collides with another secret's path; \
                  choose another",
@@ -268,7 +293,12 @@ fn check_release(
     policy: &assay_crds::v1alpha1::AttestationPolicy,
 ) -> Result<(), Rejection> {
     let released = |name: &str| policy.spec.release.iter().any(|rule| rule.resource == name);
-    match deployment.spec.secrets.iter().find(|secret| !released(&secret.name)) {
+    match deployment
+        .spec
+        .secrets
+        .iter()
+        .find(|secret| !released(&secret.name))
+    {
         None => Ok(()),
         Some(secret) => invalid(format!(
             "spec.secrets[{}]: AttestationPolicy {} has no release rule for it, so no guest would \
@@ -280,7 +310,9 @@ fn check_release(
 
 fn is_dns_label(name: &str) -> bool {
     let edge = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
-    name.bytes().next().is_some_and(|byte| byte.is_ascii_lowercase())
+    name.bytes()
+        .next()
+        .is_some_and(|byte| byte.is_ascii_lowercase())
         && name.bytes().next_back().is_some_and(edge)
         && name.bytes().all(|byte| edge(byte) || byte == b'-')
 }
@@ -346,18 +378,19 @@ fn bytes_of(text: &str) -> Option<u64> {
     number.parse::<u64>().ok()?.checked_mul(unit)
 }
 
-fn files(
-    artifact: &assay_crds::v1alpha1::measured_image::ArtifactStatus,
-) -> Option<ArtifactFiles> {
+fn files(artifact: &assay_crds::v1alpha1::measured_image::ArtifactStatus) -> Option<ArtifactFiles> {
     let file = |file: &assay_crds::v1alpha1::measured_image::ArtifactFile| {
-        Some(FileRef { path: file.path.clone(), sha256: file.sha256.parse().ok()? })
+        Some(FileRef {
+            path: file.path.clone(),
+            sha256: file.sha256.parse().ok()?,
+        })
     };
     Some(ArtifactFiles {
         uki: file(&artifact.uki)?,
         firmware: file(&artifact.firmware)?,
-        root_disk: artifact
-            .root_disk
-            .as_ref()
-            .map(|disk| RootDisk { path: disk.path.clone(), serial: disk.serial.clone() }),
+        root_disk: artifact.root_disk.as_ref().map(|disk| RootDisk {
+            path: disk.path.clone(),
+            serial: disk.serial.clone(),
+        }),
     })
 }

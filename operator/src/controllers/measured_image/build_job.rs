@@ -74,11 +74,17 @@ pub(super) fn build_recipe(source: &BuildSource) -> Recipe {
     let assay_crds::v1alpha1::measured_image::Layout::DmVerity = source.layout;
     Recipe {
         version: Recipe::VERSION,
-        rootfs: ImageSource { image: source.rootfs.image.clone() },
-        boot_kit: ImageSource { image: source.boot_kit.image.clone() },
+        rootfs: ImageSource {
+            image: source.rootfs.image.clone(),
+        },
+        boot_kit: ImageSource {
+            image: source.boot_kit.image.clone(),
+        },
         layout: Layout::DmVerity,
         cmdline: source.extra_cmdline.clone(),
-        output: Output { repository: source.output.repository.clone() },
+        output: Output {
+            repository: source.output.repository.clone(),
+        },
     }
 }
 
@@ -88,7 +94,11 @@ pub(super) fn job_name(image: &MeasuredImage, source: &BuildSource) -> String {
     // A source has string keys only, so it always has a canonical form.
     let identity = encode_canonical(&(&name, source)).unwrap_or_default();
     let digest = Sha256Digest::of(&identity).to_hex();
-    let prefix: String = name.replace('.', "-").chars().take(MAX_PREFIX_LEN).collect();
+    let prefix: String = name
+        .replace('.', "-")
+        .chars()
+        .take(MAX_PREFIX_LEN)
+        .collect();
     let digest = digest.get(..8).unwrap_or_default();
     format!("{}-build-{digest}", prefix.trim_end_matches('-'))
 }
@@ -120,9 +130,7 @@ pub(super) fn build_job(
             active_deadline_seconds: Some(DEADLINE_SECONDS),
             template: PodTemplateSpec {
                 metadata: Some(ObjectMeta {
-                    labels: Some(
-                        [(names::IMAGE_LABEL.to_owned(), image_name.clone())].into(),
-                    ),
+                    labels: Some([(names::IMAGE_LABEL.to_owned(), image_name.clone())].into()),
                     ..ObjectMeta::default()
                 }),
                 spec: Some(build_pod(&name, source, builder_image, plain_http)),
@@ -169,9 +177,15 @@ fn build_pod(
             ..Volume::default()
         },
     ];
-    let mut mounts = vec![mount("recipe", RECIPE_DIR, true), mount("tmp", "/tmp", false)];
+    let mut mounts = vec![
+        mount("recipe", RECIPE_DIR, true),
+        mount("tmp", "/tmp", false),
+    ];
     if let Some(secret) = &source.output.secret_ref {
-        args.extend(["--docker-config".to_owned(), format!("{DOCKER_DIR}/config.json")]);
+        args.extend([
+            "--docker-config".to_owned(),
+            format!("{DOCKER_DIR}/config.json"),
+        ]);
         mounts.push(mount("docker", DOCKER_DIR, true));
         volumes.push(Volume {
             name: "docker".to_owned(),
@@ -188,10 +202,15 @@ fn build_pod(
         });
     }
     let amounts = |pairs: &[(&str, &str)]| -> BTreeMap<String, Quantity> {
-        pairs.iter().map(|(k, v)| ((*k).to_owned(), Quantity((*v).to_owned()))).collect()
+        pairs
+            .iter()
+            .map(|(k, v)| ((*k).to_owned(), Quantity((*v).to_owned())))
+            .collect()
     };
-    let seccomp_profile =
-        Some(SeccompProfile { type_: "RuntimeDefault".to_owned(), ..SeccompProfile::default() });
+    let seccomp_profile = Some(SeccompProfile {
+        type_: "RuntimeDefault".to_owned(),
+        ..SeccompProfile::default()
+    });
     PodSpec {
         automount_service_account_token: Some(false),
         enable_service_links: Some(false),
@@ -249,7 +268,11 @@ fn mount(name: &str, path: &str, read_only: bool) -> VolumeMount {
 /// Whether a Job ended, and how.
 pub(super) fn ended(job: &Job) -> Option<bool> {
     let conditions = job.status.as_ref()?.conditions.as_deref()?;
-    let holds = |type_: &str| conditions.iter().any(|c| c.type_ == type_ && c.status == "True");
+    let holds = |type_: &str| {
+        conditions
+            .iter()
+            .any(|c| c.type_ == type_ && c.status == "True")
+    };
     if holds("Complete") {
         Some(true)
     } else if holds("Failed") {
@@ -263,11 +286,19 @@ pub(super) fn ended(job: &Job) -> Option<bool> {
 pub(super) fn parse_report(succeeded: bool, job: &Job, pods: &[Pod]) -> BuildReport {
     let mut said: Vec<(Option<jiff::Timestamp>, i32, &str)> = pods
         .iter()
-        .flat_map(|pod| pod.status.iter().flat_map(|status| status.container_statuses.iter().flatten()))
+        .flat_map(|pod| {
+            pod.status
+                .iter()
+                .flat_map(|status| status.container_statuses.iter().flatten())
+        })
         .filter_map(|container| container.state.as_ref()?.terminated.as_ref())
         .map(|end| {
             let finished = end.finished_at.as_ref().map(|time| time.0);
-            (finished, end.exit_code, end.message.as_deref().unwrap_or_default().trim())
+            (
+                finished,
+                end.exit_code,
+                end.message.as_deref().unwrap_or_default().trim(),
+            )
         })
         .filter(|(_, code, _)| (*code == 0) == succeeded)
         .collect();
@@ -284,7 +315,10 @@ pub(super) fn parse_report(succeeded: bool, job: &Job, pods: &[Pod]) -> BuildRep
         };
     }
     let words = match last {
-        Some(message) => match serde_json::from_str::<Words>(message).ok().and_then(|r| r.error) {
+        Some(message) => match serde_json::from_str::<Words>(message)
+            .ok()
+            .and_then(|r| r.error)
+        {
             Some(error) => error,
             // Without a result these are the last lines of the log.
             None if !message.is_empty() => message.to_owned(),

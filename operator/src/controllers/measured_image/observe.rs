@@ -55,7 +55,10 @@ pub(super) async fn observe(
     let namespace = image.namespace().unwrap_or_default();
     let source = image.spec.source.build.as_ref();
     let job_name = source.map(|source| job_name(image, source));
-    let has_artifact = image.status.as_ref().is_some_and(|status| status.artifact.is_some());
+    let has_artifact = image
+        .status
+        .as_ref()
+        .is_some_and(|status| status.artifact.is_some());
 
     let build = match &job_name {
         Some(job_name) if !has_artifact => {
@@ -83,11 +86,18 @@ async fn progress(
     namespace: &str,
     context: &Context,
 ) -> Result<BuildProgress, Failure> {
-    let Some(job) = job else { return Ok(BuildProgress::Absent) };
-    if !is_controlled_by(&job.metadata, image.metadata.uid.as_deref().unwrap_or_default()) {
+    let Some(job) = job else {
+        return Ok(BuildProgress::Absent);
+    };
+    if !is_controlled_by(
+        &job.metadata,
+        image.metadata.uid.as_deref().unwrap_or_default(),
+    ) {
         return Ok(BuildProgress::Foreign);
     }
-    let Some(succeeded) = ended(job) else { return Ok(BuildProgress::Running) };
+    let Some(succeeded) = ended(job) else {
+        return Ok(BuildProgress::Running);
+    };
     let pods: Api<Pod> = Api::namespaced(context.client.clone(), namespace);
     let selector = ListParams::default().labels(&format!("{JOB_NAME_LABEL}={}", job.name_any()));
     let pods = pods.list(&selector).await.map_err(|source| Failure {
@@ -95,7 +105,11 @@ async fn progress(
         retry: true,
         source: Box::new(source),
     })?;
-    Ok(BuildProgress::Ended(parse_report(succeeded, job, &pods.items)))
+    Ok(BuildProgress::Ended(parse_report(
+        succeeded,
+        job,
+        &pods.items,
+    )))
 }
 
 /// Shapes of deployments that name the image, and of revisions that still run:
@@ -123,7 +137,12 @@ fn requested(image: &MeasuredImage, context: &Context) -> (BTreeSet<LaunchShape>
     });
     let running = launches.iter().filter_map(|map| {
         let document = map.data.as_ref()?.get(LAUNCH_SPEC_KEY)?;
-        serde_json::from_str::<LaunchSpec>(document).ok().map(|launch| launch.shape)
+        serde_json::from_str::<LaunchSpec>(document)
+            .ok()
+            .map(|launch| launch.shape)
     });
-    (asked.chain(running).filter(allowed).collect(), deployments.len())
+    (
+        asked.chain(running).filter(allowed).collect(),
+        deployments.len(),
+    )
 }

@@ -4,9 +4,7 @@ use assay_crds::v1alpha1::measured_image::{MeasuredImageReason as Reason, Source
 use assay_crds::v1alpha1::{MeasuredImage, MeasuredImageStatus};
 use jiff::Timestamp;
 
-use super::build_job::{
-    BuildProgress, BuildReport, build_job, build_recipe_config_map, job_name,
-};
+use super::build_job::{BuildProgress, BuildReport, build_job, build_recipe_config_map, job_name};
 use super::observe::Observed;
 use super::status::{self, Blocked};
 use super::validate::validate;
@@ -18,10 +16,18 @@ use crate::plan::{Plan, Requeue};
 /// before, or reported by the build.
 pub(super) fn artifact_reference(image: &MeasuredImage, build: &BuildProgress) -> Option<String> {
     match image.spec.source.type_ {
-        SourceType::Oci => image.spec.source.oci.as_ref().map(|oci| oci.reference.clone()),
+        SourceType::Oci => image
+            .spec
+            .source
+            .oci
+            .as_ref()
+            .map(|oci| oci.reference.clone()),
         SourceType::Build => {
             let source = image.spec.source.build.as_ref()?;
-            let verified = image.status.as_ref().and_then(|status| status.artifact.as_ref());
+            let verified = image
+                .status
+                .as_ref()
+                .and_then(|status| status.artifact.as_ref());
             let reported = match build {
                 BuildProgress::Ended(BuildReport::Built(reference)) => Some(reference),
                 _ => None,
@@ -41,11 +47,20 @@ pub fn plan(
 ) -> Plan<MeasuredImageStatus> {
     let mut writes = Vec::new();
     let blocked = match validate(image) {
-        Err(message) => Some(Blocked { reason: Reason::SpecInvalid, message, stalled: true }),
+        Err(message) => Some(Blocked {
+            reason: Reason::SpecInvalid,
+            message,
+            stalled: true,
+        }),
         Ok(()) => blocked(image, observed),
     };
-    if let (Some(source), Some(Blocked { reason: Reason::Building, .. })) =
-        (&image.spec.source.build, &blocked)
+    if let (
+        Some(source),
+        Some(Blocked {
+            reason: Reason::Building,
+            ..
+        }),
+    ) = (&image.spec.source.build, &blocked)
     {
         let recipe = build_recipe_config_map(image, source);
         writes.extend(write_for(&recipe, observed.recipe.as_deref(), None));
@@ -61,16 +76,30 @@ pub fn plan(
     };
     let waiting_on = blocked.as_ref().map(|blocked| blocked.message.clone());
     let (status, events) = status::status(image, observed, blocked, now);
-    Plan { writes, deletes: Vec::new(), status, events, requeue, waiting_on }
+    Plan {
+        writes,
+        deletes: Vec::new(),
+        status,
+        events,
+        requeue,
+        waiting_on,
+    }
 }
 
 /// What keeps the artifact from being known, if anything.
 fn blocked(image: &MeasuredImage, observed: &Observed) -> Option<Blocked> {
-    let verified = image.status.as_ref().is_some_and(|status| status.artifact.is_some());
+    let verified = image
+        .status
+        .as_ref()
+        .is_some_and(|status| status.artifact.is_some());
     if let (Some(source), false) = (&image.spec.source.build, verified) {
         let job = job_name(image, source);
         let building = |message: String| {
-            Some(Blocked { reason: Reason::Building, message, stalled: false })
+            Some(Blocked {
+                reason: Reason::Building,
+                message,
+                stalled: false,
+            })
         };
         match &observed.build {
             BuildProgress::Absent => return building(format!("Job {job} is being made")),
@@ -105,11 +134,15 @@ fn blocked(image: &MeasuredImage, observed: &Observed) -> Option<Blocked> {
         }
     }
     match &observed.artifact {
-        Some(ArtifactState::Failed { reason, message, .. })
-            if !verified || *reason == Reason::ArtifactInvalid =>
-        {
+        Some(ArtifactState::Failed {
+            reason, message, ..
+        }) if !verified || *reason == Reason::ArtifactInvalid => {
             let stalled = *reason == Reason::ArtifactInvalid;
-            Some(Blocked { reason: *reason, message: message.clone(), stalled })
+            Some(Blocked {
+                reason: *reason,
+                message: message.clone(),
+                stalled,
+            })
         }
         Some(ArtifactState::Pulling) if !verified => Some(Blocked {
             reason: Reason::Pulling,

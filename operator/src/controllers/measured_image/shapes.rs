@@ -23,10 +23,7 @@ pub(super) fn shape(tee: Tee, vcpus: u32, cpu_model: &str) -> Option<LaunchShape
 
 /// Every shape that gets a row: first what deployments ask for or still run,
 /// then what the image lists, for SNP and the TEEs that its deployments use.
-pub(super) fn wanted(
-    listed: &LaunchShapes,
-    requested: &BTreeSet<LaunchShape>,
-) -> Vec<LaunchShape> {
+pub(super) fn wanted(listed: &LaunchShapes, requested: &BTreeSet<LaunchShape>) -> Vec<LaunchShape> {
     let mut tees: BTreeSet<Tee> = requested.iter().map(|shape| shape.tee).collect();
     tees.insert(Tee::Snp);
     let mut shapes: Vec<LaunchShape> = requested.iter().cloned().collect();

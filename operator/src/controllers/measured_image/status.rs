@@ -49,7 +49,10 @@ pub(super) fn status(
         Some(artifact) => rows(image, observed, artifact, &before.launch_digests),
         None => (Vec::new(), None),
     };
-    let accepted = rows.iter().filter(|row| row.state == DigestState::Accepted).count();
+    let accepted = rows
+        .iter()
+        .filter(|row| row.state == DigestState::Accepted)
+        .count();
     let digests = DigestCounts {
         accepted: i32::try_from(accepted).unwrap_or(i32::MAX),
         total: i32::try_from(rows.len()).unwrap_or(i32::MAX),
@@ -91,7 +94,10 @@ fn rows(
         .filter(|model| CpuModel::by_name(model).is_err())
         .map(String::as_str)
         .collect();
-    if let Some(error) = unknown.first().and_then(|model| CpuModel::by_name(model).err()) {
+    if let Some(error) = unknown
+        .first()
+        .and_then(|model| CpuModel::by_name(model).err())
+    {
         problem = Some(Blocked {
             reason: Reason::UnknownCpuModel,
             message: format!("spec.shapes.cpuModels: {error}"),
@@ -105,7 +111,11 @@ fn rows(
              spec.shapes",
             shapes.len()
         );
-        problem = Some(Blocked { reason: Reason::MeasureFailed, message, stalled: true });
+        problem = Some(Blocked {
+            reason: Reason::MeasureFailed,
+            message,
+            stalled: true,
+        });
         shapes.truncate(MAX_ROWS);
     }
     let mut rows = Vec::with_capacity(shapes.len());
@@ -130,18 +140,31 @@ fn digest_row(
         Some(ArtifactState::Measured(artifact)) => match artifact.launch_digest(shape) {
             Ok(digest) => return Ok(row(firmware, shape, digest, lifecycle)),
             Err(message) => {
-                return Err(Blocked { reason: Reason::MeasureFailed, message, stalled: true });
+                return Err(Blocked {
+                    reason: Reason::MeasureFailed,
+                    message,
+                    stalled: true,
+                });
             }
         },
-        Some(ArtifactState::Failed { reason, message, .. }) => (*reason, message.clone()),
+        Some(ArtifactState::Failed {
+            reason, message, ..
+        }) => (*reason, message.clone()),
         Some(ArtifactState::Pulling) | None => {
             (Reason::Pulling, "the artifact is being read".to_owned())
         }
     };
     let id = row_id(firmware, shape);
     match before.iter().find(|row| row.id == id) {
-        Some(row) => Ok(LaunchDigestRow { state: row_state(lifecycle), ..row.clone() }),
-        None => Err(Blocked { reason, message, stalled: false }),
+        Some(row) => Ok(LaunchDigestRow {
+            state: row_state(lifecycle),
+            ..row.clone()
+        }),
+        None => Err(Blocked {
+            reason,
+            message,
+            stalled: false,
+        }),
     }
 }
 
@@ -153,18 +176,24 @@ fn conditions(
     rows: usize,
 ) -> Vec<ConditionState> {
     let artifact_ready = match (&blocked, artifact) {
-        (Some(why), _) if why.reason != Reason::SpecInvalid || artifact.is_none() => {
-            state("ArtifactReady", false, why.reason.as_str(), why.message.clone())
-        }
+        (Some(why), _) if why.reason != Reason::SpecInvalid || artifact.is_none() => state(
+            "ArtifactReady",
+            false,
+            why.reason.as_str(),
+            why.message.clone(),
+        ),
         (_, Some(artifact)) => state(
             "ArtifactReady",
             true,
             Reason::ArtifactVerified.as_str(),
             format!("every hash of {} was recomputed", artifact.reference),
         ),
-        (_, None) => {
-            state("ArtifactReady", false, Reason::Pulling.as_str(), "the artifact is not known yet")
-        }
+        (_, None) => state(
+            "ArtifactReady",
+            false,
+            Reason::Pulling.as_str(),
+            "the artifact is not known yet",
+        ),
     };
     let obstacle = blocked.or(unmeasured);
     let measured = match &obstacle {
@@ -242,16 +271,25 @@ pub(super) fn blame(
         ApplyError::ChildConflict { .. } => Reason::ChildConflict,
         _ => Reason::ApplyFailed,
     };
-    let why = Blocked { reason, message: error.chain(), stalled: true };
+    let why = Blocked {
+        reason,
+        message: error.chain(),
+        stalled: true,
+    };
     let states = [
         state("Ready", false, reason.as_str(), why.message.clone()),
         abnormal("Reconciling", None),
         abnormal("Stalled", Some(&why)),
     ];
-    let before = image.status.as_ref().map(|status| status.conditions.as_slice());
+    let before = image
+        .status
+        .as_ref()
+        .map(|status| status.conditions.as_slice());
     let before = before.unwrap_or_default();
     let blamed = own_conditions(before, &states, image.metadata.generation, now);
-    plan.status.conditions.retain(|old| blamed.iter().all(|new| new.type_ != old.type_));
+    plan.status
+        .conditions
+        .retain(|old| blamed.iter().all(|new| new.type_ != old.type_));
     plan.status.conditions.extend(blamed);
     plan.status.conditions.sort_by(|a, b| a.type_.cmp(&b.type_));
     plan.events = transitions(before, &plan.status.conditions, &NEWSWORTHY, severity);

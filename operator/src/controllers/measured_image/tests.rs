@@ -47,7 +47,11 @@ fn measured() -> ArtifactState {
 }
 
 fn failed(reason: Reason) -> ArtifactState {
-    ArtifactState::Failed { reason, message: "because".to_owned(), retry_at: at(1_600) }
+    ArtifactState::Failed {
+        reason,
+        message: "because".to_owned(),
+        retry_at: at(1_600),
+    }
 }
 
 fn planned(image: &MeasuredImage, observed: &Observed) -> Plan<MeasuredImageStatus> {
@@ -60,11 +64,18 @@ fn condition(plan: &Plan<MeasuredImageStatus>, type_: &str) -> (String, String) 
 }
 
 fn is(plan: &Plan<MeasuredImageStatus>, type_: &str, status: &str, reason: Reason) {
-    assert_eq!(condition(plan, type_), (status.to_owned(), reason.as_str().to_owned()), "{type_}");
+    assert_eq!(
+        condition(plan, type_),
+        (status.to_owned(), reason.as_str().to_owned()),
+        "{type_}"
+    );
 }
 
 fn kinds(plan: &Plan<MeasuredImageStatus>) -> Vec<&str> {
-    plan.writes.iter().map(|write| write.resource.kind.as_str()).collect()
+    plan.writes
+        .iter()
+        .map(|write| write.resource.kind.as_str())
+        .collect()
 }
 
 #[test]
@@ -91,7 +102,10 @@ fn a_build_starts_once_and_is_not_repeated_after_success() {
     is(&done, "Stalled", "False", Reason::UpToDate);
     image.status = Some(done.status);
     let later = planned(&image, &observed(BuildProgress::Absent, measured()));
-    assert!(later.writes.is_empty(), "a Job that was deleted after success is not made again");
+    assert!(
+        later.writes.is_empty(),
+        "a Job that was deleted after success is not made again"
+    );
     assert!(status::is_current(&image, &later.status), "silence");
     assert!(later.events.is_empty());
 }
@@ -102,16 +116,30 @@ fn rows_are_what_the_measurement_says() {
     let mut seen = observed(BuildProgress::Absent, measured());
     seen.requested.insert(shape(Tee::Snp, 4));
     let plan = planned(&image, &seen);
-    let ids: Vec<&str> = plan.status.launch_digests.iter().map(|row| row.id.as_str()).collect();
+    let ids: Vec<&str> = plan
+        .status
+        .launch_digests
+        .iter()
+        .map(|row| row.id.as_str())
+        .collect();
     assert_eq!(
         ids,
-        ["ovmf-222222222222.EPYC-v4.2.0x1.SimulatedSNP", "ovmf-222222222222.EPYC-v4.4.0x1.SNP"]
+        [
+            "ovmf-222222222222.EPYC-v4.2.0x1.SimulatedSNP",
+            "ovmf-222222222222.EPYC-v4.4.0x1.SNP"
+        ]
     );
     let inputs = fixtures::measurement_inputs();
-    for (row, shape) in
-        plan.status.launch_digests.iter().zip([shape(Tee::SimulatedSnp, 2), shape(Tee::Snp, 4)])
+    for (row, shape) in plan
+        .status
+        .launch_digests
+        .iter()
+        .zip([shape(Tee::SimulatedSnp, 2), shape(Tee::Snp, 4)])
     {
-        assert_eq!(row.digest, measure_snp(&inputs, &shape).unwrap().digest.to_string());
+        assert_eq!(
+            row.digest,
+            measure_snp(&inputs, &shape).unwrap().digest.to_string()
+        );
     }
     assert_eq!(plan.status.digests.unwrap().summary, "2/2");
     assert_eq!(plan.status.used_by, 1);
@@ -119,12 +147,19 @@ fn rows_are_what_the_measurement_says() {
 
 #[test]
 fn listed_shapes_are_measured_for_snp_and_for_what_deployments_use() {
-    let listed = LaunchShapes { vcpus: vec![1, 2], cpu_models: vec!["EPYC-Milan".to_owned()] };
+    let listed = LaunchShapes {
+        vcpus: vec![1, 2],
+        cpu_models: vec!["EPYC-Milan".to_owned()],
+    };
     assert_eq!(shapes::wanted(&listed, &BTreeSet::new()).len(), 2);
     let simulated = BTreeSet::from([shape(Tee::SimulatedSnp, 2)]);
     let wanted = shapes::wanted(&listed, &simulated);
     assert_eq!(wanted.len(), 5);
-    assert_eq!(wanted[0], shape(Tee::SimulatedSnp, 2), "what is asked for comes first");
+    assert_eq!(
+        wanted[0],
+        shape(Tee::SimulatedSnp, 2),
+        "what is asked for comes first"
+    );
 }
 
 #[test]
@@ -135,10 +170,18 @@ fn an_unknown_cpu_model_costs_only_its_own_rows() {
         cpu_models: vec!["EPYC-v4".to_owned(), "EPYC-v99".to_owned()],
     };
     let plan = planned(&image, &observed(BuildProgress::Absent, measured()));
-    assert_eq!(plan.status.launch_digests.len(), 2, "SNP and simulated, of the known model");
+    assert_eq!(
+        plan.status.launch_digests.len(),
+        2,
+        "SNP and simulated, of the known model"
+    );
     is(&plan, "Measured", "False", Reason::UnknownCpuModel);
     let measured = conditions::find(&plan.status.conditions, "Measured").unwrap();
-    assert!(measured.message.contains("EPYC-v99"), "{}", measured.message);
+    assert!(
+        measured.message.contains("EPYC-v99"),
+        "{}",
+        measured.message
+    );
 }
 
 #[test]
@@ -147,7 +190,10 @@ fn firmware_without_a_kernel_hashes_section_is_refused_by_name() {
     inputs.firmware.sections[0].kind = SectionKind::SecMem;
     let artifact = MeasuredArtifact::new(fixtures::artifact_status(), inputs);
     let state = ArtifactState::Measured(Arc::new(artifact));
-    let plan = planned(&fixtures::new_oci_image(), &observed(BuildProgress::Absent, state));
+    let plan = planned(
+        &fixtures::new_oci_image(),
+        &observed(BuildProgress::Absent, state),
+    );
     assert!(plan.status.launch_digests.is_empty());
     is(&plan, "Ready", "False", Reason::MeasureFailed);
     let ready = conditions::find(&plan.status.conditions, "Ready").unwrap();
@@ -159,7 +205,11 @@ fn revocation_needs_nothing_but_the_specification() {
     let mut image = fixtures::image();
     image.spec.lifecycle.state = LifecycleState::Revoked;
     image.spec.lifecycle.reason = Some("CVE-2026-1".to_owned());
-    for artifact in [measured(), ArtifactState::Pulling, failed(Reason::PullFailed)] {
+    for artifact in [
+        measured(),
+        ArtifactState::Pulling,
+        failed(Reason::PullFailed),
+    ] {
         let plan = planned(&image, &observed(BuildProgress::Absent, artifact));
         assert_eq!(plan.status.launch_digests[0].state, DigestState::Revoked);
         assert_eq!(plan.status.digests.as_ref().unwrap().summary, "0/1");
@@ -186,7 +236,10 @@ fn a_verified_artifact_survives_the_registry_s_absence() {
     is(&plan, "ArtifactReady", "True", Reason::ArtifactVerified);
     assert_eq!(plan.requeue, Requeue::At(at(1_600)));
     // What contradicts itself is refused, whatever was said before.
-    let plan = planned(&image, &observed(BuildProgress::Absent, failed(Reason::ArtifactInvalid)));
+    let plan = planned(
+        &image,
+        &observed(BuildProgress::Absent, failed(Reason::ArtifactInvalid)),
+    );
     is(&plan, "Ready", "False", Reason::ArtifactInvalid);
 }
 
@@ -241,7 +294,10 @@ fn an_obstacle_is_one_reason() {
         (
             "an artifact elsewhere",
             |_| {},
-            observed(build(BuildReport::Built("other.test/x@sha256:00".to_owned())), None),
+            observed(
+                build(BuildReport::Built("other.test/x@sha256:00".to_owned())),
+                None,
+            ),
             Reason::ArtifactInvalid,
             "other.test",
         ),
@@ -278,10 +334,22 @@ fn an_obstacle_is_one_reason() {
 fn only_an_artifact_in_the_output_repository_is_read() {
     let image = fixtures::new_image();
     let ended = |reference: &str| BuildProgress::Ended(BuildReport::Built(reference.to_owned()));
-    assert_eq!(plan::artifact_reference(&image, &ended(REFERENCE)).as_deref(), Some(REFERENCE));
-    assert_eq!(plan::artifact_reference(&image, &ended("other.test/x@sha256:00")), None);
-    assert_eq!(plan::artifact_reference(&image, &ended("registry.test/measured/web:tag")), None);
-    assert_eq!(plan::artifact_reference(&image, &BuildProgress::Running), None);
+    assert_eq!(
+        plan::artifact_reference(&image, &ended(REFERENCE)).as_deref(),
+        Some(REFERENCE)
+    );
+    assert_eq!(
+        plan::artifact_reference(&image, &ended("other.test/x@sha256:00")),
+        None
+    );
+    assert_eq!(
+        plan::artifact_reference(&image, &ended("registry.test/measured/web:tag")),
+        None
+    );
+    assert_eq!(
+        plan::artifact_reference(&image, &BuildProgress::Running),
+        None
+    );
 }
 
 #[test]
@@ -289,12 +357,17 @@ fn the_job_is_named_by_its_source_and_needs_nothing() {
     let image = fixtures::new_image();
     let mut source = fixtures::build_source();
     let name = job_name(&image, &source);
-    assert!(name.starts_with("web-1-build-") && name.len() == "web-1-build-".len() + 8, "{name}");
+    assert!(
+        name.starts_with("web-1-build-") && name.len() == "web-1-build-".len() + 8,
+        "{name}"
+    );
     let mut long = image.clone();
     long.metadata.name = Some("a.b-".repeat(15));
     assert!(job_name(&long, &source).len() <= 63);
 
-    source.output.secret_ref = Some(LocalReference { name: "push".to_owned() });
+    source.output.secret_ref = Some(LocalReference {
+        name: "push".to_owned(),
+    });
     assert_ne!(job_name(&image, &source), name);
     let job = build_job(&image, &source, BUILDER, &["registry.test:5000".to_owned()]);
     let pod = job.spec.unwrap().template.spec.unwrap();
@@ -353,18 +426,30 @@ fn said(seconds: i64, exit_code: i32, message: &str) -> Pod {
 fn the_youngest_words_count() {
     let job = ended_job("Complete", "");
     let pods = [
-        said(30, 0, &format!(r#"{{"reference":"{REFERENCE}","manifestDigest":"sha256:dd"}}"#)),
+        said(
+            30,
+            0,
+            &format!(r#"{{"reference":"{REFERENCE}","manifestDigest":"sha256:dd"}}"#),
+        ),
         said(20, 1, r#"{"error":"network"}"#),
     ];
-    assert_eq!(parse_report(true, &job, &pods), BuildReport::Built(REFERENCE.to_owned()));
-    assert!(matches!(parse_report(true, &job, &[]), BuildReport::Failed(why) if why.contains("lost")));
+    assert_eq!(
+        parse_report(true, &job, &pods),
+        BuildReport::Built(REFERENCE.to_owned())
+    );
+    assert!(
+        matches!(parse_report(true, &job, &[]), BuildReport::Failed(why) if why.contains("lost"))
+    );
     assert!(matches!(
         parse_report(true, &job, &[said(30, 0, "noise")]),
         BuildReport::Failed(_)
     ));
 
     let job = ended_job("Failed", "Job was active longer than specified deadline");
-    let pods = [said(10, 1, "log line"), said(20, 1, r#"{"error":"no such image"}"#)];
+    let pods = [
+        said(10, 1, "log line"),
+        said(20, 1, r#"{"error":"no such image"}"#),
+    ];
     let words = |pods: &[Pod]| match parse_report(false, &job, pods) {
         BuildReport::Failed(why) => why,
         BuildReport::Built(reference) => reference,

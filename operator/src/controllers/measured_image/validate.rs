@@ -34,11 +34,16 @@ pub(super) fn validate(image: &MeasuredImage) -> Result<(), String> {
         }
         (SourceType::Oci, None, Some(_)) => {}
         _ => {
-            return Err("spec.source must have exactly the member that spec.source.type names"
-                .to_owned());
+            return Err(
+                "spec.source must have exactly the member that spec.source.type names".to_owned(),
+            );
         }
     }
-    let listed = spec.shapes.vcpus.len().saturating_mul(spec.shapes.cpu_models.len());
+    let listed = spec
+        .shapes
+        .vcpus
+        .len()
+        .saturating_mul(spec.shapes.cpu_models.len());
     if listed > MAX_ROWS {
         return Err(format!(
             "spec.shapes lists {listed} shapes, at most {MAX_ROWS} have room in the status: list \

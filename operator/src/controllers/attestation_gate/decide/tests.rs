@@ -44,7 +44,10 @@ impl World {
             record: self.record.as_ref(),
             image: self.image.as_ref(),
             policy: self.policy.as_ref(),
-            policy_hash: self.policy.as_ref().and_then(|policy| policy.spec.hash().ok()),
+            policy_hash: self
+                .policy
+                .as_ref()
+                .and_then(|policy| policy.spec.hash().ok()),
             simulation: self.simulation,
         }
     }
@@ -59,7 +62,14 @@ fn status(world: &mut World) -> &mut assay_crds::v1alpha1::AttestationRecordStat
 }
 
 fn rows(world: &mut World) -> &mut Vec<assay_crds::v1alpha1::measured_image::LaunchDigestRow> {
-    &mut world.image.as_mut().unwrap().status.as_mut().unwrap().launch_digests
+    &mut world
+        .image
+        .as_mut()
+        .unwrap()
+        .status
+        .as_mut()
+        .unwrap()
+        .launch_digests
 }
 
 #[test]
@@ -74,7 +84,11 @@ fn one_fault_closes_the_gate() {
     use GateReason as Reason;
     type Change = fn(&mut World);
     let table: [(&str, Change, Reason); 22] = [
-        ("no record", |w| w.record = None, Reason::AwaitingAttestation),
+        (
+            "no record",
+            |w| w.record = None,
+            Reason::AwaitingAttestation,
+        ),
         (
             "record without status",
             |w| w.record.as_mut().unwrap().status = None,
@@ -95,17 +109,49 @@ fn one_fault_closes_the_gate() {
             |w| w.record.as_mut().unwrap().spec.deployment_ref.name = "other".to_owned(),
             Reason::RecordMismatch,
         ),
-        ("no deployment", |w| w.pod.deployment = None, Reason::RecordMismatch),
-        ("rejected", |w| status(w).verdict = Verdict::Rejected, Reason::AttestationRejected),
-        ("no expiry", |w| status(w).expires_at = None, Reason::RecordInvalid),
-        ("no measurement", |w| status(w).measurement = None, Reason::RecordInvalid),
-        ("no reference value", |w| status(w).reference_value = None, Reason::RecordInvalid),
-        ("at the moment of expiry", |w| w.now = at(2_800), Reason::AttestationExpired),
-        ("long expired", |w| status(w).expires_at = Some(Time(at(10))), Reason::AttestationExpired),
+        (
+            "no deployment",
+            |w| w.pod.deployment = None,
+            Reason::RecordMismatch,
+        ),
+        (
+            "rejected",
+            |w| status(w).verdict = Verdict::Rejected,
+            Reason::AttestationRejected,
+        ),
+        (
+            "no expiry",
+            |w| status(w).expires_at = None,
+            Reason::RecordInvalid,
+        ),
+        (
+            "no measurement",
+            |w| status(w).measurement = None,
+            Reason::RecordInvalid,
+        ),
+        (
+            "no reference value",
+            |w| status(w).reference_value = None,
+            Reason::RecordInvalid,
+        ),
+        (
+            "at the moment of expiry",
+            |w| w.now = at(2_800),
+            Reason::AttestationExpired,
+        ),
+        (
+            "long expired",
+            |w| status(w).expires_at = Some(Time(at(10))),
+            Reason::AttestationExpired,
+        ),
         ("no policy", |w| w.policy = None, Reason::PolicyMissing),
         (
             "changed policy",
-            |w| w.policy.as_mut().unwrap().spec.snp.products[0].minimum_tcb.snp = 26,
+            |w| {
+                w.policy.as_mut().unwrap().spec.snp.products[0]
+                    .minimum_tcb
+                    .snp = 26
+            },
             Reason::PolicyChanged,
         ),
         (
@@ -113,14 +159,22 @@ fn one_fault_closes_the_gate() {
             |w| status(w).policy_hash = "sha256:00".to_owned(),
             Reason::PolicyChanged,
         ),
-        ("simulation disabled", |w| w.simulation = false, Reason::SimulationDisabled),
+        (
+            "simulation disabled",
+            |w| w.simulation = false,
+            Reason::SimulationDisabled,
+        ),
         ("no image", |w| w.image = None, Reason::ImageMissing),
         (
             "revoked image",
             |w| w.image.as_mut().unwrap().spec.lifecycle.state = LifecycleState::Revoked,
             Reason::ImageRevoked,
         ),
-        ("no rows", |w| rows(w).clear(), Reason::ReferenceValueMissing),
+        (
+            "no rows",
+            |w| rows(w).clear(),
+            Reason::ReferenceValueMissing,
+        ),
         (
             "another digest in the row",
             |w| rows(w)[0].digest = "sha384:00".to_owned(),
@@ -139,7 +193,11 @@ fn one_fault_closes_the_gate() {
     ];
     for (name, change, reason) in table {
         let decision = World::with(change).decide();
-        assert_eq!((decision.attested, decision.reason), (false, reason), "{name}");
+        assert_eq!(
+            (decision.attested, decision.reason),
+            (false, reason),
+            "{name}"
+        );
         assert!(!decision.message.is_empty(), "{name}");
         assert_eq!(decision.recheck_at, None, "{name}");
     }
@@ -198,8 +256,12 @@ fn a_condition_is_written_once_and_keeps_its_time() {
     assert_eq!(first.requeue, Requeue::At(at(2_800)));
     assert!(!first.note.unwrap().warning);
 
-    let applied =
-        fixtures::pod_with_gate(write.status, write.reason.as_str(), &write.message, write.since);
+    let applied = fixtures::pod_with_gate(
+        write.status,
+        write.reason.as_str(),
+        &write.message,
+        write.since,
+    );
     let second = plan(&applied, &world.facts(), at(1_600));
     assert_eq!((second.write, second.note), (None, None));
     assert_eq!(second.requeue, Requeue::At(at(2_800)));
@@ -213,7 +275,10 @@ fn a_condition_is_written_once_and_keeps_its_time() {
     let closed = fixtures::pod_with_gate("False", "AttestationExpired", "", at(2_800));
     let missing = World::with(|world| world.image = None);
     let write = plan(&closed, &missing.facts(), at(2_600)).write.unwrap();
-    assert_eq!((write.reason, write.since), (GateReason::ImageMissing, at(2_800)));
+    assert_eq!(
+        (write.reason, write.since),
+        (GateReason::ImageMissing, at(2_800))
+    );
 }
 
 #[test]
@@ -238,6 +303,9 @@ fn pods_that_are_over_are_left_alone() {
         assert_eq!(plan(&pod, &world.facts(), at(1_500)).write, None);
     }
     let waiting = plan(&fixtures::pod(), &world.facts(), at(1_500));
-    assert_eq!(waiting.write.unwrap().reason, GateReason::AwaitingAttestation);
+    assert_eq!(
+        waiting.write.unwrap().reason,
+        GateReason::AwaitingAttestation
+    );
     assert_eq!(waiting.note, None, "that a new pod waits is no news");
 }
