@@ -8,6 +8,8 @@
 // The schema derive repeats every type in a private scope, which this lint then
 // reports.
 #![allow(unreachable_pub)]
+// Printer columns repeat their keys; the lint takes them for one attribute.
+#![allow(clippy::duplicated_attributes)]
 
 pub mod conditions;
 pub mod duration;

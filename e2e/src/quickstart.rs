@@ -24,9 +24,9 @@ const BOOTED: &str = "guest event=Booted";
 const NOT_BOOTED: &str = "guest has not booted";
 
 /// Building pulls, writes and pushes an image; machines are slow.
-const BUILD_DEADLINE: Duration = Duration::from_secs(300);
+const BUILD_DEADLINE: Duration = Duration::from_mins(5);
 /// Booting takes seconds; a loaded machine, more.
-const BOOT_DEADLINE: Duration = Duration::from_secs(240);
+const BOOT_DEADLINE: Duration = Duration::from_mins(4);
 
 /// Applies `examples/quickstart` with this environment's images.
 ///
@@ -275,7 +275,7 @@ pub fn revoke(environment: &Environment, reason: &str) -> Result<Duration> {
         &patch,
     ])?;
     let deadline = Duration::from_secs(30);
-    let (_, elapsed) = wait::until(&kubectl, NAMESPACE, "an empty Service", deadline, || {
+    let ((), elapsed) = wait::until(&kubectl, NAMESPACE, "an empty Service", deadline, || {
         Ok((ready_endpoints(environment)? == 0).then_some(()))
     })?;
     Ok(elapsed)

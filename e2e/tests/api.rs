@@ -233,7 +233,7 @@ fn refuse(
     Ok(())
 }
 
-fn object(kind: &str, spec: Value) -> Value {
+fn object(kind: &str, spec: &Value) -> Value {
     json!({
         "apiVersion": "assay.dev/v1alpha1",
         "kind": kind,
@@ -246,7 +246,7 @@ fn image() -> Value {
     let reference = format!("host:5000/repository@sha256:{}", "0".repeat(64));
     object(
         "MeasuredImage",
-        json!({"source": {"type": "Build", "build": {
+        &json!({"source": {"type": "Build", "build": {
             "rootfs": {"image": reference},
             "bootKit": {"image": reference},
             "output": {"repository": "host:5000/repository"},
@@ -257,7 +257,7 @@ fn image() -> Value {
 fn policy() -> Value {
     object(
         "AttestationPolicy",
-        json!({"tees": ["SNP"], "snp": {"products": [{
+        &json!({"tees": ["SNP"], "snp": {"products": [{
             "name": "Genoa",
             "minimumTCB": {"bootLoader": 1, "tee": 0, "snp": 1, "microcode": 1},
         }]}}),
@@ -267,7 +267,7 @@ fn policy() -> Value {
 fn deployment() -> Value {
     object(
         "ConfidentialDeployment",
-        json!({
+        &json!({
             "replicas": 1,
             "imageRef": {"name": "good"},
             "policyRef": {"name": "good"},

@@ -208,7 +208,7 @@ fn drift_is_repaired(environment: &Environment) -> Result<()> {
         &kubectl,
         quickstart::NAMESPACE,
         "the Service to be made again",
-        Duration::from_secs(60),
+        Duration::from_mins(1),
         || Ok(uid(&kubectl)?.filter(|now| Some(now) != before.as_ref())),
     )?;
     kubectl.run(&[
@@ -223,7 +223,7 @@ fn drift_is_repaired(environment: &Environment) -> Result<()> {
         &kubectl,
         quickstart::NAMESPACE,
         "the replica count to be put right",
-        Duration::from_secs(60),
+        Duration::from_mins(1),
         || {
             let found =
                 kubectl.find(quickstart::NAMESPACE, "deployment", quickstart::DEPLOYMENT)?;

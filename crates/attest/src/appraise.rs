@@ -348,8 +348,13 @@ fn check_signature(report: &AttestationReport, key: &EndorsementKey) -> Finding 
 fn check_measurement(measurement: LaunchDigest, values: &ReferenceValues) -> Finding {
     let fail = |reason| Finding::fail(reason).observed(measurement.to_string());
     match values.find(measurement) {
-        None => fail(ReasonCode::MeasurementUnknown)
-            .expected(format!("one of {} reference values", values.0.len())),
+        None => {
+            let expected = match values.0.as_slice() {
+                [only] => only.digest.to_string(),
+                many => format!("one of {} reference values", many.len()),
+            };
+            fail(ReasonCode::MeasurementUnknown).expected(expected)
+        }
         Some(value) => match value.state {
             ReferenceState::Accepted | ReferenceState::Retiring => {
                 Finding::pass(measurement.to_string()).expected(value.id.clone())

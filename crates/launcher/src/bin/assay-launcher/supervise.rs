@@ -37,7 +37,7 @@ use crate::status::{self, Probes};
 /// A guest that has said nothing for this long was most likely refused by its
 /// firmware, which then loops in silence. Under emulation on a loaded machine an
 /// honest guest takes a third of it.
-const BOOT_DEADLINE: Duration = Duration::from_secs(60);
+const BOOT_DEADLINE: Duration = Duration::from_mins(1);
 
 /// How long QEMU may take to follow `quit` before it is killed.
 const QUIT_TIMEOUT: Duration = Duration::from_secs(3);
