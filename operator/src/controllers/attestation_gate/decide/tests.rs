@@ -150,7 +150,7 @@ fn one_fault_closes_the_gate() {
             |w| {
                 w.policy.as_mut().unwrap().spec.snp.products[0]
                     .minimum_tcb
-                    .snp = 26
+                    .snp = 26;
             },
             Reason::PolicyChanged,
         ),
