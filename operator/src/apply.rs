@@ -15,6 +15,7 @@ use serde::de::DeserializeOwned;
 use serde_json::json;
 use tokio::sync::mpsc;
 
+use crate::causes::chain;
 use crate::manifest::{Manifest, Orphan, is_controlled_by};
 use crate::plan::{Note, Plan};
 
@@ -130,22 +131,6 @@ impl ApplyError {
                 _ => false,
             },
         }
-    }
-
-    /// The error and its causes in one line, for a condition.
-    pub fn chain(&self) -> String {
-        let mut text = self.to_string();
-        let mut source = std::error::Error::source(self);
-        while let Some(cause) = source {
-            text.push_str(": ");
-            text.push_str(&cause.to_string());
-            source = match cause.downcast_ref::<kube::Error>() {
-                // kube's own messages repeat their sources.
-                Some(_) => None,
-                None => cause.source(),
-            };
-        }
-        text
     }
 }
 
@@ -376,39 +361,50 @@ impl Writer {
         }
     }
 
-    /// The Secret of that name; `make` makes it when there is none.
+    /// A Secret of the installation.
     ///
     /// # Errors
-    /// When it can neither be read nor created.
-    pub async fn get_or_create_secret(
+    /// When it cannot be read.
+    pub async fn get_secret(
         &self,
         namespace: &str,
         name: &str,
-        make: impl FnOnce() -> Secret,
-    ) -> Result<Secret, ApplyError> {
+    ) -> Result<Option<Secret>, ApplyError> {
         let api: Api<Secret> = Api::namespaced(self.client.clone(), namespace);
-        let failed = |action| {
-            move |source| ApplyError::Installation {
-                action,
+        api.get_opt(name)
+            .await
+            .map_err(|source| ApplyError::Installation {
+                action: "read",
                 kind: "Secret",
                 name: name.to_owned(),
                 source,
-            }
-        };
-        if let Some(secret) = api.get_opt(name).await.map_err(failed("read"))? {
-            return Ok(secret);
-        }
+            })
+    }
+
+    /// Creates a Secret of the installation. `None` when it exists: another
+    /// replica was faster, and its Secret is the one.
+    ///
+    /// # Errors
+    /// When it cannot be created.
+    pub async fn create_secret(
+        &self,
+        namespace: &str,
+        secret: &Secret,
+    ) -> Result<Option<Secret>, ApplyError> {
+        let api: Api<Secret> = Api::namespaced(self.client.clone(), namespace);
         let parameters = PostParams {
             field_manager: Some(self.manager.to_owned()),
             ..PostParams::default()
         };
-        match api.create(&parameters, &make()).await {
-            Ok(secret) => Ok(secret),
-            // Another replica was faster; its Secret is the one.
-            Err(kube::Error::Api(status)) if status.is_already_exists() => {
-                api.get(name).await.map_err(failed("read"))
-            }
-            Err(source) => Err(failed("create")(source)),
+        match api.create(&parameters, secret).await {
+            Ok(secret) => Ok(Some(secret)),
+            Err(kube::Error::Api(status)) if status.is_already_exists() => Ok(None),
+            Err(source) => Err(ApplyError::Installation {
+                action: "create",
+                kind: "Secret",
+                name: secret.name_any(),
+                source,
+            }),
         }
     }
 
@@ -453,8 +449,11 @@ async fn publish_all(recorder: Recorder, mut waiting: mpsc::Receiver<(ObjectRefe
             secondary: None,
         };
         if let Err(error) = recorder.publish(&event, &regarding).await {
-            let error = &error as &dyn std::error::Error;
-            tracing::warn!(reason = event.reason, error, "cannot publish an event");
+            tracing::warn!(
+                reason = event.reason,
+                error = chain(&error),
+                "cannot publish an event"
+            );
         }
     }
 }

@@ -24,6 +24,8 @@ use jiff::Timestamp;
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 
+use crate::causes::chain;
+
 /// Artifacts that are read at the same time: each is held in memory meanwhile, and
 /// several together would need several times the memory for no more speed.
 const CONCURRENT_READS: usize = 1;
@@ -291,15 +293,4 @@ fn describe(reference: &str, artifact: &ReadArtifact) -> ArtifactStatus {
             verity_root_hash: root_hash.to_string(),
         }),
     }
-}
-
-/// An error and its causes in one line, for a condition.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    text
 }

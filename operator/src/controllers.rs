@@ -15,7 +15,6 @@ use crate::queue::Failure;
 pub(crate) fn apply_failure(error: ApplyError) -> Failure {
     Failure {
         reason: error.reason(),
-        retry: true,
         source: Box::new(error),
     }
 }

@@ -24,6 +24,7 @@ use kube::api::{Api, ObjectMeta};
 use tokio::time::Instant;
 
 use crate::apply::Writer;
+use crate::causes::chain;
 
 /// Name of the Lease.
 pub const LEASE_NAME: &str = "assay-operator";
@@ -141,8 +142,7 @@ impl Elector {
                     }
                 }
                 Err(error) => {
-                    let error = &error as &dyn std::error::Error;
-                    tracing::warn!(error, "cannot take the lease");
+                    tracing::warn!(error = chain(&error), "cannot take the lease");
                 }
             }
             tokio::time::sleep(RETRY_PERIOD).await;
@@ -163,8 +163,7 @@ impl Elector {
                     return;
                 }
                 Ok(Err(error)) => {
-                    let error = &error as &dyn std::error::Error;
-                    tracing::warn!(error, "cannot renew the lease");
+                    tracing::warn!(error = chain(&error), "cannot renew the lease");
                 }
                 Err(_) => {
                     tracing::error!("the lease was not renewed in time");
@@ -191,8 +190,7 @@ impl Elector {
             Timestamp::now(),
         );
         if let Err(error) = self.writer.put_lease(&self.namespace, &lease).await {
-            let error = &error as &dyn std::error::Error;
-            tracing::warn!(error, "cannot release the lease");
+            tracing::warn!(error = chain(&error), "cannot release the lease");
         }
     }
 

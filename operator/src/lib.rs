@@ -11,6 +11,7 @@
 
 pub mod apply;
 pub mod artifact;
+pub mod causes;
 pub mod context;
 pub mod controllers;
 pub mod health;

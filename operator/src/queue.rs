@@ -14,6 +14,7 @@ use jiff::Timestamp;
 use kube::runtime::controller::{Action, Config, Error, ReconcileRequest, applier};
 use kube::runtime::reflector::{ObjectRef, Store};
 
+use crate::causes::chain;
 use crate::plan::Requeue;
 use crate::watch::Watchable;
 
@@ -53,12 +54,10 @@ pub type Outcome = Result<Requeue, Failure>;
 
 /// A reconciliation failed.
 #[derive(Debug, thiserror::Error)]
-#[error("reconciliation failed: {reason}")]
+#[error("{reason}")]
 pub struct Failure {
     /// Variant of the cause, for logs and metrics.
     pub reason: &'static str,
-    /// Whether trying again without a change can help.
-    pub retry: bool,
     /// The cause.
     #[source]
     pub source: Box<dyn std::error::Error + Send + Sync>,
@@ -93,13 +92,9 @@ pub async fn run<K, Ctx, Fut>(
             })
             .boxed()
     };
-    let error_policy = move |object: Arc<K>, failure: &Failure, _: Arc<Ctx>| {
+    let error_policy = move |object: Arc<K>, _: &Failure, _: Arc<Ctx>| {
         let key = ObjectRef::from_obj(object.as_ref()).to_string();
-        if failure.retry {
-            Action::requeue(failures.failed(&key))
-        } else {
-            Action::await_change()
-        }
+        Action::requeue(failures.failed(&key))
     };
     let requests = requests.map(Ok::<_, Infallible>).take_until(stop);
     let config = Config::default().concurrency(concurrency);
@@ -110,12 +105,12 @@ pub async fn run<K, Ctx, Fut>(
                     controller = name,
                     %object,
                     reason = failure.reason,
-                    error = &failure as &dyn std::error::Error,
+                    error = chain(&failure),
                     "reconciliation failed"
                 ),
                 Err(error) => tracing::debug!(
                     controller = name,
-                    error = &error as &dyn std::error::Error,
+                    error = chain(&error),
                     "nothing to reconcile"
                 ),
                 Ok((object, action)) => {

@@ -58,6 +58,9 @@ pub enum SimulationError {
         /// The key.
         key: &'static str,
     },
+    /// The Secret was there and is not any more.
+    #[error("Secret {secret} was deleted meanwhile", secret = names::SIMULATION_SECRET)]
+    Vanished,
     /// The API server could not be read or written.
     #[error("cannot keep the development PKI in the cluster")]
     Store(#[source] ApplyError),
@@ -159,13 +162,22 @@ pub async fn bootstrap(
         "SIMULATION IS ENABLED: simulated guests prove the logic and are protected by nothing; \
          anybody who can read this cluster's ConfigMaps can forge their evidence"
     );
-    let fresh = SimulationPki::generate(now)?;
-    let secret = writer
-        .get_or_create_secret(namespace, names::SIMULATION_SECRET, || {
-            fresh.to_secret(namespace)
-        })
-        .await
-        .map_err(SimulationError::Store)?;
+    let read = async || {
+        let secret = writer.get_secret(namespace, names::SIMULATION_SECRET).await;
+        secret.map_err(SimulationError::Store)
+    };
+    let mut secret = read().await?;
+    if secret.is_none() {
+        let fresh = SimulationPki::generate(now)?.to_secret(namespace);
+        secret = writer
+            .create_secret(namespace, &fresh)
+            .await
+            .map_err(SimulationError::Store)?;
+    }
+    let secret = match secret {
+        Some(secret) => secret,
+        None => read().await?.ok_or(SimulationError::Vanished)?,
+    };
     let pki = SimulationPki::from_secret(&secret)?;
     writer
         .apply_config_map(namespace, &pki.to_root_config_map(namespace))

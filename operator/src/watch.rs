@@ -21,6 +21,7 @@ use kube::runtime::watcher::{self, Event};
 use kube::{Resource, ResourceExt as _};
 use serde::de::DeserializeOwned;
 
+use crate::causes::chain;
 use crate::queue::Queue;
 
 /// What a source needs of a kind.
@@ -135,11 +136,7 @@ impl<K: Watchable> Source<K> {
                 }
                 Err(error) => {
                     let kind = K::kind(&K::DynamicType::default()).into_owned();
-                    tracing::warn!(
-                        kind,
-                        error = &error as &dyn std::error::Error,
-                        "watch failed"
-                    );
+                    tracing::warn!(kind, error = chain(&error), "watch failed");
                 }
             }
         }

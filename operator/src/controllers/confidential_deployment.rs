@@ -28,6 +28,7 @@ use assay_crds::v1alpha1::ConfidentialDeployment;
 
 use crate::context::Context;
 use crate::controllers::apply_failure;
+use crate::plan::Requeue;
 use crate::queue::Outcome;
 
 /// Field manager of this controller.
@@ -43,6 +44,10 @@ pub use assay_crds::names::REVISION_LABEL;
 /// # Errors
 /// When the API server refuses or cannot be reached, or a child's name is taken.
 pub async fn reconcile(deployment: Arc<ConfidentialDeployment>, context: Arc<Context>) -> Outcome {
+    if deployment.metadata.deletion_timestamp.is_some() {
+        // Its children go with it; what is made now would outlive it.
+        return Ok(Requeue::Resync);
+    }
     let observed = observe::observe(&deployment, &context);
     let mut plan = plan::plan(&deployment, &observed, (context.now)());
     #[cfg(debug_assertions)]

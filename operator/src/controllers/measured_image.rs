@@ -26,6 +26,7 @@ use kube::runtime::reflector::ObjectRef;
 
 use crate::context::Context;
 use crate::controllers::apply_failure;
+use crate::plan::Requeue;
 use crate::queue::{Outcome, Queue};
 
 /// Field manager of this controller.
@@ -42,6 +43,10 @@ pub async fn reconcile(
     context: Arc<Context>,
     queue: Queue<MeasuredImage>,
 ) -> Outcome {
+    if image.metadata.deletion_timestamp.is_some() {
+        // Its children go with it; what is made now would outlive it.
+        return Ok(Requeue::Resync);
+    }
     let now = (context.now)();
     let again = ObjectRef::from_obj(image.as_ref());
     let observed = observe::observe(&image, &context, now, move || queue.push(again)).await?;

@@ -14,6 +14,7 @@ use kube::ResourceExt as _;
 use super::observe::Observed;
 use super::validate::{Rejection, Valid};
 use crate::apply::ApplyError;
+use crate::causes::chain;
 use crate::controllers::attestation_gate::{GateReason, gate_condition};
 use crate::controllers::{own_conditions, same_conditions, state};
 use crate::manifest::Manifest;
@@ -310,7 +311,7 @@ pub(super) fn blame(
         ApplyError::ChildConflict { .. } => Reason::ChildConflict,
         _ => Reason::ApplyFailed,
     };
-    let message = error.chain();
+    let message = chain(error);
     let states = [
         state("Ready", false, reason.as_str(), message.clone()),
         abnormal("Reconciling", false, reason, &message),

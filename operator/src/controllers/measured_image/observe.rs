@@ -102,7 +102,6 @@ async fn progress(
     let selector = ListParams::default().labels(&format!("{JOB_NAME_LABEL}={}", job.name_any()));
     let pods = pods.list(&selector).await.map_err(|source| Failure {
         reason: "ListBuildPods",
-        retry: true,
         source: Box::new(source),
     })?;
     Ok(BuildProgress::Ended(parse_report(

@@ -17,6 +17,7 @@ use super::observe::Observed;
 use super::shapes::{MAX_ROWS, firmware_name, row, row_id, row_state, wanted};
 use crate::apply::ApplyError;
 use crate::artifact::ArtifactState;
+use crate::causes::chain;
 use crate::controllers::{own_conditions, same_conditions, state};
 use crate::plan::{Note, Plan, Severity, transitions};
 
@@ -273,7 +274,7 @@ pub(super) fn blame(
     };
     let why = Blocked {
         reason,
-        message: error.chain(),
+        message: chain(error),
         stalled: true,
     };
     let states = [
