@@ -133,10 +133,19 @@ fn programs_can_do_what_they_need_and_no_more() -> Result<()> {
             "--as=system:serviceaccount:{}:{account}",
             install::NAMESPACE
         );
-        let output = kubectl.output(
-            &["auth", "can-i", verb, resource, "-n", namespace, &user],
-            "",
-        )?;
+        let (kind, subresource) = resource.split_once('/').unwrap_or((resource, ""));
+        let subresource = format!("--subresource={subresource}");
+        let question = [
+            "auth",
+            "can-i",
+            verb,
+            kind,
+            &subresource,
+            "-n",
+            namespace,
+            &user,
+        ];
+        let output = kubectl.output(&question, "")?;
         ensure!(
             output.status.success() == expected,
             "{account} {verb} {resource}: expected {expected}, got {}",

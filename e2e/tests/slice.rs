@@ -32,7 +32,7 @@ fn a_measured_image_runs_as_attested_pods() -> Result<()> {
     simulation_is_said_aloud(&environment, &deployment)?;
     pods_are_unprivileged(&environment)?;
     the_service_answers_with_the_released_secret(&environment)?;
-    records_verify_with_other_tools(&environment)?;
+    records_verify_anywhere(&environment, &deployment)?;
     drift_is_repaired(&environment)?;
 
     quickstart::start_hostile(&environment, "tampered", "TamperedKernel")?;
@@ -159,7 +159,10 @@ fn the_service_answers_with_the_released_secret(environment: &Environment) -> Re
     Ok(())
 }
 
-fn records_verify_with_other_tools(environment: &Environment) -> Result<()> {
+fn records_verify_anywhere(environment: &Environment, deployment: &Value) -> Result<()> {
+    let expected = deployment["status"]["expectedDigest"]
+        .as_str()
+        .context("no expected digest")?;
     let records = quickstart::records(environment, quickstart::DEPLOYMENT)?;
     ensure!(
         records.len() == 2,
@@ -185,7 +188,8 @@ fn records_verify_with_other_tools(environment: &Environment) -> Result<()> {
             .arg("--record")
             .arg(&file)
             .arg("--simulated-root")
-            .arg(&root_file),
+            .arg(&root_file)
+            .args(["--measurement", expected]),
     )?;
     Ok(())
 }
