@@ -19,6 +19,7 @@ pub mod lease;
 pub mod manifest;
 pub mod plan;
 pub mod queue;
+pub mod restricted;
 pub mod run;
 pub mod settings;
 pub mod simulation;

@@ -6,15 +6,16 @@ use std::collections::BTreeMap;
 use assay_crds::names;
 use assay_crds::v1alpha1::{ConfidentialDeployment, TeeType};
 use k8s_openapi::api::core::v1::{
-    Capabilities, ConfigMapVolumeSource, Container, ContainerPort, EmptyDirVolumeSource, EnvVar,
-    EnvVarSource, HTTPGetAction, ImageVolumeSource, LocalObjectReference, ObjectFieldSelector,
-    PodReadinessGate, PodSecurityContext, PodSpec, PodTemplateSpec, Probe, ResourceRequirements,
-    SeccompProfile, SecurityContext, Volume, VolumeMount,
+    ConfigMapVolumeSource, Container, ContainerPort, EmptyDirVolumeSource, EnvVar, EnvVarSource,
+    HTTPGetAction, ImageVolumeSource, LocalObjectReference, ObjectFieldSelector, PodReadinessGate,
+    PodSpec, PodTemplateSpec, Probe, ResourceRequirements, Volume, VolumeMount,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use kube::ResourceExt as _;
 use kube::api::ObjectMeta;
+
+use crate::restricted::{container_security_context, pod_security_context};
 
 use super::launch::Launch;
 use super::observe::Observed;
@@ -31,8 +32,6 @@ pub const ESIDS_RESOURCE: &str = "sev-snp.amd.com/esids";
 /// Node label of nodes that can run SNP guests.
 pub const SNP_NODE_LABEL: &str = "assay.dev/snp";
 
-/// User and group of the launcher: the "nonroot" of minimal base images.
-const NONROOT: i64 = 65532;
 /// Memory of the pod besides the guest's: QEMU itself (about 100 MiB resident),
 /// page tables, the launcher, and the page cache of the artifact's files.
 const OVERHEAD_MIB: u32 = 256;
@@ -100,14 +99,7 @@ fn build_pod(
             condition_type: names::ATTESTED_GATE.to_owned(),
         }]),
         termination_grace_period_seconds: Some(TERMINATION_GRACE_SECONDS),
-        security_context: Some(PodSecurityContext {
-            run_as_non_root: Some(true),
-            run_as_user: Some(NONROOT),
-            run_as_group: Some(NONROOT),
-            fs_group: Some(NONROOT),
-            seccomp_profile: Some(runtime_default()),
-            ..PodSecurityContext::default()
-        }),
+        security_context: Some(pod_security_context()),
         containers: vec![build_container(deployment, valid, observed)],
         volumes: Some(vec![
             Volume {
@@ -203,17 +195,7 @@ fn build_container(
             failure_threshold: Some(3),
             ..Probe::default()
         }),
-        security_context: Some(SecurityContext {
-            allow_privilege_escalation: Some(false),
-            capabilities: Some(Capabilities {
-                drop: Some(vec!["ALL".to_owned()]),
-                ..Capabilities::default()
-            }),
-            read_only_root_filesystem: Some(true),
-            run_as_non_root: Some(true),
-            seccomp_profile: Some(runtime_default()),
-            ..SecurityContext::default()
-        }),
+        security_context: Some(container_security_context()),
         volume_mounts: Some(vec![
             mount("artifact", ARTIFACT_DIR, true),
             mount("launch", LAUNCH_DIR, true),
@@ -270,13 +252,6 @@ fn owned<const N: usize, V: Into<String>>(pairs: [(&str, V); N]) -> BTreeMap<Str
         .into_iter()
         .map(|(name, value)| (name.to_owned(), value.into()))
         .collect()
-}
-
-fn runtime_default() -> SeccompProfile {
-    SeccompProfile {
-        type_: "RuntimeDefault".to_owned(),
-        ..SeccompProfile::default()
-    }
 }
 
 fn container_port(name: &str, port: u16) -> ContainerPort {

@@ -10,9 +10,8 @@ use assay_tee::Sha256Digest;
 use assay_tee::canonical::encode_canonical;
 use k8s_openapi::api::batch::v1::{Job, JobSpec};
 use k8s_openapi::api::core::v1::{
-    Capabilities, ConfigMap, ConfigMapVolumeSource, Container, EmptyDirVolumeSource, KeyToPath,
-    Pod, PodSecurityContext, PodSpec, PodTemplateSpec, ResourceRequirements, SeccompProfile,
-    SecretVolumeSource, SecurityContext, Volume, VolumeMount,
+    ConfigMap, ConfigMapVolumeSource, Container, EmptyDirVolumeSource, KeyToPath, Pod, PodSpec,
+    PodTemplateSpec, ResourceRequirements, SecretVolumeSource, Volume, VolumeMount,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use kube::ResourceExt as _;
@@ -20,9 +19,8 @@ use kube::api::ObjectMeta;
 use serde::Deserialize;
 
 use crate::manifest::child_metadata;
+use crate::restricted::{container_security_context, pod_security_context};
 
-/// User and group of the builder: the "nonroot" of minimal base images.
-const NONROOT: i64 = 65532;
 /// Longest prefix of the image's name in the Job's: with `-build-` and eight
 /// digits it stays within 63 characters, which a Job's pods are labelled with.
 const MAX_PREFIX_LEN: usize = 48;
@@ -207,22 +205,11 @@ fn build_pod(
             .map(|(k, v)| ((*k).to_owned(), Quantity((*v).to_owned())))
             .collect()
     };
-    let seccomp_profile = Some(SeccompProfile {
-        type_: "RuntimeDefault".to_owned(),
-        ..SeccompProfile::default()
-    });
     PodSpec {
         automount_service_account_token: Some(false),
         enable_service_links: Some(false),
         restart_policy: Some("Never".to_owned()),
-        security_context: Some(PodSecurityContext {
-            run_as_non_root: Some(true),
-            run_as_user: Some(NONROOT),
-            run_as_group: Some(NONROOT),
-            fs_group: Some(NONROOT),
-            seccomp_profile: seccomp_profile.clone(),
-            ..PodSecurityContext::default()
-        }),
+        security_context: Some(pod_security_context()),
         containers: vec![Container {
             name: "build".to_owned(),
             image: Some(builder_image.to_owned()),
@@ -237,17 +224,7 @@ fn build_pod(
                 limits: Some(amounts(&[("memory", "4Gi")])),
                 ..ResourceRequirements::default()
             }),
-            security_context: Some(SecurityContext {
-                allow_privilege_escalation: Some(false),
-                capabilities: Some(Capabilities {
-                    drop: Some(vec!["ALL".to_owned()]),
-                    ..Capabilities::default()
-                }),
-                read_only_root_filesystem: Some(true),
-                run_as_non_root: Some(true),
-                seccomp_profile,
-                ..SecurityContext::default()
-            }),
+            security_context: Some(container_security_context()),
             volume_mounts: Some(mounts),
             ..Container::default()
         }],
