@@ -3,12 +3,15 @@
 //!
 //! One test, because it is one story: each step stands on the one before.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use assay_e2e::{Environment, install, kubectl, quickstart, wait};
+use assay_tee::guest_message::{CertificateGuid, CertificateTable};
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
 use serde_json::Value;
 
 /// What an answer of the web server contains.
@@ -188,6 +191,66 @@ fn records_verify_anywhere(environment: &Environment, deployment: &Value) -> Res
             .arg(&root_file)
             .args(["--measurement", expected]),
     )?;
+    let expected = expected.trim_start_matches("sha384:");
+    go_sev_guest_accepts(environment, &records[0], &root_file, expected)
+}
+
+/// Another verifier on the record's raw evidence: go-sev-guest accepts it under
+/// the development root with the digest that was published, and with no other.
+fn go_sev_guest_accepts(
+    environment: &Environment,
+    record: &Value,
+    root: &Path,
+    digest: &str,
+) -> Result<()> {
+    /// Exit status of `check` for a report that differs from what is expected.
+    const EXIT_POLICY: i32 = 5;
+    let Some(program) = &environment.go_sev_guest_check else {
+        println!("skipped: go-sev-guest's check is not there");
+        return Ok(());
+    };
+    let bytes = |field: &str| -> Result<Vec<u8>> {
+        let text = record["status"]["evidence"][field]
+            .as_str()
+            .with_context(|| format!("the record's evidence has no {field}"))?;
+        let bytes = BASE64_STANDARD.decode(text);
+        bytes.with_context(|| format!("the record's {field} is not base64"))
+    };
+    let table = bytes("certificates")?;
+    // It wants the product's chain in one file: the ASK, then the ARK.
+    let ask = CertificateTable::parse(&table)?
+        .get(CertificateGuid::ASK)
+        .map(|der| BASE64_STANDARD.encode(der))
+        .context("the record has no ASK")?;
+    let chain = format!(
+        "-----BEGIN CERTIFICATE-----\n{ask}\n-----END CERTIFICATE-----\n{}",
+        std::fs::read_to_string(root).context("read the simulated root")?
+    );
+    let directory = environment.scratch.join("go-sev-guest");
+    std::fs::create_dir_all(&directory).context("create a directory for go-sev-guest")?;
+    let report = [bytes("report")?, table].concat();
+    std::fs::write(directory.join("report.bin"), report).context("write the report")?;
+    std::fs::write(directory.join("chain.pem"), chain).context("write the chain")?;
+    let check = |digest: &str| -> Result<(Option<i32>, String)> {
+        let output = Command::new(program)
+            .current_dir(&directory)
+            .args(["-in", "report.bin", "-inform", "bin", "-network=false"])
+            .args(["-check_crl=false", "-product_name", "Genoa-B1"])
+            .args(["-product_key_path", "chain.pem", "-vmpl", "0"])
+            .args(["-guest_policy", "0x30000", "-platform_info", "0x27"])
+            .args(["-measurement", digest])
+            .output()
+            .with_context(|| format!("run {}", program.display()))?;
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        Ok((output.status.code(), said))
+    };
+    let (status, said) = check(digest)?;
+    ensure!(status == Some(0), "go-sev-guest refuses the record: {said}");
+    let (status, said) = check(&"00".repeat(48))?;
+    ensure!(
+        status == Some(EXIT_POLICY),
+        "go-sev-guest takes any digest ({status:?}): {said}"
+    );
     Ok(())
 }
 

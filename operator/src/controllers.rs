@@ -10,6 +10,7 @@ use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 
 use crate::apply::ApplyError;
+use crate::causes::chain;
 use crate::queue::Failure;
 
 pub(crate) fn apply_failure(error: ApplyError) -> Failure {
@@ -30,6 +31,42 @@ pub(crate) fn own_conditions(
     let mut conditions = merge(before, states, generation, now);
     conditions.retain(|condition| states.iter().any(|state| state.type_ == condition.type_));
     conditions
+}
+
+/// Reasons of a kind's conditions when its children cannot be written.
+pub(crate) struct FailureReasons {
+    /// Another owner holds the child.
+    pub(crate) conflict: &'static str,
+    /// Anything else that only a person can mend.
+    pub(crate) failed: &'static str,
+    /// What is not abnormal.
+    pub(crate) up_to_date: &'static str,
+}
+
+/// Overrules `planned` with a failure that only a person can mend: not Ready, not
+/// Reconciling, Stalled.
+pub(crate) fn blame(
+    planned: &mut Vec<Condition>,
+    before: &[Condition],
+    reasons: &FailureReasons,
+    error: &ApplyError,
+    generation: Option<i64>,
+    now: Timestamp,
+) {
+    let reason = match error {
+        ApplyError::ChildConflict { .. } => reasons.conflict,
+        _ => reasons.failed,
+    };
+    let message = chain(error);
+    let states = [
+        state("Ready", false, reason, message.clone()),
+        state("Reconciling", false, reasons.up_to_date, ""),
+        state("Stalled", true, reason, message),
+    ];
+    let blamed = own_conditions(before, &states, generation, now);
+    planned.retain(|old| blamed.iter().all(|new| new.type_ != old.type_));
+    planned.extend(blamed);
+    planned.sort_by(|a, b| a.type_.cmp(&b.type_));
 }
 
 /// Whether the conditions of `types` in `before` are those in `after`.

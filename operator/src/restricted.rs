@@ -2,7 +2,7 @@
 //! that the operator makes.
 
 use k8s_openapi::api::core::v1::{
-    Capabilities, PodSecurityContext, SeccompProfile, SecurityContext,
+    Capabilities, PodSecurityContext, SeccompProfile, SecurityContext, VolumeMount,
 };
 
 /// User and group of every pod: the "nonroot" of minimal base images.
@@ -32,6 +32,17 @@ pub fn container_security_context() -> SecurityContext {
         run_as_non_root: Some(true),
         seccomp_profile: Some(runtime_default()),
         ..SecurityContext::default()
+    }
+}
+
+/// A volume in a container. Without `read_only` the field is left out, as the API
+/// server would.
+pub fn mount(name: &str, path: &str, read_only: bool) -> VolumeMount {
+    VolumeMount {
+        name: name.to_owned(),
+        mount_path: path.to_owned(),
+        read_only: read_only.then_some(true),
+        ..VolumeMount::default()
     }
 }
 

@@ -10,7 +10,7 @@ use assay_image::oci::Layer;
 use sha2::{Digest, Sha256};
 use std::fmt::Write as _;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// A layer and how it comes about.
 pub(crate) struct Recipe {
@@ -40,6 +40,11 @@ enum Dependencies {
     /// metapackages name their content by version.
     Named(&'static [&'static str]),
 }
+
+/// The build of OVMF that verifies the kernel hashes.
+const FIRMWARE: &str = "usr/share/ovmf/OVMF.amdsev.fd";
+/// Its name when it is a file in the cache.
+const FIRMWARE_FILE: &str = "OVMF.amdsev.fd";
 
 /// Kernel with modules, EFI stub and firmware.
 pub(crate) const BOOT_KIT: Recipe = Recipe {
@@ -124,6 +129,19 @@ pub(crate) fn layer(cache: &Cache, recipe: &Recipe) -> Result<Layer> {
     }
 }
 
+/// The boot kit's firmware, as a file.
+pub(crate) fn firmware(cache: &Cache) -> Result<PathBuf> {
+    let kit = layer(cache, &BOOT_KIT)?;
+    let name = format!("firmware-{}", kit.blob().digest().to_hex());
+    let what = "firmware of the boot kit";
+    let entry = cache.entry("layers", &name, what, |scratch| {
+        let mut tree = Tree::default();
+        tree.extend_from_tar(&*kit.blob().content().to_bytes())?;
+        write(&scratch.join(FIRMWARE_FILE), tree.read(FIRMWARE)?)
+    })?;
+    Ok(entry.join(FIRMWARE_FILE))
+}
+
 fn make(cache: &Cache, recipe: &Recipe, refresh: bool) -> Result<Layer> {
     let mut sources = Vec::new();
     for source in recipe.sources {
@@ -180,7 +198,6 @@ fn wanted(source: &Source, resolved: Vec<Package>) -> Vec<Package> {
 
 fn pack_boot_kit(from: &Tree) -> Result<Tree> {
     const STUB: &str = "usr/lib/systemd/boot/efi/linuxx64.efi.stub";
-    const FIRMWARE: &str = "usr/share/ovmf/OVMF.amdsev.fd";
     let versions: Vec<&str> = from
         .paths()
         .filter_map(|path| path.strip_prefix("boot/vmlinuz-"))
@@ -231,7 +248,7 @@ fn module_dependencies(kit: &Tree, version: &str) -> Result<Vec<u8>> {
 }
 
 /// A directory of this process's own.
-fn scratch_directory(purpose: &str) -> Result<std::path::PathBuf> {
+fn scratch_directory(purpose: &str) -> Result<PathBuf> {
     let dir = std::env::temp_dir().join(format!("assay-{purpose}-{}", std::process::id()));
     fs::create_dir(&dir).with_context(|| format!("create {}", dir.display()))?;
     Ok(dir)

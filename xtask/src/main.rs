@@ -1,5 +1,6 @@
 //! Developer commands: `cargo xtask <command>`.
 
+mod bench;
 mod check_deps;
 mod crdgen;
 mod debian;
@@ -39,6 +40,11 @@ enum Command {
         /// Leave out what needs a cluster.
         #[arg(long)]
         no_cluster: bool,
+    },
+    /// Compare with peers, side by side in one run.
+    Bench {
+        /// What to compare [default: everything].
+        benchmarks: Vec<String>,
     },
     /// Write crds/yaml from the Rust types.
     Crdgen,
@@ -107,6 +113,7 @@ fn run(command: Command) -> Result<()> {
             demo::run(&environment::prepare(&checkout, kubeconfig, false)?)
         }
         Command::Test { no_cluster } => test::run(&images::workspace_root(), !no_cluster),
+        Command::Bench { benchmarks } => bench::run(&images::workspace_root(), &benchmarks),
         Command::Crdgen => crdgen::write(&images::workspace_root()),
         Command::Programs => Cache::open()?.everything(),
         Command::Images(ImagesCommand::Push { registry, inputs }) => {

@@ -83,6 +83,10 @@ fn run_stages(checkout: &Path, cluster: bool, stages: &mut Stages) -> Result<()>
                 "ASSAY_GO_SEV_GUEST_CHECK",
                 text(&cache.go_sev_guest_check()?)?,
             ),
+            (
+                "ASSAY_ORACLE_FIRMWARE",
+                text(&crate::layers::firmware(&cache)?)?,
+            ),
         ])
     })?;
     stages.run("unit, property and golden tests", || {

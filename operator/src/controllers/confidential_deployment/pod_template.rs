@@ -8,14 +8,14 @@ use assay_crds::v1alpha1::{ConfidentialDeployment, TeeType};
 use k8s_openapi::api::core::v1::{
     ConfigMapVolumeSource, Container, ContainerPort, EmptyDirVolumeSource, EnvVar, EnvVarSource,
     HTTPGetAction, ImageVolumeSource, LocalObjectReference, ObjectFieldSelector, PodReadinessGate,
-    PodSpec, PodTemplateSpec, Probe, ResourceRequirements, Volume, VolumeMount,
+    PodSpec, PodTemplateSpec, Probe, ResourceRequirements, Volume,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use kube::ResourceExt as _;
 use kube::api::ObjectMeta;
 
-use crate::restricted::{container_security_context, pod_security_context};
+use crate::restricted::{container_security_context, mount, pod_security_context};
 
 use super::launch::Launch;
 use super::observe::Observed;
@@ -283,14 +283,5 @@ fn downward(name: &str, field: &str) -> EnvVar {
             ..EnvVarSource::default()
         }),
         ..EnvVar::default()
-    }
-}
-
-fn mount(name: &str, path: &str, read_only: bool) -> VolumeMount {
-    VolumeMount {
-        name: name.to_owned(),
-        mount_path: path.to_owned(),
-        read_only: read_only.then_some(true),
-        ..VolumeMount::default()
     }
 }

@@ -14,9 +14,8 @@ use kube::ResourceExt as _;
 use super::observe::Observed;
 use super::validate::{Rejection, Valid};
 use crate::apply::ApplyError;
-use crate::causes::chain;
 use crate::controllers::attestation_gate::{GateReason, gate_condition};
-use crate::controllers::{own_conditions, same_conditions, state};
+use crate::controllers::{self, FailureReasons, own_conditions, same_conditions, state};
 use crate::manifest::Manifest;
 use crate::plan::{Note, Plan, Severity, transitions};
 
@@ -307,24 +306,16 @@ pub(super) fn blame(
     error: &ApplyError,
     now: Timestamp,
 ) {
-    let reason = match error {
-        ApplyError::ChildConflict { .. } => Reason::ChildConflict,
-        _ => Reason::ApplyFailed,
+    const REASONS: FailureReasons = FailureReasons {
+        conflict: Reason::ChildConflict.as_str(),
+        failed: Reason::ApplyFailed.as_str(),
+        up_to_date: Reason::UpToDate.as_str(),
     };
-    let message = chain(error);
-    let states = [
-        state("Ready", false, reason.as_str(), message.clone()),
-        abnormal("Reconciling", false, reason, &message),
-        abnormal("Stalled", true, reason, &message),
-    ];
     let before = conditions_of(deployment);
-    let blamed = own_conditions(before, &states, deployment.metadata.generation, now);
-    plan.status
-        .conditions
-        .retain(|old| blamed.iter().all(|new| new.type_ != old.type_));
-    plan.status.conditions.extend(blamed);
-    plan.status.conditions.sort_by(|a, b| a.type_.cmp(&b.type_));
-    plan.events = transitions(before, &plan.status.conditions, &NEWSWORTHY, severity);
+    let generation = deployment.metadata.generation;
+    let planned = &mut plan.status.conditions;
+    controllers::blame(planned, before, &REASONS, error, generation, now);
+    plan.events = transitions(before, planned, &NEWSWORTHY, severity);
 }
 
 /// Whether the deployment has this status already.

@@ -11,7 +11,7 @@ use assay_tee::canonical::encode_canonical;
 use k8s_openapi::api::batch::v1::{Job, JobSpec};
 use k8s_openapi::api::core::v1::{
     ConfigMap, ConfigMapVolumeSource, Container, EmptyDirVolumeSource, KeyToPath, Pod, PodSpec,
-    PodTemplateSpec, ResourceRequirements, SecretVolumeSource, Volume, VolumeMount,
+    PodTemplateSpec, ResourceRequirements, SecretVolumeSource, Volume,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use kube::ResourceExt as _;
@@ -19,7 +19,7 @@ use kube::api::ObjectMeta;
 use serde::Deserialize;
 
 use crate::manifest::child_metadata;
-use crate::restricted::{container_security_context, pod_security_context};
+use crate::restricted::{container_security_context, mount, pod_security_context};
 
 /// Longest prefix of the image's name in the Job's: with `-build-` and eight
 /// digits it stays within 63 characters, which a Job's pods are labelled with.
@@ -230,15 +230,6 @@ fn build_pod(
         }],
         volumes: Some(volumes),
         ..PodSpec::default()
-    }
-}
-
-fn mount(name: &str, path: &str, read_only: bool) -> VolumeMount {
-    VolumeMount {
-        name: name.to_owned(),
-        mount_path: path.to_owned(),
-        read_only: read_only.then_some(true),
-        ..VolumeMount::default()
     }
 }
 

@@ -17,8 +17,7 @@ use super::observe::Observed;
 use super::shapes::{MAX_ROWS, firmware_name, row, row_id, row_state, wanted};
 use crate::apply::ApplyError;
 use crate::artifact::ArtifactState;
-use crate::causes::chain;
-use crate::controllers::{own_conditions, same_conditions, state};
+use crate::controllers::{self, FailureReasons, own_conditions, same_conditions, state};
 use crate::plan::{Note, Plan, Severity, transitions};
 
 /// Conditions whose changes are events.
@@ -268,32 +267,17 @@ pub(super) fn blame(
     error: &ApplyError,
     now: Timestamp,
 ) {
-    let reason = match error {
-        ApplyError::ChildConflict { .. } => Reason::ChildConflict,
-        _ => Reason::ApplyFailed,
+    const REASONS: FailureReasons = FailureReasons {
+        conflict: Reason::ChildConflict.as_str(),
+        failed: Reason::ApplyFailed.as_str(),
+        up_to_date: Reason::UpToDate.as_str(),
     };
-    let why = Blocked {
-        reason,
-        message: chain(error),
-        stalled: true,
-    };
-    let states = [
-        state("Ready", false, reason.as_str(), why.message.clone()),
-        abnormal("Reconciling", None),
-        abnormal("Stalled", Some(&why)),
-    ];
-    let before = image
-        .status
-        .as_ref()
-        .map(|status| status.conditions.as_slice());
-    let before = before.unwrap_or_default();
-    let blamed = own_conditions(before, &states, image.metadata.generation, now);
-    plan.status
-        .conditions
-        .retain(|old| blamed.iter().all(|new| new.type_ != old.type_));
-    plan.status.conditions.extend(blamed);
-    plan.status.conditions.sort_by(|a, b| a.type_.cmp(&b.type_));
-    plan.events = transitions(before, &plan.status.conditions, &NEWSWORTHY, severity);
+    let status = image.status.as_ref();
+    let before = status.map_or(&[][..], |status| &status.conditions);
+    let generation = image.metadata.generation;
+    let planned = &mut plan.status.conditions;
+    controllers::blame(planned, before, &REASONS, error, generation, now);
+    plan.events = transitions(before, planned, &NEWSWORTHY, severity);
 }
 
 /// Whether the image has this status already.

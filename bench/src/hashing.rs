@@ -1,0 +1,78 @@
+//! Digests in memory: how near they come to what the machine can hash, and how
+//! much a further launch shape costs.
+
+use std::hint::black_box;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use assay_measure::FirmwareInputs;
+use assay_tee::hashes_table::KernelHashes;
+
+use crate::peers::Peers;
+use crate::table::{compare, heading, median, skipped};
+
+/// As often as a median needs.
+const ROUNDS: usize = 9;
+
+/// Runs the benchmark.
+pub(crate) fn run(peers: &Peers) -> Result<()> {
+    heading("Hashing: our digests against `openssl speed` on one core");
+    let firmware = std::fs::read(&peers.firmware)
+        .with_context(|| format!("read {}", peers.firmware.display()))?;
+    let initrd = vec![0x5a; 64 << 20];
+    // Pages are hashed one by one, files whole.
+    let pages = rate(firmware.len(), || {
+        let _ = black_box(FirmwareInputs::from_bytes(black_box(&firmware)));
+    });
+    against_openssl("SHA-384 of firmware pages", pages, "sha384", 4096);
+    let file = rate(initrd.len(), || {
+        black_box(KernelHashes::from_bytes(&[], Some(black_box(&initrd)), ""));
+    });
+    against_openssl("SHA-256 of a 64 MiB initrd", file, "sha256", 16384);
+    Ok(())
+}
+
+fn against_openssl(what: &str, ours: f64, algorithm: &str, block: usize) {
+    match openssl(algorithm, block) {
+        Ok(peer) => compare(what, &gigabytes(ours), &gigabytes(peer), ours / peer),
+        Err(error) => skipped(what, &format!("{error:#}")),
+    }
+}
+
+/// Bytes per second of `work` over `len` bytes, by the median.
+#[expect(clippy::cast_precision_loss, reason = "a figure for people")]
+fn rate(len: usize, work: impl Fn()) -> f64 {
+    let times: Vec<Duration> = (0..ROUNDS)
+        .map(|_| {
+            let start = Instant::now();
+            work();
+            start.elapsed()
+        })
+        .collect();
+    len as f64 / median(times).as_secs_f64()
+}
+
+/// Bytes per second that OpenSSL hashes in blocks of `block` bytes.
+fn openssl(algorithm: &str, block: usize) -> Result<f64> {
+    let output = Command::new("openssl")
+        .args(["speed", "-mr", "-seconds", "2", "-bytes"])
+        .arg(block.to_string())
+        .args(["-evp", algorithm])
+        .output()
+        .context("run openssl")?;
+    ensure!(output.status.success(), "openssl failed");
+    let text = String::from_utf8_lossy(&output.stdout);
+    let line = text
+        .lines()
+        .find(|line| line.starts_with("+F:"))
+        .context("openssl printed no result")?;
+    let figure = line.rsplit(':').next().unwrap_or_default();
+    figure
+        .parse()
+        .with_context(|| format!("openssl printed {figure:?}"))
+}
+
+fn gigabytes(rate: f64) -> String {
+    format!("{:.2} GB/s", rate / 1e9)
+}

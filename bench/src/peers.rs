@@ -1,0 +1,34 @@
+//! Where the programs and files are that are compared.
+
+use std::path::PathBuf;
+
+use anyhow::{Context as _, Result};
+
+/// Programs and files, by the environment variables that the tests use too.
+#[derive(Debug)]
+pub(crate) struct Peers {
+    /// The `assay` program, built for release.
+    pub(crate) assay: PathBuf,
+    /// The AmdSev build of OVMF.
+    pub(crate) firmware: PathBuf,
+    /// sev-snp-measure.
+    pub(crate) sev_snp_measure: Option<PathBuf>,
+}
+
+impl Peers {
+    /// Reads the variables.
+    ///
+    /// # Errors
+    /// When one of our own is missing.
+    pub(crate) fn from_variables() -> Result<Self> {
+        let path = |name: &str| std::env::var_os(name).map(PathBuf::from);
+        let needed = |name: &str| {
+            path(name).with_context(|| format!("{name} is not set; start `cargo xtask bench`"))
+        };
+        Ok(Self {
+            assay: needed("ASSAY_BENCH_CLI")?,
+            firmware: needed("ASSAY_BENCH_FIRMWARE")?,
+            sev_snp_measure: path("ASSAY_SEV_SNP_MEASURE"),
+        })
+    }
+}

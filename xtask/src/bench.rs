@@ -1,0 +1,41 @@
+//! Builds what is compared, fetches the peers and starts the benchmarks.
+
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context as _, Result, ensure};
+use assay_cluster::Cache;
+use assay_cluster::progress::say;
+
+use crate::images;
+use crate::layers;
+use crate::test::cargo;
+
+/// Runs the benchmarks named, or all.
+pub(crate) fn run(checkout: &Path, benchmarks: &[String]) -> Result<()> {
+    let cache = Cache::open()?;
+    let firmware = layers::firmware(&cache)?;
+    let sev_snp_measure = cache.sev_snp_measure()?;
+    say("building assay and the benchmarks for release");
+    let build = [
+        "build",
+        "--release",
+        "--locked",
+        "--quiet",
+        "--package",
+        "assay-cli",
+        "--package",
+        "assay-bench",
+    ];
+    cargo(checkout, &build, &[])?;
+    let release = images::release_directory();
+    let status = Command::new(release.join("assay-bench"))
+        .args(benchmarks)
+        .env("ASSAY_BENCH_CLI", release.join("assay"))
+        .env("ASSAY_BENCH_FIRMWARE", firmware)
+        .env("ASSAY_SEV_SNP_MEASURE", sev_snp_measure)
+        .status()
+        .context("run the benchmarks")?;
+    ensure!(status.success(), "the benchmarks failed ({status})");
+    Ok(())
+}
