@@ -16,9 +16,9 @@ use kube::runtime::reflector::{ObjectRef, Store};
 
 use crate::apply::Writer;
 use crate::artifact::Artifacts;
+use crate::queue::Watchable;
 use crate::settings::Settings;
 use crate::simulation::SimulationPki;
-use crate::watch::Watchable;
 
 /// The cluster as it was last seen.
 #[derive(Clone)]

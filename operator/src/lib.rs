@@ -18,6 +18,7 @@ pub mod health;
 pub mod lease;
 pub mod manifest;
 pub mod plan;
+pub mod pods;
 pub mod queue;
 pub mod restricted;
 pub mod run;

@@ -11,12 +11,13 @@ use std::time::Duration;
 use futures::channel::mpsc::{UnboundedReceiver, UnboundedSender, unbounded};
 use futures::{FutureExt as _, StreamExt as _};
 use jiff::Timestamp;
+use kube::Resource;
 use kube::runtime::controller::{Action, Config, Error, ReconcileRequest, applier};
 use kube::runtime::reflector::{ObjectRef, Store};
+use serde::de::DeserializeOwned;
 
 use crate::causes::chain;
 use crate::plan::Requeue;
-use crate::watch::Watchable;
 
 /// A full pass when nothing happens, so that a lost change does no lasting harm.
 const RESYNC: Duration = Duration::from_hours(1);
@@ -25,6 +26,29 @@ const FIRST_RETRY: Duration = Duration::from_millis(500);
 /// Longest delay after a failure: a person who has just mended the cause waits
 /// no longer than this.
 const LAST_RETRY: Duration = Duration::from_mins(5);
+
+/// What watches and queues need of a kind.
+pub trait Watchable:
+    Resource<DynamicType: Default + Eq + Hash + Clone + Debug + Send + Sync + Unpin>
+    + Clone
+    + Debug
+    + DeserializeOwned
+    + Send
+    + Sync
+    + 'static
+{
+}
+
+impl<K> Watchable for K where
+    K: Resource<DynamicType: Default + Eq + Hash + Clone + Debug + Send + Sync + Unpin>
+        + Clone
+        + Debug
+        + DeserializeOwned
+        + Send
+        + Sync
+        + 'static
+{
+}
 
 /// Where requests to reconcile objects of kind `K` go.
 pub struct Queue<K: Watchable>(UnboundedSender<ReconcileRequest<K>>);

@@ -33,10 +33,10 @@ use crate::controllers::{
 use crate::health::{Readiness, serve};
 use crate::lease::Elector;
 use crate::manifest::{MANAGED_BY, MANAGED_BY_LABEL, owner_of};
-use crate::queue::{self, Queue};
+use crate::queue::{self, Queue, Watchable};
 use crate::settings::Settings;
 use crate::simulation::{self, SimulationPki};
-use crate::watch::{Source, Watchable};
+use crate::watch::Source;
 
 /// Field manager of what belongs to the installation.
 const MANAGER: &str = "assay-operator/installation";

@@ -6,11 +6,10 @@
 //! deleted child cannot repair it; hence this module.
 
 use std::collections::{HashMap, HashSet};
-use std::fmt::Debug;
-use std::hash::Hash;
 use std::sync::Arc;
 
 use futures::stream::{StreamExt as _, select_all};
+use kube::ResourceExt as _;
 use kube::api::Api;
 use kube::core::DeserializeGuard;
 use kube::core::error_boundary::InvalidObject;
@@ -18,34 +17,9 @@ use kube::runtime::WatchStreamExt as _;
 use kube::runtime::reflector::store::Writer;
 use kube::runtime::reflector::{ObjectRef, Store};
 use kube::runtime::watcher::{self, Event};
-use kube::{Resource, ResourceExt as _};
-use serde::de::DeserializeOwned;
 
 use crate::causes::chain;
-use crate::queue::Queue;
-
-/// What a source needs of a kind.
-pub trait Watchable:
-    Resource<DynamicType: Default + Eq + Hash + Clone + Debug + Send + Sync + Unpin>
-    + Clone
-    + Debug
-    + DeserializeOwned
-    + Send
-    + Sync
-    + 'static
-{
-}
-
-impl<K> Watchable for K where
-    K: Resource<DynamicType: Default + Eq + Hash + Clone + Debug + Send + Sync + Unpin>
-        + Clone
-        + Debug
-        + DeserializeOwned
-        + Send
-        + Sync
-        + 'static
-{
-}
+use crate::queue::{Queue, Watchable};
 
 type Listener<K> = Box<dyn Fn(&K) + Send + Sync>;
 

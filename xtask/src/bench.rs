@@ -7,9 +7,9 @@ use anyhow::{Context as _, Result, ensure};
 use assay_cluster::Cache;
 use assay_cluster::progress::say;
 
+use crate::cargo::cargo;
 use crate::images;
 use crate::layers;
-use crate::test::cargo;
 
 /// Runs the benchmarks named, or all.
 pub(crate) fn run(checkout: &Path, benchmarks: &[String]) -> Result<()> {

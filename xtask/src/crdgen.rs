@@ -6,7 +6,7 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result, ensure};
 
-use crate::test::cargo;
+use crate::cargo::cargo;
 
 /// Where the definitions are, seen from the checkout.
 const DIRECTORY: &str = "crds/yaml";

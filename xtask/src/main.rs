@@ -1,6 +1,7 @@
 //! Developer commands: `cargo xtask <command>`.
 
 mod bench;
+mod cargo;
 mod check_deps;
 mod crdgen;
 mod debian;

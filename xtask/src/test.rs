@@ -1,12 +1,13 @@
 //! Everything that CI runs, in the order in which it fails fastest.
 
 use std::path::Path;
-use std::process::Command;
 use std::time::Instant;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 use assay_cluster::progress::say;
 use assay_cluster::{Cache, Cluster};
+
+use crate::cargo::cargo;
 
 /// A named part of the run.
 struct Stage {
@@ -128,20 +129,4 @@ fn run_stages(checkout: &Path, cluster: bool, stages: &mut Stages) -> Result<()>
 
 fn text(path: &Path) -> Result<String> {
     Ok(path.to_str().context("a path is not UTF-8")?.to_owned())
-}
-
-/// Runs cargo in the checkout.
-pub(crate) fn cargo(checkout: &Path, args: &[&str], variables: &[(&str, String)]) -> Result<()> {
-    let status = Command::new("cargo")
-        .current_dir(checkout)
-        .args(args)
-        .envs(variables.iter().map(|(name, value)| (name, value)))
-        .status()
-        .context("run cargo")?;
-    ensure!(
-        status.success(),
-        "cargo {} failed ({status})",
-        args.join(" ")
-    );
-    Ok(())
 }

@@ -10,7 +10,6 @@ mod observe;
 mod plan;
 
 pub use self::decide::{Decision, Facts, GateReason, PodFacts, decide};
-pub(crate) use self::plan::condition as gate_condition;
 pub use self::plan::{GatePlan, GateWrite, plan};
 
 use std::sync::Arc;

@@ -1,12 +1,12 @@
 //! What a decision changes about a pod.
 
-use assay_crds::names;
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Pod, PodCondition};
+use k8s_openapi::api::core::v1::Pod;
 use serde::Serialize;
 
 use super::decide::{Decision, Facts, GateReason, decide};
 use crate::plan::{Note, Requeue};
+use crate::pods::{gate_condition, is_over};
 
 /// What is done about one pod.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -48,7 +48,7 @@ pub fn plan(pod: &Pod, facts: &Facts<'_>, now: Timestamp) -> GatePlan {
         recheck_at,
     } = decide(facts, now);
     let status = if attested { "True" } else { "False" };
-    let current = condition(pod);
+    let current = gate_condition(pod);
     let same = current.is_some_and(|current| {
         current.status == status
             && current.reason.as_deref() == Some(reason.as_str())
@@ -86,21 +86,4 @@ fn news(before: Option<(&str, Option<&str>)>, status: &str, reason: GateReason) 
         }
         None => reason != GateReason::AwaitingAttestation,
     }
-}
-
-/// The gate's condition of a pod.
-pub(crate) fn condition(pod: &Pod) -> Option<&PodCondition> {
-    let conditions = pod.status.as_ref()?.conditions.as_deref()?;
-    conditions
-        .iter()
-        .find(|condition| condition.type_ == names::ATTESTED_GATE)
-}
-
-/// Whether the pod takes no traffic any more, whatever its conditions say.
-fn is_over(pod: &Pod) -> bool {
-    let phase = pod
-        .status
-        .as_ref()
-        .and_then(|status| status.phase.as_deref());
-    pod.metadata.deletion_timestamp.is_some() || matches!(phase, Some("Succeeded" | "Failed"))
 }

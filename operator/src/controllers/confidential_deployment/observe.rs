@@ -11,9 +11,9 @@ use k8s_openapi::api::core::v1::{ConfigMap, Pod, Service};
 use k8s_openapi::api::rbac::v1::{Role, RoleBinding};
 use kube::ResourceExt as _;
 
-use super::plan::role_name;
 use crate::context::{Context, find};
 use crate::manifest::is_controlled_by;
+use crate::pods::{is_attested, is_over};
 use crate::simulation::SimulationPki;
 
 /// What was read.
@@ -96,7 +96,7 @@ pub(super) fn observe(deployment: &ConfidentialDeployment, context: &Context) ->
 
     let oldest_attestation = pods
         .iter()
-        .filter(|pod| super::status::is_attested(pod))
+        .filter(|pod| is_attested(pod))
         .filter_map(|pod| find(&stores.records, &namespace, &pod.name_any()))
         .filter_map(|record| record.status.as_ref().map(|status| status.verified_at.0))
         .min();
@@ -129,10 +129,7 @@ pub(super) fn observe(deployment: &ConfidentialDeployment, context: &Context) ->
             ours(map.labels(), map.namespace()) && is_controlled_by(&map.metadata, &uid)
         }),
         revisions_in_use,
-        pods: pods
-            .into_iter()
-            .filter(|pod| !super::status::is_over(pod))
-            .collect(),
+        pods: pods.into_iter().filter(|pod| !is_over(pod)).collect(),
         oldest_attestation,
         broker,
         installation: Installation {
@@ -141,4 +138,10 @@ pub(super) fn observe(deployment: &ConfidentialDeployment, context: &Context) ->
             simulation: context.simulation.clone(),
         },
     }
+}
+
+/// Name of the Role and RoleBinding that let the broker read a deployment's
+/// Secrets.
+pub(super) fn role_name(deployment: &str) -> String {
+    format!("assay-release-{deployment}")
 }

@@ -15,7 +15,7 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use kube::{Resource as _, ResourceExt as _};
 
 use super::launch::build_launch;
-use super::observe::Observed;
+use super::observe::{Observed, role_name};
 use super::pod_template::build_pod_template;
 use super::status;
 use super::validate::validate;
@@ -72,12 +72,6 @@ pub fn plan(
         requeue: Requeue::Resync,
         waiting_on,
     }
-}
-
-/// Name of the Role and RoleBinding that let the broker read a deployment's
-/// Secrets.
-pub(super) fn role_name(deployment: &str) -> String {
-    format!("assay-release-{deployment}")
 }
 
 /// Lets the broker read exactly the Secrets that are named. The right to read is

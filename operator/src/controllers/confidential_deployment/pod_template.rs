@@ -19,12 +19,10 @@ use crate::restricted::{container_security_context, mount, pod_security_context}
 
 use super::launch::Launch;
 use super::observe::Observed;
-use super::validate::Valid;
+use super::validate::{STATUS_PORT_NAME, Valid};
 
 /// Port of the pod on which the launcher serves `/healthz` and `/readyz`.
 pub const STATUS_PORT: u16 = 9990;
-/// Its name.
-pub(super) const STATUS_PORT_NAME: &str = "assay-status";
 /// Extended resource of one SNP address space identifier. Kata and Node Feature
 /// Discovery publish it under this name already; another name for the same
 /// identifiers would book a node twice.

@@ -7,17 +7,17 @@ use assay_crds::v1alpha1::confidential_deployment::{
 };
 use assay_crds::v1alpha1::{ConfidentialDeployment, ConfidentialDeploymentStatus, TeeType};
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::ResourceExt as _;
 
 use super::observe::Observed;
 use super::validate::{Rejection, Valid};
 use crate::apply::ApplyError;
-use crate::controllers::attestation_gate::{GateReason, gate_condition};
+use crate::controllers::attestation_gate::GateReason;
 use crate::controllers::{self, FailureReasons, own_conditions, same_conditions, state};
 use crate::manifest::Manifest;
 use crate::plan::{Note, Plan, Severity, transitions};
+use crate::pods::{gate_condition, is_attested};
 
 /// Conditions whose changes are events.
 const NEWSWORTHY: [&str; 2] = ["Ready", "Attested"];
@@ -130,20 +130,6 @@ fn count(deployment: &ConfidentialDeployment, observed: &Observed) -> Counts {
         attested: i32::try_from(attested).unwrap_or(i32::MAX),
         observed: status.is_some_and(|status| status.observed_generation >= generation),
     }
-}
-
-/// Whether the pod's gate is open.
-pub(super) fn is_attested(pod: &Pod) -> bool {
-    gate_condition(pod).is_some_and(|condition| condition.status == "True")
-}
-
-/// Whether the pod has ended or is about to.
-pub(super) fn is_over(pod: &Pod) -> bool {
-    let phase = pod
-        .status
-        .as_ref()
-        .and_then(|status| status.phase.as_deref());
-    pod.metadata.deletion_timestamp.is_some() || matches!(phase, Some("Succeeded" | "Failed"))
 }
 
 fn attested(counts: &Counts, observed: &Observed) -> ConditionState {

@@ -14,9 +14,10 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use kube::ResourceExt as _;
 
 use super::observe::{Broker, Observed};
-use super::pod_template::STATUS_PORT_NAME;
 use crate::simulation::SimulationPki;
 
+/// Name of the launcher's own port, which no workload may take.
+pub(super) const STATUS_PORT_NAME: &str = "assay-status";
 /// Longest name: it becomes a label's value and the name of a Service.
 const MAX_NAME_LEN: usize = 63;
 /// Most memory of a guest: 1 TiB. It catches `512G` typed as `512T`.

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use assay_crds::names;
+use assay_crds::v1alpha1::measured_image::SourceType;
 use assay_crds::v1alpha1::{MeasuredImage, TeeType};
 use assay_launcher::spec::{LAUNCH_SPEC_KEY, LaunchSpec};
 use assay_tee::cpu::CpuModel;
@@ -14,8 +15,7 @@ use k8s_openapi::api::core::v1::{ConfigMap, Pod};
 use kube::ResourceExt as _;
 use kube::api::{Api, ListParams};
 
-use super::build_job::{BuildProgress, ended, job_name, parse_report};
-use super::plan::artifact_reference;
+use super::build_job::{BuildProgress, BuildReport, ended, job_name, parse_report};
 use super::shapes;
 use crate::artifact::ArtifactState;
 use crate::context::{Context, find};
@@ -144,4 +144,31 @@ fn requested(image: &MeasuredImage, context: &Context) -> (BTreeSet<LaunchShape>
         asked.chain(running).filter(allowed).collect(),
         deployments.len(),
     )
+}
+
+/// The reference of an image's artifact, as far as it is known: given, verified
+/// before, or reported by the build.
+pub(super) fn artifact_reference(image: &MeasuredImage, build: &BuildProgress) -> Option<String> {
+    match image.spec.source.type_ {
+        SourceType::Oci => image
+            .spec
+            .source
+            .oci
+            .as_ref()
+            .map(|oci| oci.reference.clone()),
+        SourceType::Build => {
+            let source = image.spec.source.build.as_ref()?;
+            let verified = image
+                .status
+                .as_ref()
+                .and_then(|status| status.artifact.as_ref());
+            let reported = match build {
+                BuildProgress::Ended(BuildReport::Built(reference)) => Some(reference),
+                _ => None,
+            };
+            let reference = verified.map(|artifact| &artifact.reference).or(reported)?;
+            let (repository, _) = reference.split_once('@')?;
+            (repository == source.output.repository).then(|| reference.clone())
+        }
+    }
 }

@@ -1,6 +1,6 @@
 //! What an image needs next.
 
-use assay_crds::v1alpha1::measured_image::{MeasuredImageReason as Reason, SourceType};
+use assay_crds::v1alpha1::measured_image::MeasuredImageReason as Reason;
 use assay_crds::v1alpha1::{MeasuredImage, MeasuredImageStatus};
 use jiff::Timestamp;
 
@@ -11,33 +11,6 @@ use super::validate::validate;
 use crate::artifact::ArtifactState;
 use crate::manifest::write_for;
 use crate::plan::{Plan, Requeue};
-
-/// The reference of an image's artifact, as far as it is known: given, verified
-/// before, or reported by the build.
-pub(super) fn artifact_reference(image: &MeasuredImage, build: &BuildProgress) -> Option<String> {
-    match image.spec.source.type_ {
-        SourceType::Oci => image
-            .spec
-            .source
-            .oci
-            .as_ref()
-            .map(|oci| oci.reference.clone()),
-        SourceType::Build => {
-            let source = image.spec.source.build.as_ref()?;
-            let verified = image
-                .status
-                .as_ref()
-                .and_then(|status| status.artifact.as_ref());
-            let reported = match build {
-                BuildProgress::Ended(BuildReport::Built(reference)) => Some(reference),
-                _ => None,
-            };
-            let reference = verified.map(|artifact| &artifact.reference).or(reported)?;
-            let (repository, _) = reference.split_once('@')?;
-            (repository == source.output.repository).then(|| reference.clone())
-        }
-    }
-}
 
 /// Plans one image.
 pub fn plan(

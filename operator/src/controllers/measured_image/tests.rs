@@ -335,19 +335,19 @@ fn only_an_artifact_in_the_output_repository_is_read() {
     let image = fixtures::new_image();
     let ended = |reference: &str| BuildProgress::Ended(BuildReport::Built(reference.to_owned()));
     assert_eq!(
-        plan::artifact_reference(&image, &ended(REFERENCE)).as_deref(),
+        observe::artifact_reference(&image, &ended(REFERENCE)).as_deref(),
         Some(REFERENCE)
     );
     assert_eq!(
-        plan::artifact_reference(&image, &ended("other.test/x@sha256:00")),
+        observe::artifact_reference(&image, &ended("other.test/x@sha256:00")),
         None
     );
     assert_eq!(
-        plan::artifact_reference(&image, &ended("registry.test/measured/web:tag")),
+        observe::artifact_reference(&image, &ended("registry.test/measured/web:tag")),
         None
     );
     assert_eq!(
-        plan::artifact_reference(&image, &BuildProgress::Running),
+        observe::artifact_reference(&image, &BuildProgress::Running),
         None
     );
 }
