@@ -1,301 +1,314 @@
-//! `assay measure`: the launch digest of a guest from its files, with the option
-//! names of sev-snp-measure, so that scripts can move over.
+//! `assay measure`: the launch digest of a guest from its files, or from what
+//! was recorded of them, with the option names of sev-snp-measure, so that
+//! scripts can move over.
 
+mod files;
+mod options;
+mod output;
+mod request;
+
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, Result, ensure};
 use assay_measure::inputs::{FirmwareInputs, MeasurementInputs};
-use assay_measure::sev::{measure_sev, measure_sev_es};
+use assay_measure::matrix::measure_matrix;
+use assay_measure::sev::{measure_sev, measure_sev_es_counts};
 use assay_measure::snp::{VcpuProfile, measure_snp_launch};
-use assay_measure::trace::MeasuredRegion;
-use assay_tee::cpu::{CpuModel, CpuSignature};
+use assay_measure::svsm::{SvsmInputs, SvsmProfile, measure_svsm, measure_svsm_counts};
+use assay_measure::vcpus::SaveAreas;
 use assay_tee::hashes_table::KernelHashes;
-use assay_tee::vmsa::Vmm;
-use assay_tee::{GuestFeatures, LaunchDigest, VcpuCount};
-use base64::Engine as _;
-use base64::prelude::BASE64_STANDARD;
-use clap::ValueEnum;
-use serde::Serialize;
+use assay_tee::ovmf::parse_ovmf;
+use assay_tee::{LaunchDigest, VcpuCount};
+use zerocopy::IntoBytes as _;
 
-/// Options of `assay measure`.
-#[derive(Debug, clap::Args)]
-pub(crate) struct Args {
-    /// What to compute
-    #[arg(long, value_enum, default_value = "snp")]
-    mode: Mode,
-    /// Number of virtual CPUs, 1 to 512
-    #[arg(long, value_name = "N")]
-    vcpus: Option<u32>,
-    /// CPU model by QEMU's name, such as EPYC-v4
-    #[arg(long, value_name = "CPUTYPE", conflicts_with_all = ["vcpu_sig", "vcpu_family"])]
-    vcpu_type: Option<String>,
-    /// CPUID signature (Fn0000_0001 EAX), for `-cpu host`
-    #[arg(long, value_name = "VALUE", value_parser = parse_u32, conflicts_with = "vcpu_family")]
-    vcpu_sig: Option<u32>,
-    /// CPU family, instead of a model's name
-    #[arg(long, value_name = "FAMILY", value_parser = parse_u32,
-          requires = "vcpu_model", requires = "vcpu_stepping")]
-    vcpu_family: Option<u32>,
-    /// CPU model number
-    #[arg(long, value_name = "MODEL", value_parser = parse_u32, requires = "vcpu_family")]
-    vcpu_model: Option<u32>,
-    /// CPU stepping
-    #[arg(long, value_name = "STEPPING", value_parser = parse_u32, requires = "vcpu_family")]
-    vcpu_stepping: Option<u32>,
-    /// VMM that starts the guest
-    #[arg(long, value_enum, value_name = "VMMTYPE", default_value = "QEMU")]
-    vmm_type: VmmType,
-    /// OVMF firmware
-    #[arg(long, value_name = "PATH")]
-    ovmf: PathBuf,
-    /// Kernel or UKI given to QEMU as -kernel
-    #[arg(long, value_name = "PATH")]
-    kernel: Option<PathBuf>,
-    /// Initrd given to QEMU as -initrd
-    #[arg(long, value_name = "PATH", requires = "kernel")]
-    initrd: Option<PathBuf>,
-    /// Command line given to QEMU as -append, taken literally
-    #[arg(long, value_name = "CMDLINE", requires = "kernel")]
-    append: Option<String>,
-    /// SEV_FEATURES of the guest (mode snp): 0x1, or 0x21 for Linux 6.6 and 6.7
-    #[arg(long, value_name = "VALUE", value_parser = parse_u64, default_value = "0x1")]
-    guest_features: u64,
-    /// Running digest after the firmware's pages (mode snp), as printed by
-    /// mode snp:ovmf-hash; the OVMF file is then read for its metadata only
-    #[arg(long, value_name = "HASH")]
-    snp_ovmf_hash: Option<String>,
-    /// Form of the digest
-    #[arg(long, value_enum, default_value = "hex", conflicts_with = "json")]
-    output_format: OutputFormat,
-    /// Print digest, inputs and every measured region as JSON
-    #[arg(long)]
-    json: bool,
-}
+pub(crate) use options::Args;
+use options::Mode;
+use output::{Profile, Recorded, Report, Row};
+use request::{DirectBoot, Named, Request, SnpSource, SvsmSource, Vars};
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
-enum Mode {
-    /// SEV: firmware and kernel hashes
-    #[value(name = "sev")]
-    #[serde(rename = "sev")]
-    Sev,
-    /// SEV-ES: as sev, and the virtual CPUs
-    #[value(name = "seves")]
-    #[serde(rename = "seves")]
-    SevEs,
-    /// SEV-SNP: the measurement of an attestation report
-    #[value(name = "snp")]
-    #[serde(rename = "snp")]
-    Snp,
-    /// SEV-SNP after the firmware's pages alone
-    #[value(name = "snp:ovmf-hash")]
-    #[serde(rename = "snp:ovmf-hash")]
-    SnpOvmfHash,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum VmmType {
-    /// QEMU 9.1 and Linux 6.10 or later
-    #[value(name = "QEMU")]
-    Qemu,
-    /// QEMU and KVM before KVM_SEV_INIT2
-    #[value(name = "QEMU-before-init2")]
-    QemuBeforeInit2,
-    /// Amazon EC2 since April 2026
-    #[value(name = "ec2")]
-    Ec2,
-    /// Amazon EC2 before April 2026
-    #[value(name = "ec2-before-rdx")]
-    Ec2BeforeRdx,
-    /// Google Compute Engine
-    #[value(name = "gce")]
-    Gce,
-}
-
-impl From<VmmType> for Vmm {
-    fn from(vmm: VmmType) -> Self {
-        match vmm {
-            VmmType::Qemu => Self::Qemu,
-            VmmType::QemuBeforeInit2 => Self::QemuBeforeInit2,
-            VmmType::Ec2 => Self::Ec2,
-            VmmType::Ec2BeforeRdx => Self::Ec2BeforeRdx,
-            VmmType::Gce => Self::Gce,
-        }
+/// Computes the digests that `args` ask for and prints them.
+pub(crate) fn run(args: &Args) -> Result<()> {
+    let request = Request::from_args(args)?;
+    let report = measure(args.mode, &request)?;
+    if let (Some(directory), Some(areas)) = (&args.dump_vmsa, &report.save_areas) {
+        dump_save_areas(directory, areas, &report.rows)?;
     }
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum OutputFormat {
-    /// Lower-case hexadecimal
-    Hex,
-    /// Base64 of the digest's bytes
-    Base64,
-}
-
-/// What `--json` prints.
-#[derive(Debug, Serialize)]
-#[serde(rename_all = "camelCase")]
-struct Output {
-    mode: Mode,
-    digest: String,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    vcpus: Option<VcpuCount>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    profile: Option<VcpuProfile>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    kernel_hashes: Option<KernelHashes>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    firmware: Option<FirmwareInputs>,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    trace: Vec<MeasuredRegion>,
-}
-
-impl Output {
-    fn new(mode: Mode) -> Self {
-        Self {
-            mode,
-            digest: String::new(),
-            vcpus: None,
-            profile: None,
-            kernel_hashes: None,
-            firmware: None,
-            trace: Vec::new(),
-        }
+    if let (Some(path), [inputs]) = (&args.write_inputs, report.inputs.as_slice()) {
+        let json = serde_json::to_vec_pretty(inputs).context("encode the inputs")?;
+        fs::write(path, json).with_context(|| format!("write {}", path.display()))?;
     }
-}
-
-/// Computes the digest that `args` ask for and prints it.
-pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
-    let (digest, mut output) = measure(args)?;
-    if args.json {
-        output.digest = hex::encode(&digest);
-        println!("{}", serde_json::to_string_pretty(&output)?);
-    } else {
-        println!(
-            "{}",
-            match args.output_format {
-                OutputFormat::Hex => hex::encode(&digest),
-                OutputFormat::Base64 => BASE64_STANDARD.encode(&digest),
-            }
+    if args.verbose && report.trace.is_empty() {
+        eprintln!("note: --mode {} has no regions to print", args.mode);
+    } else if args.verbose {
+        eprintln!("{}", report.trace_to_text());
+    }
+    if args.mode == Mode::SnpSvsm && args.svsm_fpu.is_none() {
+        eprintln!(
+            "note: the FPU state is before-init2, as processors have measured it; sev-snp-measure \
+             prints the digest of --svsm-fpu sev-snp-measure"
         );
     }
-    Ok(())
-}
-
-/// The digest's bytes and what led to them.
-fn measure(args: &Args) -> anyhow::Result<(Vec<u8>, Output)> {
-    check_conflicts(args)?;
-    let firmware = read(&args.ovmf)?;
-    let measuring = || format!("measure {}", args.ovmf.display());
-    let mut output = Output::new(args.mode);
-    if args.mode == Mode::SnpOvmfHash {
-        let inputs = FirmwareInputs::from_bytes(&firmware).with_context(measuring)?;
-        let digest = inputs.digest.as_bytes().to_vec();
-        output.firmware = Some(inputs);
-        return Ok((digest, output));
-    }
-    let kernel_hashes = kernel_hashes(args)?;
-    output.kernel_hashes = kernel_hashes;
-    if args.mode == Mode::Sev {
-        let digest = measure_sev(&firmware, kernel_hashes.as_ref()).with_context(measuring)?;
-        return Ok((digest.as_bytes().to_vec(), output));
-    }
-    let vcpus = args.vcpus.context("--vcpus is required in this mode")?;
-    let vcpus = VcpuCount::try_from(vcpus).context("--vcpus")?;
-    let profile = VcpuProfile {
-        vmm: args.vmm_type.into(),
-        cpu_signature: cpu_signature(args)?,
-        guest_features: GuestFeatures(args.guest_features),
-    };
-    output.vcpus = Some(vcpus);
-    output.profile = Some(profile);
-    if args.mode == Mode::SevEs {
-        let digest = measure_sev_es(&firmware, kernel_hashes.as_ref(), &profile, vcpus)
-            .with_context(measuring)?;
-        return Ok((digest.as_bytes().to_vec(), output));
-    }
-    let mut inputs =
-        MeasurementInputs::from_bytes(&firmware, kernel_hashes).with_context(measuring)?;
-    if let Some(hash) = &args.snp_ovmf_hash {
-        inputs.firmware.digest = parse_ovmf_hash(hash)?;
-    }
-    let measurement = measure_snp_launch(&inputs, &profile, vcpus).with_context(measuring)?;
-    output.firmware = Some(inputs.firmware);
-    output.trace = measurement.trace;
-    Ok((measurement.digest.as_bytes().to_vec(), output))
-}
-
-/// Refuses options that the mode would ignore: a digest that silently leaves
-/// something out misleads.
-fn check_conflicts(args: &Args) -> anyhow::Result<()> {
-    if args.snp_ovmf_hash.is_some() && args.mode != Mode::Snp {
-        bail!("--snp-ovmf-hash applies to --mode snp only");
-    }
-    if args.guest_features != GuestFeatures::default().0 && args.mode != Mode::Snp {
-        bail!("--guest-features applies to --mode snp only: SEV and SEV-ES have none");
-    }
-    if args.kernel.is_some() && args.mode == Mode::SnpOvmfHash {
-        bail!("--kernel does not apply to --mode snp:ovmf-hash, which measures the firmware alone");
+    if args.json {
+        println!("{}", report.to_json()?);
+    } else {
+        println!("{}", report.to_text(args.output_format.unwrap_or_default()));
     }
     Ok(())
 }
 
-fn kernel_hashes(args: &Args) -> anyhow::Result<Option<KernelHashes>> {
-    let Some(kernel) = &args.kernel else {
-        return Ok(None);
+fn measure(mode: Mode, request: &Request) -> Result<Report> {
+    let report = Report {
+        mode,
+        rows: Vec::with_capacity(request.shapes()),
+        inputs: Vec::new(),
+        kernel_hashes: None,
+        trace: Vec::new(),
+        save_areas: None,
     };
-    let kernel = read(kernel)?;
-    let initrd = args.initrd.as_deref().map(read).transpose()?;
-    let cmdline = args.append.as_deref().unwrap_or_default();
-    Ok(Some(KernelHashes::from_bytes(
-        &kernel,
-        initrd.as_deref(),
-        cmdline,
-    )))
+    match request {
+        Request::Sev { ovmf, kernel } => sev(report, ovmf, kernel.as_ref()),
+        Request::SevEs {
+            ovmf,
+            kernel,
+            profiles,
+            vcpus,
+        } => sev_es(report, ovmf, kernel.as_ref(), profiles, vcpus),
+        Request::Snp {
+            source,
+            kernel,
+            profiles,
+            vcpus,
+        } => snp(report, source, kernel.as_ref(), profiles, vcpus),
+        Request::SnpOvmfHash { ovmf } => snp_ovmf_hash(report, ovmf),
+        Request::SnpSvsm {
+            source,
+            profiles,
+            vcpus,
+        } => snp_svsm(report, source, profiles, vcpus),
+    }
 }
 
-fn cpu_signature(args: &Args) -> anyhow::Result<CpuSignature> {
-    match (&args.vcpu_type, args.vcpu_sig, args.vcpu_family) {
-        (Some(name), _, _) => Ok(CpuModel::by_name(name).context("--vcpu-type")?.signature()),
-        (None, Some(signature), _) => Ok(CpuSignature(signature)),
-        (None, None, Some(family)) => {
-            let (Some(model), Some(stepping)) = (args.vcpu_model, args.vcpu_stepping) else {
-                bail!("--vcpu-family needs --vcpu-model and --vcpu-stepping");
+fn sev(mut report: Report, ovmf: &[PathBuf], kernel: Option<&DirectBoot>) -> Result<Report> {
+    report.kernel_hashes = kernel.map(files::hash_kernel).transpose()?;
+    for path in ovmf {
+        let digest = measure_sev(&files::read(path)?, report.kernel_hashes.as_ref())
+            .with_context(|| measuring(path))?;
+        report.rows.push(Row {
+            firmware: path.display().to_string(),
+            cpu: None,
+            profile: None,
+            vcpus: None,
+            digest: digest.as_bytes().to_vec(),
+        });
+    }
+    Ok(report)
+}
+
+fn sev_es(
+    mut report: Report,
+    ovmf: &[PathBuf],
+    kernel: Option<&DirectBoot>,
+    profiles: &[Named<VcpuProfile>],
+    vcpus: &BTreeSet<VcpuCount>,
+) -> Result<Report> {
+    report.kernel_hashes = kernel.map(files::hash_kernel).transpose()?;
+    for path in ovmf {
+        let firmware = files::read(path)?;
+        for profile in profiles {
+            let digests = measure_sev_es_counts(
+                &firmware,
+                report.kernel_hashes.as_ref(),
+                &profile.value,
+                vcpus,
+            )
+            .with_context(|| measuring(path))?;
+            report
+                .rows
+                .extend(digests.into_iter().map(|(vcpus, digest)| Row {
+                    firmware: path.display().to_string(),
+                    cpu: Some(profile.name.clone()),
+                    profile: Some(Profile::Ovmf(profile.value)),
+                    vcpus: Some(vcpus),
+                    digest: digest.as_bytes().to_vec(),
+                }));
+            let reset_eip = parse_ovmf(&firmware)
+                .with_context(|| measuring(path))?
+                .reset_eip;
+            report.save_areas = Some(SaveAreas::sev_es(&profile.value, reset_eip));
+        }
+    }
+    Ok(report)
+}
+
+fn snp_ovmf_hash(mut report: Report, ovmf: &[PathBuf]) -> Result<Report> {
+    for path in ovmf {
+        let inputs =
+            FirmwareInputs::from_bytes(&files::read(path)?).with_context(|| measuring(path))?;
+        report.rows.push(Row {
+            firmware: path.display().to_string(),
+            cpu: None,
+            profile: None,
+            vcpus: None,
+            digest: inputs.digest.as_bytes().to_vec(),
+        });
+        report.inputs.push(Recorded::Ovmf(MeasurementInputs {
+            firmware: inputs,
+            kernel_hashes: None,
+        }));
+    }
+    Ok(report)
+}
+
+fn snp(
+    mut report: Report,
+    source: &SnpSource,
+    kernel: Option<&DirectBoot>,
+    profiles: &[Named<VcpuProfile>],
+    vcpus: &BTreeSet<VcpuCount>,
+) -> Result<Report> {
+    let kernel_hashes = kernel.map(files::hash_kernel).transpose()?;
+    let (paths, inputs) = snp_inputs(source, kernel_hashes)?;
+    if let ([inputs], [profile], Some(count)) = (inputs.as_slice(), profiles, single(vcpus)) {
+        let measurement = measure_snp_launch(inputs, &profile.value, count)
+            .with_context(|| measuring(&paths[0]))?;
+        report
+            .rows
+            .push(snp_row(&paths[0], profile, count, measurement.digest));
+        report.trace = measurement.trace;
+        report.save_areas = Some(SaveAreas::snp(&profile.value, inputs.firmware.reset_eip));
+    } else {
+        let values: Vec<_> = profiles.iter().map(|profile| profile.value).collect();
+        let rows = measure_matrix(&inputs, &values, vcpus).map_err(|error| {
+            anyhow::Error::new(error.source).context(measuring(&paths[error.inputs]))
+        })?;
+        report.rows.extend(rows.into_iter().map(|row| {
+            let profile = &profiles[row.profile];
+            snp_row(&paths[row.inputs], profile, row.vcpus, row.digest)
+        }));
+    }
+    report.inputs = inputs.into_iter().map(Recorded::Ovmf).collect();
+    Ok(report)
+}
+
+/// The only count, if there is only one.
+fn single(vcpus: &BTreeSet<VcpuCount>) -> Option<VcpuCount> {
+    vcpus.first().copied().filter(|_| vcpus.len() == 1)
+}
+
+fn snp_row(
+    path: &Path,
+    profile: &Named<VcpuProfile>,
+    vcpus: VcpuCount,
+    digest: LaunchDigest,
+) -> Row {
+    Row {
+        firmware: path.display().to_string(),
+        cpu: Some(profile.name.clone()),
+        profile: Some(Profile::Ovmf(profile.value)),
+        vcpus: Some(vcpus),
+        digest: digest.as_bytes().to_vec(),
+    }
+}
+
+/// What stands for each file, with the kernel that all of them boot.
+fn snp_inputs(
+    source: &SnpSource,
+    kernel_hashes: Option<KernelHashes>,
+) -> Result<(&[PathBuf], Vec<MeasurementInputs>)> {
+    match source {
+        SnpSource::Inputs(path) => {
+            let mut inputs: MeasurementInputs = files::read_json(path)?;
+            ensure!(
+                inputs.kernel_hashes.is_none() || kernel_hashes.is_none(),
+                "{} holds the hashes of a kernel already; leave the options of the kernel out",
+                path.display()
+            );
+            inputs.kernel_hashes = inputs.kernel_hashes.or(kernel_hashes);
+            Ok((std::slice::from_ref(path), vec![inputs]))
+        }
+        SnpSource::Ovmf { files, digest } => {
+            let inputs = files.iter().map(|path| {
+                let mut inputs = MeasurementInputs::from_bytes(&files::read(path)?, kernel_hashes)
+                    .with_context(|| measuring(path))?;
+                if let Some(digest) = digest {
+                    inputs.firmware.digest = *digest;
+                }
+                Ok(inputs)
+            });
+            Ok((files, inputs.collect::<Result<_>>()?))
+        }
+    }
+}
+
+fn snp_svsm(
+    mut report: Report,
+    source: &SvsmSource,
+    profiles: &[Named<SvsmProfile>],
+    vcpus: &BTreeSet<VcpuCount>,
+) -> Result<Report> {
+    for (path, inputs) in svsm_inputs(source)? {
+        for profile in profiles {
+            let row = |(vcpus, digest): (VcpuCount, LaunchDigest)| Row {
+                firmware: path.display().to_string(),
+                cpu: Some(profile.name.clone()),
+                profile: Some(Profile::Svsm(profile.value)),
+                vcpus: Some(vcpus),
+                digest: digest.as_bytes().to_vec(),
             };
-            CpuSignature::from_family_model_stepping(family, model, stepping)
-                .context("--vcpu-family, --vcpu-model, --vcpu-stepping")
+            if let Some(count) = single(vcpus) {
+                let measurement = measure_svsm(&inputs, &profile.value, count)
+                    .with_context(|| measuring(path))?;
+                report.rows.push(row((count, measurement.digest)));
+                report.trace = measurement.trace;
+                report.save_areas = Some(SaveAreas::svsm(&profile.value, inputs.entry));
+            } else {
+                let digests = measure_svsm_counts(&inputs, &profile.value, vcpus)
+                    .with_context(|| measuring(path))?;
+                report.rows.extend(digests.into_iter().map(row));
+            }
         }
-        (None, None, None) if !Vmm::from(args.vmm_type).measures_cpu_signature() => {
-            Ok(CpuSignature(0))
-        }
-        (None, None, None) => {
-            bail!("the CPU is part of the digest: give --vcpu-type, --vcpu-sig or --vcpu-family")
+        report.inputs.push(Recorded::Svsm(inputs));
+    }
+    Ok(report)
+}
+
+fn svsm_inputs(source: &SvsmSource) -> Result<Vec<(&Path, SvsmInputs)>> {
+    match source {
+        SvsmSource::Inputs(path) => Ok(vec![(path, files::read_json(path)?)]),
+        SvsmSource::Files { ovmf, vars, svsm } => {
+            let vars_size = match vars {
+                Vars::Size(size) => *size,
+                Vars::Of(path) => fs::metadata(path)
+                    .with_context(|| format!("read {}", path.display()))?
+                    .len(),
+            };
+            let svsm = files::read(svsm)?;
+            let inputs = ovmf.iter().map(|path| {
+                let inputs = SvsmInputs::from_bytes(&files::read(path)?, vars_size, &svsm)
+                    .with_context(|| measuring(path))?;
+                Ok((path.as_path(), inputs))
+            });
+            inputs.collect()
         }
     }
 }
 
-fn parse_ovmf_hash(text: &str) -> anyhow::Result<LaunchDigest> {
-    let mut bytes = [0; LaunchDigest::LEN];
-    hex::decode_to_slice(text, &mut bytes)
-        .with_context(|| format!("--snp-ovmf-hash must be {} hex digits", 2 * bytes.len()))?;
-    Ok(LaunchDigest::new(bytes))
+fn measuring(path: &Path) -> String {
+    format!("measure {}", path.display())
 }
 
-fn read(path: impl AsRef<Path>) -> anyhow::Result<Vec<u8>> {
-    let path = path.as_ref();
-    fs::read(path).with_context(|| format!("read {}", path.display()))
-}
-
-/// A number in decimal, or in hexadecimal after `0x`.
-fn parse_u64(text: &str) -> Result<u64, String> {
-    let parsed = match text.strip_prefix("0x").or_else(|| text.strip_prefix("0X")) {
-        Some(digits) => u64::from_str_radix(digits, 16),
-        None => text.parse(),
-    };
-    parsed.map_err(|error| format!("not a decimal or 0x-prefixed number of 64 bits: {error}"))
-}
-
-/// As [`parse_u64`], for 32 bits.
-fn parse_u32(text: &str) -> Result<u32, String> {
-    u32::try_from(parse_u64(text)?).map_err(|_| "does not fit into 32 bits".to_owned())
+/// Writes the save area of every virtual CPU of a single launch.
+fn dump_save_areas(directory: &Path, areas: &SaveAreas, rows: &[Row]) -> Result<()> {
+    let vcpus = rows
+        .iter()
+        .find_map(|row| row.vcpus)
+        .map_or(0, VcpuCount::get);
+    fs::create_dir_all(directory).with_context(|| format!("create {}", directory.display()))?;
+    for (index, area) in (0..vcpus).map_while(|index| Some((index, areas.get(index)?))) {
+        let path = directory.join(format!("vmsa{index}.bin"));
+        fs::write(&path, area.as_bytes()).with_context(|| format!("write {}", path.display()))?;
+    }
+    Ok(())
 }

@@ -72,12 +72,16 @@ impl LaunchContext<Updating> {
 
     /// A launch whose firmware at `gpa` was measured before, giving `digest`.
     pub fn after_firmware(digest: LaunchDigest, gpa: u64, length: u64) -> Self {
-        let mut context = Self {
-            digest: *digest.as_bytes(),
-            ..Self::new()
-        };
-        context.record(RegionKind::Firmware, PageType::Normal, gpa, length);
+        let mut context = Self::new();
+        context.resume(RegionKind::Firmware, digest, gpa, length);
         context
+    }
+
+    /// Continues after normal pages at `gpa` that were measured before, giving
+    /// `digest`.
+    pub fn resume(&mut self, kind: RegionKind, digest: LaunchDigest, gpa: u64, length: u64) {
+        self.digest = *digest.as_bytes();
+        self.record(kind, PageType::Normal, gpa, length);
     }
 
     /// The same launch with an empty trace, to be continued another way.

@@ -6,7 +6,10 @@
 //!
 //! - [`inputs`]: what of the files matters, small enough to keep in a manifest;
 //! - [`snp`]: SEV-SNP, the digest of an attestation report;
+//! - [`matrix`]: the same for many firmwares, CPU models and vCPU counts at once;
+//! - [`svsm`]: SEV-SNP with a Coconut SVSM that is started without IGVM;
 //! - [`sev`]: SEV and SEV-ES, the digest inside their launch measurement;
+//! - [`vcpus`]: the save areas, the last pages of every launch;
 //! - [`context`]: the running SEV-SNP digest, page by page;
 //! - [`trace`]: what was measured, for people and for comparison.
 //!
@@ -15,12 +18,16 @@
 
 pub mod context;
 pub mod inputs;
+pub mod matrix;
 pub mod sev;
 pub mod snp;
+pub mod svsm;
 pub mod trace;
+pub mod vcpus;
 
 pub use inputs::{FirmwareInputs, MeasurementInputs};
 pub use snp::{
-    MeasureError, Measurement, VcpuProfile, measure_snp, measure_snp_launch, measure_vcpu_range,
+    MeasureError, Measurement, VcpuProfile, measure_snp, measure_snp_launch, measure_vcpu_counts,
+    measure_vcpu_range,
 };
 pub use trace::{MeasuredRegion, RegionKind};

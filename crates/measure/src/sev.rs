@@ -3,14 +3,16 @@
 //! LAUNCH_UPDATE_VMSA). The launch measurement that a guest owner receives is an
 //! HMAC over this digest.
 
+use std::collections::BTreeSet;
+
 use assay_tee::hashes_table::KernelHashes;
 use assay_tee::ovmf::{ParseOvmfError, parse_ovmf};
-use assay_tee::vmsa::{Vcpu, build_vmsa};
-use assay_tee::{GuestFeatures, Sha256Digest, VcpuCount};
+use assay_tee::{Sha256Digest, VcpuCount};
 use sha2::{Digest as _, Sha256};
 use zerocopy::IntoBytes as _;
 
 use crate::snp::VcpuProfile;
+use crate::vcpus::{SaveAreas, measure_counts};
 
 /// There is no SEV or SEV-ES launch digest.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -59,16 +61,48 @@ pub fn measure_sev_es(
     vcpus: VcpuCount,
 ) -> Result<Sha256Digest, MeasureSevError> {
     let (mut digest, reset_eip) = measure_memory(firmware, kernel_hashes)?;
-    let page = |vcpu| build_vmsa(profile.vmm, vcpu, profile.cpu_signature, GuestFeatures(0));
-    digest.update(page(Vcpu::Boot).as_bytes());
-    if vcpus.get() > 1 {
-        let reset_eip = reset_eip.ok_or(MeasureSevError::NoResetAddress { vcpus: vcpus.get() })?;
-        let application = page(Vcpu::Application { reset_eip });
-        for _ in 1..vcpus.get() {
-            digest.update(application.as_bytes());
-        }
+    let add = add_save_area(profile, reset_eip, vcpus);
+    for index in 0..vcpus.get() {
+        add(&mut digest, index)?;
     }
     Ok(Sha256Digest::new(digest.finalize().into()))
+}
+
+/// The launch digests of all `counts` of virtual CPUs of an SEV-ES guest,
+/// ascending; see [`measure_sev_es`].
+///
+/// # Errors
+/// See [`MeasureSevError`].
+pub fn measure_sev_es_counts(
+    firmware: &[u8],
+    kernel_hashes: Option<&KernelHashes>,
+    profile: &VcpuProfile,
+    counts: &BTreeSet<VcpuCount>,
+) -> Result<Vec<(VcpuCount, Sha256Digest)>, MeasureSevError> {
+    let Some(&most) = counts.last() else {
+        return Ok(Vec::new());
+    };
+    let (digest, reset_eip) = measure_memory(firmware, kernel_hashes)?;
+    let add = add_save_area(profile, reset_eip, most);
+    measure_counts(digest, counts, add, |digest| {
+        Sha256Digest::new(digest.clone().finalize().into())
+    })
+}
+
+/// Measures the save area of the virtual CPU of an index, of `vcpus` in all.
+fn add_save_area(
+    profile: &VcpuProfile,
+    reset_eip: Option<u32>,
+    vcpus: VcpuCount,
+) -> impl Fn(&mut Sha256, u32) -> Result<(), MeasureSevError> {
+    let areas = SaveAreas::sev_es(profile, reset_eip);
+    move |digest, index| {
+        let area = areas
+            .get(index)
+            .ok_or(MeasureSevError::NoResetAddress { vcpus: vcpus.get() })?;
+        digest.update(area.as_bytes());
+        Ok(())
+    }
 }
 
 /// Measures firmware and hashes table; also returns where application

@@ -5,20 +5,21 @@
 //! firmware's pages, its metadata sections in file order, then the save area of
 //! every virtual CPU, the boot processor first.
 
+use std::collections::BTreeSet;
 use std::ops::RangeInclusive;
 
 use assay_tee::cpu::{CpuModel, CpuSignature, UnknownCpuModelError};
 use assay_tee::hashes_table::TableCrossesPageError;
 use assay_tee::ovmf::{ParseOvmfError, Section, SectionKind, validate_sections};
-use assay_tee::page_info::PageType;
-use assay_tee::vmsa::{KVM_VMSA_GPA, Vcpu, Vmm, build_vmsa};
-use assay_tee::{BootMethod, GuestFeatures, LaunchDigest, LaunchShape, Sha384Digest, VcpuCount};
-use serde::Serialize;
-use zerocopy::IntoBytes as _;
+use assay_tee::page_info::{PAGE_SIZE, PageType};
+use assay_tee::vmsa::Vmm;
+use assay_tee::{BootMethod, GuestFeatures, LaunchDigest, LaunchShape, VcpuCount};
+use serde::{Deserialize, Serialize};
 
 use crate::context::{LaunchContext, UpdateError, Updating};
 use crate::inputs::MeasurementInputs;
 use crate::trace::{MeasuredRegion, RegionKind};
+use crate::vcpus::{SaveAreas, measure_counts};
 
 /// A launch digest and how it came about.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -30,8 +31,8 @@ pub struct Measurement {
 }
 
 /// What a virtual CPU's initial state depends on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
-#[serde(rename_all = "camelCase")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct VcpuProfile {
     /// The VMM that starts the guest.
     pub vmm: Vmm,
@@ -146,9 +147,9 @@ pub fn measure_snp_launch(
     vcpus: VcpuCount,
 ) -> Result<Measurement, MeasureError> {
     let mut context = measure_memory(inputs, profile)?;
-    let pages = VmsaPages::build(inputs, profile);
+    let add = add_save_area(inputs, profile, vcpus);
     for index in 0..vcpus.get() {
-        pages.update(&mut context, index)?;
+        add(&mut context, index)?;
     }
     let context = context.finish();
     Ok(Measurement {
@@ -157,8 +158,7 @@ pub fn measure_snp_launch(
     })
 }
 
-/// The launch digests of every count in `range`, ascending. A further vCPU only
-/// extends the digest, so this takes no longer than the largest count alone.
+/// The launch digests of every count in `range`, ascending.
 ///
 /// # Errors
 /// See [`MeasureError`].
@@ -167,18 +167,48 @@ pub fn measure_vcpu_range(
     profile: &VcpuProfile,
     range: RangeInclusive<VcpuCount>,
 ) -> Result<Vec<(VcpuCount, LaunchDigest)>, MeasureError> {
-    let mut context = measure_memory(inputs, profile)?;
-    let pages = VmsaPages::build(inputs, profile);
-    let mut digests = Vec::new();
-    for index in 0..range.end().get() {
-        pages.update(&mut context, index)?;
-        if let Ok(count) = VcpuCount::try_from(index + 1)
-            && range.contains(&count)
-        {
-            digests.push((count, context.branch().finish().digest()));
-        }
+    let counts = (range.start().get()..=range.end().get())
+        .filter_map(|count| VcpuCount::try_from(count).ok())
+        .collect();
+    measure_vcpu_counts(inputs, profile, &counts)
+}
+
+/// The launch digests of all `counts`, ascending. A further vCPU only extends
+/// the digest, so this takes no longer than the largest count alone.
+///
+/// # Errors
+/// See [`MeasureError`].
+pub fn measure_vcpu_counts(
+    inputs: &MeasurementInputs,
+    profile: &VcpuProfile,
+    counts: &BTreeSet<VcpuCount>,
+) -> Result<Vec<(VcpuCount, LaunchDigest)>, MeasureError> {
+    let Some(&most) = counts.last() else {
+        return Ok(Vec::new());
+    };
+    let context = measure_memory(inputs, profile)?;
+    let add = add_save_area(inputs, profile, most);
+    measure_counts(context, counts, add, |context| {
+        context.branch().finish().digest()
+    })
+}
+
+/// Measures the save area of the virtual CPU of an index, of `vcpus` in all.
+fn add_save_area(
+    inputs: &MeasurementInputs,
+    profile: &VcpuProfile,
+    vcpus: VcpuCount,
+) -> impl Fn(&mut LaunchContext<Updating>, u32) -> Result<(), MeasureError> {
+    let areas = SaveAreas::snp(profile, inputs.firmware.reset_eip).digests();
+    let gpa = profile.vmm.vmsa_gpa();
+    move |context, index| {
+        let contents = areas
+            .get(index)
+            .ok_or(MeasureError::NoResetAddress { vcpus: vcpus.get() })?;
+        context
+            .update_vmsa(index, gpa, contents)
+            .map_err(MeasureError::Update)
     }
-    Ok(digests)
 }
 
 /// Measures firmware and sections: all that does not depend on the vCPU count.
@@ -198,7 +228,6 @@ fn measure_memory(
     if firmware.sections.is_empty() {
         return Err(MeasureError::NoSevMetadata);
     }
-    validate_sections(&firmware.sections, firmware.base_gpa).map_err(MeasureError::Sections)?;
     let hashes_page = match kernel_hashes {
         None => None,
         Some(_) if !has_kernel_hashes_section(&firmware.sections) => {
@@ -214,10 +243,30 @@ fn measure_memory(
 
     let length = (1_u64 << 32).saturating_sub(firmware.base_gpa);
     let mut context = LaunchContext::after_firmware(firmware.digest, firmware.base_gpa, length);
-    for (index, section) in in_order_of_measurement(&firmware.sections, profile.vmm) {
+    update_sections(
+        &mut context,
+        &firmware.sections,
+        firmware.base_gpa,
+        hashes_page.as_ref(),
+        profile.vmm,
+    )?;
+    Ok(context)
+}
+
+/// Measures the SEV metadata sections below an image at `base_gpa`.
+/// `hashes_page` is what the KERNEL_HASHES section holds.
+pub(crate) fn update_sections(
+    context: &mut LaunchContext<Updating>,
+    sections: &[Section],
+    base_gpa: u64,
+    hashes_page: Option<&[u8; PAGE_SIZE]>,
+    vmm: Vmm,
+) -> Result<(), MeasureError> {
+    validate_sections(sections, base_gpa).map_err(MeasureError::Sections)?;
+    for (index, section) in in_order_of_measurement(sections, vmm) {
         let (gpa, size) = (u64::from(section.gpa), u64::from(section.size));
         let (kind, page_type) = match section.kind {
-            SectionKind::SecMem if profile.vmm == Vmm::Gce => {
+            SectionKind::SecMem if matches!(vmm, Vmm::Gce | Vmm::GceGenoa) => {
                 (RegionKind::SecMem, PageType::Unmeasured)
             }
             SectionKind::SecMem => (RegionKind::SecMem, PageType::Zero),
@@ -225,7 +274,7 @@ fn measure_memory(
             SectionKind::Cpuid => (RegionKind::Cpuid, PageType::Cpuid),
             SectionKind::SvsmCaa => (RegionKind::SvsmCaa, PageType::Zero),
             // Without a kernel QEMU leaves the page to the processor's zeros.
-            SectionKind::KernelHashes => match &hashes_page {
+            SectionKind::KernelHashes => match hashes_page {
                 None => (RegionKind::KernelHashes, PageType::Zero),
                 Some(page) => {
                     context
@@ -242,7 +291,7 @@ fn measure_memory(
             .update_without_contents(kind, page_type, gpa, size)
             .map_err(MeasureError::Update)?;
     }
-    Ok(context)
+    Ok(())
 }
 
 fn has_kernel_hashes_section(sections: &[Section]) -> bool {
@@ -259,48 +308,4 @@ fn in_order_of_measurement(sections: &[Section], vmm: Vmm) -> Vec<(usize, &Secti
         ordered.sort_by_key(|(_, section)| section.kind == SectionKind::Cpuid);
     }
     ordered
-}
-
-/// Digests of the save areas: all application processors share one.
-struct VmsaPages {
-    boot: Sha384Digest,
-    application: Option<Sha384Digest>,
-}
-
-impl VmsaPages {
-    fn build(inputs: &MeasurementInputs, profile: &VcpuProfile) -> Self {
-        let digest = |vcpu| {
-            let vmsa = build_vmsa(
-                profile.vmm,
-                vcpu,
-                profile.cpu_signature,
-                profile.guest_features,
-            );
-            Sha384Digest::of(vmsa.as_bytes())
-        };
-        Self {
-            boot: digest(Vcpu::Boot),
-            application: inputs
-                .firmware
-                .reset_eip
-                .map(|reset_eip| digest(Vcpu::Application { reset_eip })),
-        }
-    }
-
-    /// Measures the save area of virtual CPU `index`.
-    fn update(
-        &self,
-        context: &mut LaunchContext<Updating>,
-        index: u32,
-    ) -> Result<(), MeasureError> {
-        let contents = if index == 0 {
-            self.boot
-        } else {
-            self.application
-                .ok_or(MeasureError::NoResetAddress { vcpus: index + 1 })?
-        };
-        context
-            .update_vmsa(index, KVM_VMSA_GPA, contents)
-            .map_err(MeasureError::Update)
-    }
 }

@@ -13,6 +13,8 @@ use serde::{Deserialize, Serialize};
 pub enum RegionKind {
     /// The firmware image.
     Firmware,
+    /// The SVSM binary.
+    Svsm,
     /// Memory that the firmware uses before it can validate pages.
     SecMem,
     /// The secrets page.

@@ -2,7 +2,7 @@
 //!
 //! Cases over firmware that lies outside the repository are skipped, saying so,
 //! where `../shared/vectors` next to the checkout (or `ASSAY_VECTORS`) has no
-//! such file.
+//! such file, or `ASSAY_ORACLE_FIRMWARE` names none of that hash.
 
 #![allow(
     clippy::unwrap_used,
@@ -15,11 +15,15 @@ use std::fs;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
+use assay_measure::context::LaunchContext;
 use assay_measure::sev::{measure_sev, measure_sev_es};
-use assay_measure::{FirmwareInputs, MeasurementInputs, VcpuProfile, measure_snp_launch};
+use assay_measure::svsm::{SvsmInputs, SvsmProfile, measure_svsm};
+use assay_measure::{
+    FirmwareInputs, MeasurementInputs, RegionKind, VcpuProfile, measure_snp_launch,
+};
 use assay_tee::cpu::{CpuModel, CpuSignature};
 use assay_tee::hashes_table::KernelHashes;
-use assay_tee::vmsa::Vmm;
+use assay_tee::vmsa::{SvsmFpu, Vmm};
 use assay_tee::{GuestFeatures, Sha256Digest, VcpuCount};
 use serde::Deserialize;
 
@@ -31,7 +35,35 @@ struct Vectors {
         reason = "for readers of the file; required so that it is written"
     )]
     provenance: String,
+    #[serde(default)]
+    image: Vec<Image>,
     case: Vec<Case>,
+}
+
+/// Firmware of zeros, but for pieces.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Image {
+    name: String,
+    size: usize,
+    pieces: Vec<Piece>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Piece {
+    at: usize,
+    hex: String,
+}
+
+impl Image {
+    fn build(&self) -> Vec<u8> {
+        let mut image = vec![0; self.size];
+        for Piece { at, hex } in &self.pieces {
+            hex::decode_to_slice(hex, &mut image[*at..at + hex.len() / 2]).unwrap();
+        }
+        image
+    }
 }
 
 #[derive(Deserialize)]
@@ -46,6 +78,10 @@ struct Case {
     mode: String,
     /// Name of a firmware file; its directory is not part of the repository.
     firmware: Option<String>,
+    /// Name of a firmware image in the same file.
+    image: Option<String>,
+    /// SHA-256 of a firmware file; where it lies depends on the machine.
+    firmware_sha256: Option<String>,
     /// Stands for a firmware file that nobody has.
     firmware_inputs: Option<FirmwareInputs>,
     /// Content of the kernel file.
@@ -59,6 +95,10 @@ struct Case {
     cpu_model: Option<String>,
     guest_features: Option<GuestFeatures>,
     vmm: Option<Vmm>,
+    /// Name of an SVSM file beside the firmware.
+    svsm: Option<String>,
+    vars_size: Option<u64>,
+    svsm_fpu: Option<SvsmFpu>,
     /// Lower-case hexadecimal.
     digest: Option<String>,
     /// Part of the message that refuses the launch.
@@ -81,47 +121,69 @@ impl Case {
         Some(KernelHashes::from_digests(kernel, initrd, cmdline))
     }
 
-    fn profile(&self) -> VcpuProfile {
+    fn signature(&self) -> CpuSignature {
         let signature = |name: &String| CpuModel::by_name(name).unwrap().signature();
+        self.cpu_model.as_ref().map_or(CpuSignature(0), signature)
+    }
+
+    fn profile(&self) -> VcpuProfile {
         VcpuProfile {
             vmm: self.vmm.unwrap_or_default(),
-            cpu_signature: self.cpu_model.as_ref().map_or(CpuSignature(0), signature),
+            cpu_signature: self.signature(),
             guest_features: self.guest_features.unwrap_or_default(),
         }
     }
 
-    /// The digest in hexadecimal, or the message of the error.
-    fn measure(&self, firmware: &[u8]) -> Result<String, String> {
-        let firmware_inputs = || {
-            self.firmware_inputs
-                .clone()
-                .unwrap_or_else(|| FirmwareInputs::from_bytes(firmware).unwrap())
+    /// The digest in hexadecimal, or the messages of the error and its sources.
+    fn measure(&self, firmware: &[u8], svsm: &[u8]) -> Result<String, String> {
+        let firmware_inputs = || match &self.firmware_inputs {
+            Some(inputs) => Ok(inputs.clone()),
+            None => FirmwareInputs::from_bytes(firmware).map_err(chain),
         };
         let hashes = self.kernel_hashes();
         let vcpus = || self.vcpus.unwrap();
         match self.mode.as_str() {
-            "snp:ovmf-hash" => Ok(firmware_inputs().digest.to_hex()),
+            "pages" => {
+                let base_gpa = (1 << 32) - u64::try_from(firmware.len()).unwrap();
+                let mut context = LaunchContext::new();
+                context
+                    .update_normal(RegionKind::Firmware, base_gpa, firmware)
+                    .map_err(chain)?;
+                Ok(context.finish().digest().to_hex())
+            }
+            "snp:ovmf-hash" => Ok(firmware_inputs()?.digest.to_hex()),
             "snp" => {
                 let inputs = MeasurementInputs {
-                    firmware: firmware_inputs(),
+                    firmware: firmware_inputs()?,
                     kernel_hashes: hashes,
                 };
                 measure_snp_launch(&inputs, &self.profile(), vcpus())
                     .map(|measurement| measurement.digest.to_hex())
-                    .map_err(|error| error.to_string())
+                    .map_err(chain)
+            }
+            "snp:svsm" => {
+                let profile = SvsmProfile {
+                    cpu_signature: self.signature(),
+                    fpu: self.svsm_fpu.unwrap(),
+                };
+                let inputs = SvsmInputs::from_bytes(firmware, self.vars_size.unwrap(), svsm)
+                    .map_err(chain)?;
+                measure_svsm(&inputs, &profile, vcpus())
+                    .map(|measurement| measurement.digest.to_hex())
+                    .map_err(chain)
             }
             "seves" => measure_sev_es(firmware, hashes.as_ref(), &self.profile(), vcpus())
                 .map(|digest| digest.to_hex())
-                .map_err(|error| error.to_string()),
+                .map_err(chain),
             "sev" => measure_sev(firmware, hashes.as_ref())
                 .map(|digest| digest.to_hex())
-                .map_err(|error| error.to_string()),
+                .map_err(chain),
             other => panic!("unknown mode {other}"),
         }
     }
 
-    fn check(&self, firmware: &[u8]) {
-        match (self.measure(firmware), &self.digest, &self.error) {
+    fn check(&self, firmware: &[u8], svsm: &[u8]) {
+        match (self.measure(firmware, svsm), &self.digest, &self.error) {
             (Ok(digest), Some(expected), None) => {
                 assert_eq!(digest, *expected, "{}", self.name);
             }
@@ -136,15 +198,38 @@ impl Case {
             }
         }
     }
+
+    /// Checks the case over files of a directory.
+    fn check_files(&self, directory: &Path) -> Result<(), String> {
+        let read = |name: &String| {
+            let path = directory.join(name);
+            fs::read(&path).map_err(|error| format!("{}: {error}", path.display()))
+        };
+        let firmware = read(self.firmware.as_ref().unwrap())?;
+        let svsm = self.svsm.as_ref().map(read).transpose()?;
+        self.check(&firmware, &svsm.unwrap_or_default());
+        Ok(())
+    }
 }
 
-fn vectors(name: &str) -> Vec<Case> {
+/// The messages of an error and its sources.
+fn chain(error: impl std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        text = format!("{text}: {error}");
+        source = error.source();
+    }
+    text
+}
+
+fn vectors(name: &str) -> Vectors {
     let path = Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("vectors")
         .join(name);
     let vectors: Vectors = toml::from_str(&fs::read_to_string(path).unwrap()).unwrap();
     assert!(!vectors.case.is_empty());
-    vectors.case
+    vectors
 }
 
 fn shared_vectors() -> PathBuf {
@@ -154,38 +239,80 @@ fn shared_vectors() -> PathBuf {
     )
 }
 
+/// Why cases were skipped, and how many.
+#[derive(Default)]
+struct Skipped(BTreeMap<String, usize>);
+
+impl Skipped {
+    fn add(&mut self, why: String) {
+        *self.0.entry(why).or_default() += 1;
+    }
+}
+
+impl Drop for Skipped {
+    fn drop(&mut self) {
+        for (why, cases) in &self.0 {
+            // Straight to the descriptor: the test harness hides what passing
+            // tests print.
+            let _ = writeln!(std::io::stderr(), "SKIPPED {cases} known answers: {why}");
+        }
+    }
+}
+
 #[test]
 fn hardware() {
-    for case in vectors("hardware.toml") {
-        case.check(&[]);
+    for case in vectors("hardware.toml").case {
+        case.check(&[], &[]);
     }
 }
 
 #[test]
 fn synthetic() {
-    for case in vectors("synthetic.toml") {
-        case.check(&[]);
+    for case in vectors("synthetic.toml").case {
+        case.check(&[], &[]);
     }
 }
 
 #[test]
-fn firmware_suffix() {
-    let directory = shared_vectors().join("ovmf");
-    let mut skipped: BTreeMap<String, usize> = BTreeMap::new();
-    for case in vectors("firmware-suffix.toml") {
-        let path = directory.join(case.firmware.as_ref().unwrap());
-        match fs::read(&path) {
-            Ok(firmware) => case.check(&firmware),
-            Err(error) => {
-                *skipped
-                    .entry(format!("{}: {error}", path.display()))
-                    .or_default() += 1;
+fn firmware_images() {
+    let vectors = vectors("firmware-images.toml");
+    for case in vectors.case {
+        let mut images = vectors.image.iter();
+        let image = images.find(|image| Some(&image.name) == case.image.as_ref());
+        case.check(&image.unwrap().build(), &[]);
+    }
+}
+
+#[test]
+fn files_of_the_shared_vectors() {
+    let mut skipped = Skipped::default();
+    for (file, directory) in [("firmware-suffix.toml", "ovmf"), ("svsm.toml", "svsm")] {
+        for case in vectors(file).case {
+            if let Err(why) = case.check_files(&shared_vectors().join(directory)) {
+                skipped.add(why);
             }
         }
     }
-    for (why, cases) in skipped {
-        // Straight to the descriptor: the test harness hides what passing tests
-        // print.
-        let _ = writeln!(std::io::stderr(), "SKIPPED {cases} known answers: {why}");
+}
+
+#[test]
+fn files_found_by_hash() {
+    let paths = std::env::var_os("ASSAY_ORACLE_FIRMWARE").unwrap_or_default();
+    let files: BTreeMap<String, Vec<u8>> = std::env::split_paths(&paths)
+        .filter(|path| !path.as_os_str().is_empty())
+        .map(|path| {
+            let bytes = fs::read(path).unwrap();
+            (Sha256Digest::of(&bytes).to_hex(), bytes)
+        })
+        .collect();
+    let mut skipped = Skipped::default();
+    for case in vectors("debian.toml").case {
+        let sha256 = case.firmware_sha256.as_ref().unwrap();
+        match files.get(sha256) {
+            Some(firmware) => case.check(firmware, &[]),
+            None => skipped.add(format!(
+                "ASSAY_ORACLE_FIRMWARE names no file with SHA-256 {sha256}"
+            )),
+        }
     }
 }

@@ -9,7 +9,12 @@
 #[path = "support/synthetic_firmware.rs"]
 mod synthetic_firmware;
 
+use std::collections::BTreeSet;
+
 use assay_measure::context::LaunchContext;
+use assay_measure::matrix::measure_matrix;
+use assay_measure::sev::{measure_sev_es, measure_sev_es_counts};
+use assay_measure::svsm::{SvsmInputs, SvsmProfile, measure_svsm, measure_svsm_counts};
 use assay_measure::trace::RegionKind;
 use assay_measure::{
     FirmwareInputs, MeasureError, MeasurementInputs, VcpuProfile, measure_snp_launch,
@@ -18,10 +23,11 @@ use assay_measure::{
 use assay_tee::cpu::CpuSignature;
 use assay_tee::hashes_table::KernelHashes;
 use assay_tee::ovmf::{Section, SectionKind, parse_ovmf};
-use assay_tee::vmsa::Vmm;
+use assay_tee::svsm::parse_svsm;
+use assay_tee::vmsa::{SvsmFpu, Vmm};
 use assay_tee::{GuestFeatures, Sha256Digest, VcpuCount};
 use proptest::prelude::*;
-use synthetic_firmware::build_firmware;
+use synthetic_firmware::{SyntheticFirmware, build_firmware, build_svsm};
 
 const KINDS: [SectionKind; 5] = [
     SectionKind::SecMem,
@@ -46,13 +52,7 @@ fn sections() -> impl Strategy<Value = Vec<Section>> {
 }
 
 fn profiles() -> impl Strategy<Value = VcpuProfile> {
-    let vmms = prop::sample::select(vec![
-        Vmm::Qemu,
-        Vmm::QemuBeforeInit2,
-        Vmm::Ec2,
-        Vmm::Ec2BeforeRdx,
-        Vmm::Gce,
-    ]);
+    let vmms = prop::sample::select(Vmm::ALL.to_vec());
     (vmms, any::<u32>(), any::<u64>()).prop_map(|(vmm, signature, features)| VcpuProfile {
         vmm,
         cpu_signature: CpuSignature(signature),
@@ -69,11 +69,54 @@ fn inputs() -> impl Strategy<Value = MeasurementInputs> {
         any::<Option<[u8; 32]>>(),
     )
         .prop_map(|(sections, pages, filler, reset_eip, kernel)| {
-            let firmware = build_firmware(pages, filler, &sections, reset_eip, 0x84_0c00);
+            let firmware = build_firmware(&SyntheticFirmware {
+                pages,
+                filler,
+                sections: &sections,
+                reset_eip,
+                hashes_table_gpa: 0x84_0c00,
+            });
             let hashes = kernel
                 .map(|digest| KernelHashes::from_digests(Sha256Digest::new(digest), None, "a=b"));
             MeasurementInputs::from_bytes(&firmware, hashes).unwrap()
         })
+}
+
+fn svsms() -> impl Strategy<Value = (SvsmInputs, SvsmProfile)> {
+    let fpu = prop::sample::select(vec![
+        SvsmFpu::BeforeInit2,
+        SvsmFpu::Init2,
+        SvsmFpu::SevSnpMeasure,
+    ]);
+    (
+        sections(),
+        1..4_usize,
+        1..9_u64,
+        0..0x1000_u32,
+        any::<u32>(),
+        fpu,
+    )
+        .prop_map(|(sections, pages, vars_pages, entry, signature, fpu)| {
+            let firmware = build_firmware(&SyntheticFirmware {
+                pages,
+                filler: 3,
+                sections: &sections,
+                reset_eip: 1,
+                hashes_table_gpa: 0x84_0c00,
+            });
+            let svsm = build_svsm(pages, 4, &sections, entry);
+            let profile = SvsmProfile {
+                cpu_signature: CpuSignature(signature),
+                fpu,
+            };
+            let inputs = SvsmInputs::from_bytes(&firmware, vars_pages * 4096, &svsm).unwrap();
+            (inputs, profile)
+        })
+}
+
+/// Any vCPU counts up to 12, at least one.
+fn counts() -> impl Strategy<Value = BTreeSet<VcpuCount>> {
+    prop::collection::btree_set((1..=12_u32).prop_map(count), 1..5)
 }
 
 fn count(count: u32) -> VcpuCount {
@@ -99,6 +142,66 @@ proptest! {
             })
             .collect();
         prop_assert_eq!(extended, direct);
+    }
+
+    #[test]
+    fn a_matrix_equals_measuring_each_shape(
+        inputs in prop::collection::vec(inputs(), 1..3),
+        profiles in prop::collection::vec(profiles(), 1..3),
+        counts in counts(),
+    ) {
+        let rows = measure_matrix(&inputs, &profiles, &counts).unwrap();
+        prop_assert_eq!(rows.len(), inputs.len() * profiles.len() * counts.len());
+        for row in rows {
+            let (inputs, profile) = (&inputs[row.inputs], &profiles[row.profile]);
+            let direct = measure_snp_launch(inputs, profile, row.vcpus).unwrap();
+            prop_assert_eq!(row.digest, direct.digest);
+        }
+    }
+
+    #[test]
+    fn counts_of_svsms_and_of_sev_es_equal_measuring_each(
+        (inputs, svsm) in svsms(),
+        sections in sections(),
+        profile in profiles(),
+        counts in counts(),
+    ) {
+        for (vcpus, digest) in measure_svsm_counts(&inputs, &svsm, &counts).unwrap() {
+            prop_assert_eq!(digest, measure_svsm(&inputs, &svsm, vcpus).unwrap().digest);
+        }
+        let firmware = build_firmware(&SyntheticFirmware {
+            pages: 1,
+            filler: 5,
+            sections: &sections,
+            reset_eip: 0x80_b004,
+            hashes_table_gpa: 0x84_0c00,
+        });
+        let digests = measure_sev_es_counts(&firmware, None, &profile, &counts).unwrap();
+        for (vcpus, digest) in digests {
+            let direct = measure_sev_es(&firmware, None, &profile, vcpus).unwrap();
+            prop_assert_eq!(digest, direct);
+        }
+    }
+
+    #[test]
+    fn svsm_inputs_survive_json((inputs, _) in svsms()) {
+        let json = serde_json::to_string(&inputs).unwrap();
+        prop_assert_eq!(serde_json::from_str::<SvsmInputs>(&json).unwrap(), inputs);
+    }
+
+    #[test]
+    fn svsm_parser_is_total_on_damaged_binaries(
+        sections in sections(),
+        end in 0..1_u64 << 33,
+        damage in prop::collection::vec((0..0x700_usize, any::<u8>()), 0..8),
+    ) {
+        let mut svsm = build_svsm(1, 0, &sections, 0);
+        for (from_end, value) in damage {
+            let at = svsm.len() - 1 - from_end;
+            svsm[at] = value;
+        }
+        let _ = parse_svsm(&svsm, end);
+        let _ = parse_svsm(&svsm, end & !0xfff);
     }
 
     #[test]
@@ -153,7 +256,13 @@ proptest! {
         profile in profiles(),
         damage in prop::collection::vec((0..0x700_usize, any::<u8>()), 1..8),
     ) {
-        let mut firmware = build_firmware(1, 0, &sections, 1, 0x84_0c00);
+        let mut firmware = build_firmware(&SyntheticFirmware {
+            pages: 1,
+            filler: 0,
+            sections: &sections,
+            reset_eip: 1,
+            hashes_table_gpa: 0x84_0c00,
+        });
         for (from_end, value) in damage {
             let at = firmware.len() - 1 - from_end;
             firmware[at] = value;
@@ -187,7 +296,13 @@ fn good() -> (MeasurementInputs, VcpuProfile) {
         section(0x80_0000, SectionKind::SecMem),
         section(0x84_0000, SectionKind::KernelHashes),
     ];
-    let firmware = build_firmware(1, 0, &sections, 0x80_b004, 0x84_0c00);
+    let firmware = build_firmware(&SyntheticFirmware {
+        pages: 1,
+        filler: 0,
+        sections: &sections,
+        reset_eip: 0x80_b004,
+        hashes_table_gpa: 0x84_0c00,
+    });
     let hashes = KernelHashes::from_bytes(b"kernel", None, "console=ttyS0");
     let profile = VcpuProfile {
         vmm: Vmm::Qemu,

@@ -91,9 +91,10 @@ const fn model(name: &'static str, signature: CpuSignature) -> CpuModel {
     CpuModel { name, signature }
 }
 
-/// Every EPYC model of `qemu-system-x86_64 -cpu help` (QEMU 10.1). The versions
-/// of a model differ in features, not in the signature.
-const MODELS: [CpuModel; 22] = [
+/// Every EPYC model of `qemu-system-x86_64 -cpu help` (QEMU 10.1, and Turin's
+/// second version of QEMU 11). The versions of a model differ in features, not
+/// in the signature.
+const MODELS: [CpuModel; 23] = [
     model("EPYC", NAPLES),
     model("EPYC-v1", NAPLES),
     model("EPYC-v2", NAPLES),
@@ -116,6 +117,7 @@ const MODELS: [CpuModel; 22] = [
     model("EPYC-Genoa-v2", GENOA),
     model("EPYC-Turin", TURIN),
     model("EPYC-Turin-v1", TURIN),
+    model("EPYC-Turin-v2", TURIN),
 ];
 
 impl CpuModel {

@@ -7,6 +7,7 @@
 pub mod canonical;
 pub mod cpu;
 pub mod digest;
+pub mod features;
 pub mod guest_config;
 pub mod guest_event;
 pub mod guest_message;
@@ -17,6 +18,7 @@ pub mod ovmf;
 pub mod page_info;
 pub mod report;
 pub mod shape;
+pub mod svsm;
 pub mod tcb;
 pub mod vmsa;
 

@@ -15,7 +15,7 @@ use crate::hashes_table::TABLE_SIZE;
 use crate::page_info::{PAGE_SIZE, PAGE_SIZE_U32};
 
 const FOOTER_GUID: Guid = Guid::new(0x96b5_82de_1fb2_45f7_baea_a366_c55a_082d);
-const SEV_METADATA_GUID: Guid = Guid::new(0xdc88_6566_984a_4798_a75e_5585_a7bf_67cc);
+pub(crate) const SEV_METADATA_GUID: Guid = Guid::new(0xdc88_6566_984a_4798_a75e_5585_a7bf_67cc);
 const SEV_HASH_TABLE_RV_GUID: Guid = Guid::new(0x7255_371f_3a3b_4b04_927b_1da6_efa8_d454);
 const SEV_ES_RESET_BLOCK_GUID: Guid = Guid::new(0x00f7_71de_1a7e_4fcb_890e_68c7_7e2f_b44e);
 
@@ -28,7 +28,7 @@ const MAX_SECTIONS: usize = 64;
 /// Most pages of sections that are accepted (256 MiB). Firmware has about 50;
 /// the limit bounds the time of a measurement.
 const MAX_SECTION_PAGES: u32 = 1 << 16;
-const FOUR_GIB: u64 = 1 << 32;
+pub(crate) const FOUR_GIB: u64 = 1 << 32;
 
 /// What the VMM reads from an OVMF image.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -319,7 +319,7 @@ pub fn parse_ovmf(firmware: &[u8]) -> Result<OvmfMetadata, ParseOvmfError> {
 }
 
 /// An entry of the table: GUID and data.
-type TableEntry<'a> = (Guid, &'a [u8]);
+pub(crate) type TableEntry<'a> = (Guid, &'a [u8]);
 
 #[derive(FromBytes, Immutable, KnownLayout, Unaligned, Clone, Copy)]
 #[repr(C)]
@@ -357,7 +357,7 @@ fn split_tail(bytes: &[u8]) -> Option<(&[u8], Guid, u16)> {
     Some((rest, Guid::from_bytes(*guid), u16::from_le_bytes(*length)))
 }
 
-fn parse_table(firmware: &[u8]) -> Result<Vec<TableEntry<'_>>, ParseOvmfError> {
+pub(crate) fn parse_table(firmware: &[u8]) -> Result<Vec<TableEntry<'_>>, ParseOvmfError> {
     let table_error = |problem| ParseOvmfError::Table { problem };
     let (before_footer, guid, table_length) = firmware
         .len()
@@ -390,7 +390,7 @@ fn parse_table(firmware: &[u8]) -> Result<Vec<TableEntry<'_>>, ParseOvmfError> {
 }
 
 /// The data of the entry `guid` as a `T`, which it must at least contain.
-fn entry_data<T: FromBytes>(
+pub(crate) fn entry_data<T: FromBytes>(
     entries: &[TableEntry<'_>],
     guid: Guid,
 ) -> Result<Option<T>, ParseOvmfError> {
@@ -411,7 +411,7 @@ fn entry_data<T: FromBytes>(
     Ok(Some(value))
 }
 
-fn parse_sections(
+pub(crate) fn parse_sections(
     firmware: &[u8],
     offset_from_end: u32,
     base_gpa: u64,

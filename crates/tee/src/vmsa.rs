@@ -20,6 +20,12 @@ use crate::page_info::PAGE_SIZE;
 /// INITIAL_VMSA_GPA).
 pub const KVM_VMSA_GPA: u64 = 0xffff_ffff_f000;
 
+/// Guest physical address at which Google's hypervisor has every VMSA measured
+/// on Genoa: it asks for address -1, and the processor keeps the highest page of
+/// the 52 bits that Genoa has (gce-tcb-verifier `sev/measurement.go`). Milan has
+/// 48 bits, which gives [`KVM_VMSA_GPA`].
+pub const GENOA_VMSA_GPA: u64 = 0xf_ffff_ffff_f000;
+
 /// Where the boot processor starts: the reset vector, 16 bytes below 4 GiB.
 const RESET_VECTOR: u32 = 0xffff_fff0;
 
@@ -182,7 +188,7 @@ const _: () = assert!(offset_of!(Vmsa, _rsvd_0x670) == 0x670);
 #[serde(rename_all = "kebab-case")]
 pub enum Vmm {
     /// QEMU and KVM since KVM_SEV_INIT2 (Linux 6.10 with QEMU 9.1): the FPU's
-    /// reset state is part of the VMSA.
+    /// initial state is part of the VMSA.
     #[default]
     Qemu,
     /// QEMU and KVM before KVM_SEV_INIT2: MXCSR and the x87 control word are
@@ -192,14 +198,67 @@ pub enum Vmm {
     Ec2,
     /// Amazon EC2 before: RDX is zero.
     Ec2BeforeRdx,
-    /// Google Compute Engine: RDX is 0x600 for every CPU model.
+    /// Google Compute Engine on Milan: RDX is 0x600 for every CPU model.
     Gce,
+    /// Google Compute Engine on Genoa: as [`Vmm::Gce`], but save areas are
+    /// measured at [`GENOA_VMSA_GPA`].
+    GceGenoa,
+    /// libkrun: RDX is zero (the `sev` crate's KRUN; no digest of a processor
+    /// is published).
+    Krun,
 }
 
 impl Vmm {
+    /// Every VMM, in the order of the variants.
+    pub const ALL: [Self; 7] = [
+        Self::Qemu,
+        Self::QemuBeforeInit2,
+        Self::Ec2,
+        Self::Ec2BeforeRdx,
+        Self::Gce,
+        Self::GceGenoa,
+        Self::Krun,
+    ];
+
     /// Whether the CPU model is part of the launch digest.
     pub const fn measures_cpu_signature(self) -> bool {
         matches!(self, Self::Qemu | Self::QemuBeforeInit2)
+    }
+
+    /// Guest physical address at which every save area is measured.
+    pub const fn vmsa_gpa(self) -> u64 {
+        match self {
+            Self::GceGenoa => GENOA_VMSA_GPA,
+            _ => KVM_VMSA_GPA,
+        }
+    }
+}
+
+/// The FPU state in the save areas of an SVSM that QEMU starts without IGVM:
+/// which KVM initialised it, or which tool one compares with.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SvsmFpu {
+    /// KVM before KVM_SEV_INIT2: MXCSR and the x87 control word are zero. The
+    /// only state that a processor is known to have measured for such an SVSM:
+    /// the hosts that started SVSMs in this way had such a KVM.
+    #[default]
+    BeforeInit2,
+    /// KVM since KVM_SEV_INIT2: both have their initial values.
+    Init2,
+    /// What sev-snp-measure (0.0.10 to 0.0.13) prints: MXCSR has its initial
+    /// value, the x87 control word is zero. No KVM does this.
+    SevSnpMeasure,
+}
+
+impl SvsmFpu {
+    /// MXCSR and the x87 control word.
+    const fn registers(self) -> (u32, u16) {
+        match self {
+            Self::BeforeInit2 => (0, 0),
+            Self::Init2 => (MXCSR_INITIAL, X87_FCW_INITIAL),
+            Self::SevSnpMeasure => (MXCSR_INITIAL, 0),
+        }
     }
 }
 
@@ -239,6 +298,10 @@ struct Differences {
 
 /// PAT after reset (AMD APM vol. 2, section 7.8.1).
 const PAT_RESET: u64 = 0x0007_0406_0007_0406;
+/// MXCSR and x87 control word as Linux initialises a guest's FPU (APM vol. 1,
+/// MXCSR; vol. 5, FINIT).
+const MXCSR_INITIAL: u32 = 0x1f80;
+const X87_FCW_INITIAL: u16 = 0x37f;
 
 impl Differences {
     fn of(vmm: Vmm, vcpu: Vcpu, signature: CpuSignature) -> Self {
@@ -248,8 +311,8 @@ impl Differences {
             tr: 0x8b,
             g_pat: PAT_RESET,
             rdx: u64::from(signature.0),
-            mxcsr: 0x1f80,
-            x87_fcw: 0x37f,
+            mxcsr: MXCSR_INITIAL,
+            x87_fcw: X87_FCW_INITIAL,
         };
         let ec2 = Self {
             cs: match vcpu {
@@ -272,7 +335,12 @@ impl Differences {
             },
             Vmm::Ec2 => ec2,
             Vmm::Ec2BeforeRdx => Self { rdx: 0, ..ec2 },
-            Vmm::Gce => Self {
+            Vmm::Krun => Self {
+                cs: 0x9a,
+                rdx: 0,
+                ..ec2
+            },
+            Vmm::Gce | Vmm::GceGenoa => Self {
                 g_pat: 0x0007_0106,
                 rdx: 0x600,
                 mxcsr: 0,
@@ -289,12 +357,7 @@ impl Differences {
 pub fn build_vmsa(vmm: Vmm, vcpu: Vcpu, signature: CpuSignature, features: GuestFeatures) -> Vmsa {
     let differences = Differences::of(vmm, vcpu, signature);
     let eip = vcpu.eip();
-    let segment = |selector: u16, attributes: u16, base: u32| Segment {
-        selector: U16::new(selector),
-        attributes: U16::new(attributes),
-        limit: U32::new(0xffff),
-        base: U64::new(u64::from(base)),
-    };
+    let segment = |selector, attributes, base| segment(selector, attributes, 0xffff, base);
     Vmsa {
         es: segment(0, 0x93, 0),
         cs: segment(0xf000, differences.cs, eip & 0xffff_0000),
@@ -306,6 +369,58 @@ pub fn build_vmsa(vmm: Vmm, vcpu: Vcpu, signature: CpuSignature, features: Guest
         ldtr: segment(0, 0x82, 0),
         idtr: segment(0, 0, 0),
         tr: segment(0, differences.tr, 0),
+        rip: U64::new(u64::from(eip & 0xffff)),
+        g_pat: U64::new(differences.g_pat),
+        rdx: U64::new(differences.rdx),
+        sev_features: U64::new(features.0),
+        mxcsr: U32::new(differences.mxcsr),
+        x87_fcw: U16::new(differences.x87_fcw),
+        ..reset_state()
+    }
+}
+
+/// The save area of every virtual CPU of an SVSM that QEMU starts without IGVM:
+/// flat 32-bit protected mode at `entry`, with SNPActive as the only feature
+/// (Coconut's QEMU of January 2024, `target/i386/sev.c`).
+pub fn build_svsm_vmsa(fpu: SvsmFpu, entry: u32, signature: CpuSignature) -> Vmsa {
+    const PROTECTION_ENABLED: u64 = 1;
+    let (mxcsr, x87_fcw) = fpu.registers();
+    let reset = reset_state();
+    let data = segment(0x10, 0xc93, u32::MAX, 0);
+    Vmsa {
+        es: data,
+        cs: segment(8, 0xc9b, u32::MAX, 0),
+        ss: data,
+        ds: data,
+        fs: data,
+        gs: segment(0, 0x93, 0xffff, 0),
+        gdtr: segment(0, 0, 0xffff, 0),
+        ldtr: segment(0, 0x82, 0xffff, 0),
+        idtr: segment(0, 0, 0xffff, 0),
+        tr: segment(0, 0x8b, 0xffff, 0),
+        cr0: U64::new(reset.cr0.get() | PROTECTION_ENABLED),
+        rip: U64::new(u64::from(entry)),
+        g_pat: U64::new(PAT_RESET),
+        rdx: U64::new(u64::from(signature.0)),
+        sev_features: U64::new(GuestFeatures::SNP_ACTIVE),
+        mxcsr: U32::new(mxcsr),
+        x87_fcw: U16::new(x87_fcw),
+        ..reset
+    }
+}
+
+fn segment(selector: u16, attributes: u16, limit: u32, base: u32) -> Segment {
+    Segment {
+        selector: U16::new(selector),
+        attributes: U16::new(attributes),
+        limit: U32::new(limit),
+        base: U64::new(u64::from(base)),
+    }
+}
+
+/// What no VMM changes: control, debug and extended control registers.
+fn reset_state() -> Vmsa {
+    Vmsa {
         // KVM sets SVME in EFER and MCE in CR4 for every guest.
         efer: U64::new(0x1000),
         cr4: U64::new(0x40),
@@ -313,13 +428,7 @@ pub fn build_vmsa(vmm: Vmm, vcpu: Vcpu, signature: CpuSignature, features: Guest
         dr7: U64::new(0x400),
         dr6: U64::new(0xffff_0ff0),
         rflags: U64::new(2),
-        rip: U64::new(u64::from(eip & 0xffff)),
-        g_pat: U64::new(differences.g_pat),
-        rdx: U64::new(differences.rdx),
-        sev_features: U64::new(features.0),
         xcr0: U64::new(1),
-        mxcsr: U32::new(differences.mxcsr),
-        x87_fcw: U16::new(differences.x87_fcw),
         ..Vmsa::new_zeroed()
     }
 }
@@ -389,10 +498,71 @@ mod tests {
             ]
         );
         assert_eq!(
+            build(Vmm::Gce),
+            build(Vmm::GceGenoa),
+            "Genoa differs in the address, not in the page"
+        );
+        assert_eq!(
+            build(Vmm::Krun),
+            build(Vmm::Ec2BeforeRdx),
+            "the boot processors of krun and EC2 are alike"
+        );
+        assert_eq!(
             non_zero(&build(Vmm::Ec2BeforeRdx)).len() + 1,
             non_zero(&build(Vmm::Ec2)).len(),
             "0x600 has one non-zero byte"
         );
+    }
+
+    #[test]
+    fn svsm_variants_differ_in_the_fpu_only() {
+        let build = |fpu| build_svsm_vmsa(fpu, 0xffe0_0000, MILAN);
+        let observed = build(SvsmFpu::BeforeInit2);
+        assert_eq!((observed.mxcsr.get(), observed.x87_fcw.get()), (0, 0));
+        for (fpu, mxcsr, x87_fcw) in [
+            (SvsmFpu::Init2, 0x1f80, 0x37f),
+            (SvsmFpu::SevSnpMeasure, 0x1f80, 0),
+        ] {
+            let expected = Vmsa {
+                mxcsr: U32::new(mxcsr),
+                x87_fcw: U16::new(x87_fcw),
+                ..observed.clone()
+            };
+            assert_eq!(build(fpu), expected, "{fpu:?}");
+        }
+    }
+
+    #[test]
+    fn only_genoa_has_another_address() {
+        for vmm in Vmm::ALL {
+            let expected = match vmm {
+                Vmm::GceGenoa => (1 << 52) - 4096,
+                _ => (1 << 48) - 4096,
+            };
+            assert_eq!(vmm.vmsa_gpa(), expected, "{vmm:?}");
+        }
+    }
+
+    /// The pages that other projects have as fixtures, by their SHA-256:
+    /// sev-snp-measure's first commit (`tests/fixtures/vmsa_cpu0.bin`) and
+    /// gce-tcb-verifier (`sev/sev_test.go`, `vmsaBytes`).
+    #[test]
+    fn pages_of_others_are_rebuilt() {
+        let naples = CpuSignature(0x0080_0f12);
+        for (vmm, sha256) in [
+            (
+                Vmm::QemuBeforeInit2,
+                "ccb411482e4753359b61ded18c81436182dda0b416b34fef408bf6a6dab1c991",
+            ),
+            (
+                Vmm::Gce,
+                "a2b1355de1e1f11159d4cfaa28a748c6d19f63b330a7cb09696eda0c5f2f8ab8",
+            ),
+        ] {
+            let vmsa = build_vmsa(vmm, Vcpu::Boot, naples, GuestFeatures(1));
+            let digest = crate::Sha256Digest::of(vmsa.as_bytes());
+            assert_eq!(digest.to_hex(), sha256, "{vmm:?}");
+        }
     }
 
     #[test]

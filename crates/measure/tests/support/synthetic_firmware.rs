@@ -7,32 +7,55 @@ const FOOTER: Guid = Guid::new(0x96b5_82de_1fb2_45f7_baea_a366_c55a_082d);
 const SEV_METADATA: Guid = Guid::new(0xdc88_6566_984a_4798_a75e_5585_a7bf_67cc);
 const SEV_HASH_TABLE_RV: Guid = Guid::new(0x7255_371f_3a3b_4b04_927b_1da6_efa8_d454);
 const SEV_ES_RESET_BLOCK: Guid = Guid::new(0x00f7_71de_1a7e_4fcb_890e_68c7_7e2f_b44e);
+const SVSM_INFO: Guid = Guid::new(0xa789_a612_0597_4c4b_a49f_cbb1_fe9d_1ddd);
 
 /// Offset of the SEV metadata from the end of the image.
 const METADATA_OFFSET: usize = 0x600;
 
-/// An image of `pages` pages filled from `filler`, with the entries that are
-/// given.
-pub(crate) fn build_firmware(
-    pages: usize,
-    filler: u8,
-    sections: &[Section],
-    reset_eip: u32,
-    hashes_table_gpa: u32,
-) -> Vec<u8> {
+/// An OVMF image of `pages` pages filled from `filler`.
+pub(crate) struct SyntheticFirmware<'a> {
+    pub(crate) pages: usize,
+    pub(crate) filler: u8,
+    pub(crate) sections: &'a [Section],
+    pub(crate) reset_eip: u32,
+    pub(crate) hashes_table_gpa: u32,
+}
+
+/// The bytes of an OVMF image.
+pub(crate) fn build_firmware(firmware: &SyntheticFirmware) -> Vec<u8> {
+    let hashes_table = [
+        firmware.hashes_table_gpa.to_le_bytes(),
+        0x400_u32.to_le_bytes(),
+    ]
+    .concat();
+    let entries = [
+        (SEV_HASH_TABLE_RV, hashes_table),
+        (
+            SEV_ES_RESET_BLOCK,
+            firmware.reset_eip.to_le_bytes().to_vec(),
+        ),
+    ];
+    build(firmware.pages, firmware.filler, firmware.sections, &entries)
+}
+
+/// The bytes of an SVSM binary whose entry point has this offset.
+#[allow(dead_code, reason = "not every test has an SVSM")]
+pub(crate) fn build_svsm(pages: usize, filler: u8, sections: &[Section], entry: u32) -> Vec<u8> {
+    let entries = [(SVSM_INFO, entry.to_le_bytes().to_vec())];
+    build(pages, filler, sections, &entries)
+}
+
+fn build(pages: usize, filler: u8, sections: &[Section], entries: &[(Guid, Vec<u8>)]) -> Vec<u8> {
+    let metadata_offset = u32::try_from(METADATA_OFFSET).unwrap().to_le_bytes();
     let mut table = Vec::new();
-    let mut entry = |guid: Guid, data: &[u8]| {
+    for (guid, data) in entries
+        .iter()
+        .chain([&(SEV_METADATA, metadata_offset.to_vec())])
+    {
         table.extend(data);
         table.extend(u16::try_from(data.len() + 18).unwrap().to_le_bytes());
         table.extend(guid.as_bytes());
-    };
-    let area = [hashes_table_gpa.to_le_bytes(), 0x400_u32.to_le_bytes()].concat();
-    entry(SEV_HASH_TABLE_RV, &area);
-    entry(
-        SEV_METADATA,
-        &u32::try_from(METADATA_OFFSET).unwrap().to_le_bytes(),
-    );
-    entry(SEV_ES_RESET_BLOCK, &reset_eip.to_le_bytes());
+    }
     let table_length = u16::try_from(table.len() + 18).unwrap();
     table.extend(table_length.to_le_bytes());
     table.extend(FOOTER.as_bytes());
@@ -50,13 +73,13 @@ pub(crate) fn build_firmware(
     }
     assert!(metadata.len() + table.len() + 32 <= METADATA_OFFSET);
 
-    let mut firmware = vec![filler; pages * 4096];
-    for (index, page) in firmware.chunks_mut(4096).enumerate() {
+    let mut image = vec![filler; pages * 4096];
+    for (index, page) in image.chunks_mut(4096).enumerate() {
         page[..8].copy_from_slice(&u64::try_from(index).unwrap().to_le_bytes());
     }
-    let metadata_start = firmware.len() - METADATA_OFFSET;
-    firmware[metadata_start..metadata_start + metadata.len()].copy_from_slice(&metadata);
-    let table_start = firmware.len() - 32 - table.len();
-    firmware[table_start..table_start + table.len()].copy_from_slice(&table);
-    firmware
+    let metadata_start = image.len() - METADATA_OFFSET;
+    image[metadata_start..metadata_start + metadata.len()].copy_from_slice(&metadata);
+    let table_start = image.len() - 32 - table.len();
+    image[table_start..table_start + table.len()].copy_from_slice(&table);
+    image
 }

@@ -1,0 +1,208 @@
+//! What `assay measure` prints: the digest alone, a table of digests, or JSON.
+
+use std::fmt::Write as _;
+
+use anyhow::Result;
+use assay_measure::svsm::{SvsmInputs, SvsmProfile};
+use assay_measure::trace::MeasuredRegion;
+use assay_measure::vcpus::SaveAreas;
+use assay_measure::{MeasurementInputs, VcpuProfile};
+use assay_tee::VcpuCount;
+use assay_tee::hashes_table::KernelHashes;
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
+use serde::{Serialize, Serializer};
+
+use super::options::{Mode, OutputFormat};
+
+/// Everything that was found out.
+#[derive(Debug)]
+pub(super) struct Report {
+    pub(super) mode: Mode,
+    pub(super) rows: Vec<Row>,
+    /// What stands for each firmware, in the order given.
+    pub(super) inputs: Vec<Recorded>,
+    /// The hashes table of modes without recorded inputs.
+    pub(super) kernel_hashes: Option<KernelHashes>,
+    /// Of the last launch; printed where it is the only one.
+    pub(super) trace: Vec<MeasuredRegion>,
+    /// Of the last launch with virtual CPUs; written where it is the only one.
+    pub(super) save_areas: Option<SaveAreas>,
+}
+
+/// A digest and what it belongs to.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Row {
+    /// Firmware file, or file of recorded inputs.
+    pub(super) firmware: String,
+    /// CPU by the name that was given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) cpu: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) profile: Option<Profile>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) vcpus: Option<VcpuCount>,
+    /// The digest's bytes; hexadecimal in JSON.
+    #[serde(serialize_with = "hexadecimal")]
+    pub(super) digest: Vec<u8>,
+}
+
+/// A vCPU profile of either kind.
+#[derive(Debug, Clone, Copy, Serialize)]
+#[serde(untagged)]
+pub(super) enum Profile {
+    Ovmf(VcpuProfile),
+    Svsm(SvsmProfile),
+}
+
+/// Recorded inputs of either kind, as `--inputs` reads them.
+#[derive(Debug, Clone, Serialize)]
+#[serde(untagged)]
+pub(super) enum Recorded {
+    Ovmf(MeasurementInputs),
+    Svsm(SvsmInputs),
+}
+
+fn hexadecimal<S: Serializer>(bytes: &[u8], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(&hex::encode(bytes))
+}
+
+/// `--json` of a single launch.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Single<'a> {
+    mode: Mode,
+    #[serde(flatten)]
+    row: &'a Row,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    kernel_hashes: Option<KernelHashes>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    inputs: Option<&'a Recorded>,
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    trace: &'a [MeasuredRegion],
+}
+
+/// `--json` of a matrix.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Matrix<'a> {
+    mode: Mode,
+    rows: &'a [Row],
+    #[serde(skip_serializing_if = "Option::is_none")]
+    kernel_hashes: Option<KernelHashes>,
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    inputs: &'a [Recorded],
+}
+
+impl Report {
+    /// The report as JSON.
+    pub(super) fn to_json(&self) -> Result<String> {
+        let json = match self.rows.as_slice() {
+            [row] => serde_json::to_string_pretty(&Single {
+                mode: self.mode,
+                row,
+                kernel_hashes: self.kernel_hashes,
+                inputs: self.inputs.first(),
+                trace: &self.trace,
+            }),
+            rows => serde_json::to_string_pretty(&Matrix {
+                mode: self.mode,
+                rows,
+                kernel_hashes: self.kernel_hashes,
+                inputs: &self.inputs,
+            }),
+        };
+        Ok(json?)
+    }
+
+    /// The digest alone, or a table with one line for each digest.
+    pub(super) fn to_text(&self, format: OutputFormat) -> String {
+        let digest = |row: &Row| match format {
+            OutputFormat::Hex => hex::encode(&row.digest),
+            OutputFormat::Base64 => BASE64_STANDARD.encode(&row.digest),
+        };
+        if let [row] = self.rows.as_slice() {
+            return digest(row);
+        }
+        let mut lines = vec![["FIRMWARE", "CPU", "VCPUS", "DIGEST"].map(str::to_owned)];
+        lines.extend(self.rows.iter().map(|row| {
+            let missing = || "-".to_owned();
+            [
+                row.firmware.clone(),
+                row.cpu.clone().unwrap_or_else(missing),
+                row.vcpus
+                    .map_or_else(missing, |vcpus| vcpus.get().to_string()),
+                digest(row),
+            ]
+        }));
+        table(&lines)
+    }
+
+    /// The measured regions, one on each line.
+    pub(super) fn trace_to_text(&self) -> String {
+        let mut lines = vec![
+            [
+                "REGION",
+                "TYPE",
+                "VCPU",
+                "ADDRESS",
+                "LENGTH",
+                "DIGEST AFTER",
+            ]
+            .map(str::to_owned),
+        ];
+        lines.extend(self.trace.iter().map(|region| {
+            [
+                name(&region.kind),
+                name(&region.page_type),
+                region
+                    .vcpu
+                    .map_or_else(|| "-".to_owned(), |vcpu| vcpu.to_string()),
+                format!("{:#x}", region.gpa),
+                format!("{:#x}", region.length),
+                region.digest_after.to_hex(),
+            ]
+        }));
+        table(&lines)
+    }
+}
+
+/// The name that JSON has for a value.
+fn name(value: &impl Serialize) -> String {
+    match serde_json::to_value(value) {
+        Ok(serde_json::Value::String(name)) => name,
+        other => format!("{other:?}"),
+    }
+}
+
+/// Lines with aligned columns, the last one as it is, without a final newline.
+fn table<const COLUMNS: usize>(lines: &[[String; COLUMNS]]) -> String {
+    let mut widths = [0; COLUMNS];
+    for line in lines {
+        for (width, cell) in widths.iter_mut().zip(line) {
+            *width = (*width).max(cell.chars().count());
+        }
+    }
+    let mut text = String::new();
+    for line in lines {
+        let mut cells = String::new();
+        for (width, cell) in widths.iter().zip(line) {
+            let _ = write!(cells, "{cell:width$}  ");
+        }
+        let _ = writeln!(text, "{}", cells.trim_end());
+    }
+    text.truncate(text.trim_end().len());
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_are_aligned() {
+        let lines = [["A", "B"], ["long", "x"], ["é", "last"]].map(|line| line.map(str::to_owned));
+        assert_eq!(table(&lines), "A     B\nlong  x\né     last");
+    }
+}

@@ -1,0 +1,494 @@
+//! Whether the options make sense together: a digest that silently leaves
+//! something out misleads, so an option that would change nothing is refused.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use assay_measure::VcpuProfile;
+use assay_measure::svsm::SvsmProfile;
+use assay_tee::cpu::{CpuModel, CpuSignature};
+use assay_tee::vmsa::Vmm;
+use assay_tee::{LaunchDigest, Sha256Digest, VcpuCount};
+
+use super::options::{Args, Mode, VmmType};
+
+/// A launch to be measured, or a matrix of launches.
+#[derive(Debug)]
+pub(super) enum Request {
+    Sev {
+        ovmf: Vec<PathBuf>,
+        kernel: Option<DirectBoot>,
+    },
+    SevEs {
+        ovmf: Vec<PathBuf>,
+        kernel: Option<DirectBoot>,
+        profiles: Vec<Named<VcpuProfile>>,
+        vcpus: BTreeSet<VcpuCount>,
+    },
+    Snp {
+        source: SnpSource,
+        kernel: Option<DirectBoot>,
+        profiles: Vec<Named<VcpuProfile>>,
+        vcpus: BTreeSet<VcpuCount>,
+    },
+    SnpOvmfHash {
+        ovmf: Vec<PathBuf>,
+    },
+    SnpSvsm {
+        source: SvsmSource,
+        profiles: Vec<Named<SvsmProfile>>,
+        vcpus: BTreeSet<VcpuCount>,
+    },
+}
+
+/// Where the inputs of an SEV-SNP launch come from.
+#[derive(Debug)]
+pub(super) enum SnpSource {
+    Ovmf {
+        files: Vec<PathBuf>,
+        /// Replaces the digest of the only file.
+        digest: Option<LaunchDigest>,
+    },
+    Inputs(PathBuf),
+}
+
+/// Where the inputs of a launch with an SVSM come from.
+#[derive(Debug)]
+pub(super) enum SvsmSource {
+    Files {
+        ovmf: Vec<PathBuf>,
+        vars: Vars,
+        svsm: PathBuf,
+    },
+    Inputs(PathBuf),
+}
+
+/// The size of a variable store.
+#[derive(Debug)]
+pub(super) enum Vars {
+    Size(u64),
+    Of(PathBuf),
+}
+
+/// What the hashes table holds.
+#[derive(Debug)]
+pub(super) struct DirectBoot {
+    pub(super) kernel: Blob,
+    pub(super) initrd: Option<Blob>,
+    pub(super) cmdline: Cmdline,
+}
+
+/// A file, or what is known of it.
+#[derive(Debug)]
+pub(super) enum Blob {
+    File(PathBuf),
+    Digest(Sha256Digest),
+}
+
+/// A command line, or what is known of it.
+#[derive(Debug)]
+pub(super) enum Cmdline {
+    Text(String),
+    Digest(Sha256Digest),
+}
+
+/// A value and the name by which it was asked for.
+#[derive(Debug, Clone)]
+pub(super) struct Named<T> {
+    pub(super) name: String,
+    pub(super) value: T,
+}
+
+impl Request {
+    /// Checks the options against each other.
+    pub(super) fn from_args(args: &Args) -> Result<Self> {
+        refuse_options_without_effect(args)?;
+        ensure!(
+            !(args.json && args.output_format.is_some()),
+            "--output-format and --json exclude each other: JSON holds digests in hexadecimal; \
+             leave one out"
+        );
+        let request = match args.mode {
+            Mode::Sev => Self::Sev {
+                ovmf: ovmf(args)?,
+                kernel: kernel(args)?,
+            },
+            Mode::SnpOvmfHash => Self::SnpOvmfHash { ovmf: ovmf(args)? },
+            Mode::SevEs => Self::SevEs {
+                ovmf: ovmf(args)?,
+                kernel: kernel(args)?,
+                profiles: profiles(args)?,
+                vcpus: vcpus(args)?,
+            },
+            Mode::Snp => Self::Snp {
+                source: snp_source(args)?,
+                kernel: kernel(args)?,
+                profiles: profiles(args)?,
+                vcpus: vcpus(args)?,
+            },
+            Mode::SnpSvsm => Self::SnpSvsm {
+                source: svsm_source(args)?,
+                profiles: svsm_profiles(args)?,
+                vcpus: vcpus(args)?,
+            },
+        };
+        for (option, given) in [
+            ("--dump-vmsa", args.dump_vmsa.is_some()),
+            ("--verbose", args.verbose),
+        ] {
+            ensure!(
+                !given || request.shapes() == 1,
+                "{option} is about one launch, and {} are asked for; give one --ovmf, one \
+                 --vcpu-type and one --vcpus",
+                request.shapes()
+            );
+        }
+        ensure!(
+            args.write_inputs.is_none() || args.ovmf.len() < 2,
+            "--write-inputs records one firmware, and {} are given; give one --ovmf",
+            args.ovmf.len()
+        );
+        Ok(request)
+    }
+
+    /// How many digests are asked for.
+    pub(super) fn shapes(&self) -> usize {
+        match self {
+            Self::Sev { ovmf, .. } | Self::SnpOvmfHash { ovmf } => ovmf.len(),
+            Self::SevEs {
+                ovmf,
+                profiles,
+                vcpus,
+                ..
+            } => ovmf.len() * profiles.len() * vcpus.len(),
+            Self::Snp {
+                source,
+                profiles,
+                vcpus,
+                ..
+            } => {
+                let firmwares = match source {
+                    SnpSource::Ovmf { files, .. } => files.len(),
+                    SnpSource::Inputs(_) => 1,
+                };
+                firmwares * profiles.len() * vcpus.len()
+            }
+            Self::SnpSvsm {
+                source,
+                profiles,
+                vcpus,
+            } => {
+                let firmwares = match source {
+                    SvsmSource::Files { ovmf, .. } => ovmf.len(),
+                    SvsmSource::Inputs(_) => 1,
+                };
+                firmwares * profiles.len() * vcpus.len()
+            }
+        }
+    }
+}
+
+const VCPUS: &[Mode] = &[Mode::SevEs, Mode::Snp, Mode::SnpSvsm];
+const KERNEL: &[Mode] = &[Mode::Sev, Mode::SevEs, Mode::Snp];
+const RECORDED: &[Mode] = &[Mode::Snp, Mode::SnpSvsm];
+const SVSM: &[Mode] = &[Mode::SnpSvsm];
+
+/// Refuses options that the mode would ignore.
+fn refuse_options_without_effect(args: &Args) -> Result<()> {
+    let no_vcpus = "no virtual CPU is measured there";
+    let no_kernel = "no kernel is measured there";
+    let not_recorded = "only SEV-SNP digests continue from recorded inputs";
+    let no_svsm = "there is no SVSM";
+    let rules: [(&str, bool, &[Mode], &str); 22] = [
+        ("--vcpus", args.vcpus.is_some(), VCPUS, no_vcpus),
+        ("--vcpu-type", !args.vcpu_type.is_empty(), VCPUS, no_vcpus),
+        ("--vcpu-sig", args.vcpu_sig.is_some(), VCPUS, no_vcpus),
+        ("--vcpu-family", args.vcpu_family.is_some(), VCPUS, no_vcpus),
+        ("--vcpu-model", args.vcpu_model.is_some(), VCPUS, no_vcpus),
+        (
+            "--vcpu-stepping",
+            args.vcpu_stepping.is_some(),
+            VCPUS,
+            no_vcpus,
+        ),
+        ("--vmm-type", args.vmm_type.is_some(), VCPUS, no_vcpus),
+        ("--dump-vmsa", args.dump_vmsa.is_some(), VCPUS, no_vcpus),
+        ("--kernel", args.kernel.is_some(), KERNEL, no_kernel),
+        (
+            "--kernel-hash",
+            args.kernel_hash.is_some(),
+            KERNEL,
+            no_kernel,
+        ),
+        ("--initrd", args.initrd.is_some(), KERNEL, no_kernel),
+        (
+            "--initrd-hash",
+            args.initrd_hash.is_some(),
+            KERNEL,
+            no_kernel,
+        ),
+        ("--append", args.append.is_some(), KERNEL, no_kernel),
+        (
+            "--cmdline-hash",
+            args.cmdline_hash.is_some(),
+            KERNEL,
+            no_kernel,
+        ),
+        (
+            "--guest-features",
+            args.guest_features.is_some(),
+            &[Mode::Snp],
+            "SEV and SEV-ES have none, and an SVSM starts with SNPActive alone",
+        ),
+        (
+            "--snp-ovmf-hash",
+            args.snp_ovmf_hash.is_some(),
+            &[Mode::Snp],
+            "it stands for the firmware's pages of an SEV-SNP launch",
+        ),
+        ("--inputs", args.inputs.is_some(), RECORDED, not_recorded),
+        (
+            "--write-inputs",
+            args.write_inputs.is_some(),
+            RECORDED,
+            not_recorded,
+        ),
+        ("--svsm", args.svsm.is_some(), SVSM, no_svsm),
+        ("--vars-size", args.vars_size.is_some(), SVSM, no_svsm),
+        ("--vars-file", args.vars_file.is_some(), SVSM, no_svsm),
+        ("--svsm-fpu", args.svsm_fpu.is_some(), SVSM, no_svsm),
+    ];
+    for (option, given, modes, because) in rules {
+        if given && !modes.contains(&args.mode) {
+            let modes: Vec<_> = modes.iter().map(Mode::to_string).collect();
+            bail!(
+                "{option} does not apply to --mode {}: {because}; leave it out, or use --mode {}",
+                args.mode,
+                modes.join(" or ")
+            );
+        }
+    }
+    Ok(())
+}
+
+/// At most one of two options that say the same thing.
+fn exclusive<T>(one: (&str, Option<T>), other: (&str, Option<T>)) -> Result<Option<T>> {
+    match (one.1, other.1) {
+        (Some(_), Some(_)) => bail!(
+            "{} and {} exclude each other; leave one out",
+            one.0,
+            other.0
+        ),
+        (value, None) | (None, value) => Ok(value),
+    }
+}
+
+fn ovmf(args: &Args) -> Result<Vec<PathBuf>> {
+    ensure!(
+        !args.ovmf.is_empty(),
+        "--ovmf is required in --mode {}: give the firmware",
+        args.mode
+    );
+    Ok(args.ovmf.clone())
+}
+
+fn vcpus(args: &Args) -> Result<BTreeSet<VcpuCount>> {
+    match &args.vcpus {
+        Some(counts) => Ok(counts.0.clone()),
+        None => bail!(
+            "--vcpus is required in --mode {}: give the number of virtual CPUs, or several such \
+             as 1-8",
+            args.mode
+        ),
+    }
+}
+
+fn kernel(args: &Args) -> Result<Option<DirectBoot>> {
+    let blob = |file: &Option<PathBuf>| file.clone().map(Blob::File);
+    let hash = |digest: Option<Sha256Digest>| digest.map(Blob::Digest);
+    let kernel = exclusive(
+        ("--kernel", blob(&args.kernel)),
+        ("--kernel-hash", hash(args.kernel_hash)),
+    )?;
+    let initrd = exclusive(
+        ("--initrd", blob(&args.initrd)),
+        ("--initrd-hash", hash(args.initrd_hash)),
+    )?;
+    let cmdline = exclusive(
+        ("--append", args.append.clone().map(Cmdline::Text)),
+        ("--cmdline-hash", args.cmdline_hash.map(Cmdline::Digest)),
+    )?;
+    let Some(kernel) = kernel else {
+        for (options, given) in [
+            ("--initrd and --initrd-hash", initrd.is_some()),
+            ("--append and --cmdline-hash", cmdline.is_some()),
+        ] {
+            ensure!(
+                !given,
+                "{options} need a kernel, which QEMU hashes together with them; give --kernel or \
+                 --kernel-hash"
+            );
+        }
+        return Ok(None);
+    };
+    Ok(Some(DirectBoot {
+        kernel,
+        initrd,
+        cmdline: cmdline.unwrap_or_else(|| Cmdline::Text(String::new())),
+    }))
+}
+
+/// The CPU models asked for, by name. Empty where none is given.
+fn cpus(args: &Args) -> Result<Vec<Named<CpuSignature>>> {
+    let by_name = !args.vcpu_type.is_empty();
+    let by_signature = args.vcpu_sig.is_some();
+    let numbers = [args.vcpu_family, args.vcpu_model, args.vcpu_stepping];
+    let by_numbers = numbers.iter().any(Option::is_some);
+    let ways = [by_name, by_signature, by_numbers];
+    ensure!(
+        ways.into_iter().filter(|way| *way).count() < 2,
+        "--vcpu-type, --vcpu-sig and --vcpu-family exclude each other: each names the CPU; leave \
+         all but one out"
+    );
+    let named = |signature: CpuSignature| Named {
+        name: signature.to_string(),
+        value: signature,
+    };
+    if let Some(signature) = args.vcpu_sig {
+        return Ok(vec![named(CpuSignature(signature))]);
+    }
+    if by_numbers {
+        let [Some(family), Some(model), Some(stepping)] = numbers else {
+            bail!(
+                "--vcpu-family, --vcpu-model and --vcpu-stepping need each other; give all three"
+            );
+        };
+        let signature = CpuSignature::from_family_model_stepping(family, model, stepping)
+            .context("--vcpu-family, --vcpu-model, --vcpu-stepping")?;
+        return Ok(vec![named(signature)]);
+    }
+    let model = |name: &String| {
+        let model = CpuModel::by_name(name).context("--vcpu-type")?;
+        Ok(Named {
+            name: name.clone(),
+            value: model.signature(),
+        })
+    };
+    args.vcpu_type.iter().map(model).collect()
+}
+
+fn cpus_of_qemu(args: &Args) -> Result<Vec<Named<CpuSignature>>> {
+    let cpus = cpus(args)?;
+    ensure!(
+        !cpus.is_empty(),
+        "the CPU is part of the digest; give --vcpu-type, --vcpu-sig or --vcpu-family"
+    );
+    Ok(cpus)
+}
+
+fn profiles(args: &Args) -> Result<Vec<Named<VcpuProfile>>> {
+    let vmm = Vmm::from(args.vmm_type.unwrap_or_default());
+    let guest_features = args.guest_features.unwrap_or_default();
+    let cpus = if vmm.measures_cpu_signature() {
+        cpus_of_qemu(args)?
+    } else {
+        ensure!(
+            cpus(args)?.is_empty(),
+            "--vcpu-type, --vcpu-sig and --vcpu-family do not apply to this --vmm-type, which \
+             gives every CPU the same state; leave them out"
+        );
+        vec![Named {
+            name: "any".to_owned(),
+            value: CpuSignature(0),
+        }]
+    };
+    let profile = |cpu: Named<CpuSignature>| Named {
+        name: cpu.name,
+        value: VcpuProfile {
+            vmm,
+            cpu_signature: cpu.value,
+            guest_features,
+        },
+    };
+    Ok(cpus.into_iter().map(profile).collect())
+}
+
+fn svsm_profiles(args: &Args) -> Result<Vec<Named<SvsmProfile>>> {
+    ensure!(
+        matches!(args.vmm_type, None | Some(VmmType::Qemu)),
+        "--mode snp:svsm is about Coconut's QEMU alone; leave --vmm-type out and name the era of \
+         the host with --svsm-fpu"
+    );
+    let fpu = args.svsm_fpu.map(Into::into).unwrap_or_default();
+    let profile = |cpu: Named<CpuSignature>| Named {
+        name: cpu.name,
+        value: SvsmProfile {
+            cpu_signature: cpu.value,
+            fpu,
+        },
+    };
+    Ok(cpus_of_qemu(args)?.into_iter().map(profile).collect())
+}
+
+/// Refuses what recorded inputs stand for already.
+fn check_recorded(args: &Args) -> Result<()> {
+    for (option, given) in [
+        ("--ovmf", !args.ovmf.is_empty()),
+        ("--snp-ovmf-hash", args.snp_ovmf_hash.is_some()),
+        ("--svsm", args.svsm.is_some()),
+        ("--vars-size", args.vars_size.is_some()),
+        ("--vars-file", args.vars_file.is_some()),
+        ("--write-inputs", args.write_inputs.is_some()),
+    ] {
+        ensure!(
+            !given,
+            "{option} and --inputs exclude each other: the recorded inputs stand for the files; \
+             leave one out"
+        );
+    }
+    Ok(())
+}
+
+fn snp_source(args: &Args) -> Result<SnpSource> {
+    if let Some(inputs) = &args.inputs {
+        check_recorded(args)?;
+        return Ok(SnpSource::Inputs(inputs.clone()));
+    }
+    ensure!(
+        !args.ovmf.is_empty(),
+        "--ovmf is required in --mode snp: give the firmware, or what was recorded of it with \
+         --inputs"
+    );
+    ensure!(
+        args.snp_ovmf_hash.is_none() || args.ovmf.len() == 1,
+        "--snp-ovmf-hash is of one firmware, and {} are given; give one --ovmf",
+        args.ovmf.len()
+    );
+    Ok(SnpSource::Ovmf {
+        files: args.ovmf.clone(),
+        digest: args.snp_ovmf_hash,
+    })
+}
+
+fn svsm_source(args: &Args) -> Result<SvsmSource> {
+    if let Some(inputs) = &args.inputs {
+        check_recorded(args)?;
+        return Ok(SvsmSource::Inputs(inputs.clone()));
+    }
+    let vars = exclusive(
+        ("--vars-size", args.vars_size.map(Vars::Size)),
+        ("--vars-file", args.vars_file.clone().map(Vars::Of)),
+    )?;
+    let (Some(svsm), Some(vars), false) = (&args.svsm, vars, args.ovmf.is_empty()) else {
+        bail!(
+            "--mode snp:svsm needs --ovmf, --svsm and either --vars-size or --vars-file, or what \
+             was recorded of them with --inputs"
+        );
+    };
+    Ok(SvsmSource::Files {
+        ovmf: args.ovmf.clone(),
+        vars,
+        svsm: svsm.clone(),
+    })
+}
