@@ -7,6 +7,7 @@ use crate::tree::Tree;
 use anyhow::{Context, Result, bail};
 use assay_cluster::{Cache, command, pins, progress::say};
 use assay_image::oci::Layer;
+use rustix::fs::{CWD, FileType, Mode, makedev, mknodat};
 use sha2::{Digest, Sha256};
 use std::fmt::Write as _;
 use std::fs;
@@ -43,6 +44,8 @@ enum Dependencies {
 
 /// The build of OVMF that verifies the kernel hashes.
 const FIRMWARE: &str = "usr/share/ovmf/OVMF.amdsev.fd";
+/// A layer's name in the cache.
+const TAR: &str = "layer.tar";
 /// Its name when it is a file in the cache.
 const FIRMWARE_FILE: &str = "OVMF.amdsev.fd";
 
@@ -90,6 +93,42 @@ pub(crate) const WEB_SERVER: Recipe = Recipe {
     pack: pack_web_server,
 };
 
+/// Programs that give second opinions on images, and what they boot.
+const IMAGE_ORACLES: Recipe = Recipe {
+    name: "image-oracles",
+    revision: 2,
+    sources: &[
+        Source {
+            suite: pins::DEBIAN_SUITE,
+            packages: &[
+                "binutils",
+                "coreutils",
+                "cpio",
+                "cryptsetup-bin",
+                "erofs-utils",
+                "openssl",
+                "qemu-system-x86",
+                "sbsigntool",
+                "swtpm",
+                "systemd",
+                "systemd-ukify",
+            ],
+            dependencies: Dependencies::All,
+        },
+        Source {
+            suite: pins::DEBIAN_SUITE,
+            packages: &[
+                "busybox-static",
+                "linux-image-cloud-amd64",
+                "ovmf",
+                "systemd-boot-efi",
+            ],
+            dependencies: Dependencies::Named(&["linux-image-6"]),
+        },
+    ],
+    pack: pack_image_oracles,
+};
+
 /// Certificates of the public authorities.
 pub(crate) const CA_CERTIFICATES: Recipe = Recipe {
     name: "ca-certificates",
@@ -116,17 +155,25 @@ pub(crate) const BUSYBOX: Recipe = Recipe {
 
 /// The layer, from the cache or made now.
 pub(crate) fn layer(cache: &Cache, recipe: &Recipe) -> Result<Layer> {
-    match make(cache, recipe, false) {
-        Ok(layer) => Ok(layer),
-        // A mirror drops a package when a newer version arrives; the index that
-        // still names it is then as old as the failure.
-        Err(error) => {
-            say(format!(
-                "{error:#}; trying again with a fresh package index"
-            ));
-            make(cache, recipe, true)
-        }
-    }
+    let store = |tree: &Tree, dir: &Path| write(&dir.join(TAR), &tree.to_tar().to_bytes());
+    let file = entry(cache, recipe, store)?.join(TAR);
+    let tar = fs::read(&file).with_context(|| format!("read {}", file.display()))?;
+    Ok(Layer::tar(tar))
+}
+
+/// A root directory with the programs that give second opinions on images.
+pub(crate) fn image_oracles(cache: &Cache) -> Result<PathBuf> {
+    const ROOT: &str = "root";
+    let store = |tree: &Tree, dir: &Path| {
+        let root = dir.join(ROOT);
+        tree.write_to(&root)?;
+        // Their scripts start other programs with it.
+        let null = root.join("dev/null");
+        let kind = FileType::CharacterDevice;
+        mknodat(CWD, &null, kind, Mode::from(0o666), makedev(1, 3))
+            .with_context(|| format!("make {}; this needs root", null.display()))
+    };
+    Ok(entry(cache, &IMAGE_ORACLES, store)?.join(ROOT))
 }
 
 /// The boot kit's firmware, as a file.
@@ -142,7 +189,31 @@ pub(crate) fn firmware(cache: &Cache) -> Result<PathBuf> {
     Ok(entry.join(FIRMWARE_FILE))
 }
 
-fn make(cache: &Cache, recipe: &Recipe, refresh: bool) -> Result<Layer> {
+/// A recipe's entry in the cache. `store` writes the packed tree to it.
+fn entry(
+    cache: &Cache,
+    recipe: &Recipe,
+    store: impl Fn(&Tree, &Path) -> Result<()>,
+) -> Result<PathBuf> {
+    match make(cache, recipe, &store, false) {
+        Ok(entry) => Ok(entry),
+        // A mirror drops a package when a newer version arrives; the index that
+        // still names it is then as old as the failure.
+        Err(error) => {
+            say(format!(
+                "{error:#}; trying again with a fresh package index"
+            ));
+            make(cache, recipe, &store, true)
+        }
+    }
+}
+
+fn make(
+    cache: &Cache,
+    recipe: &Recipe,
+    store: &impl Fn(&Tree, &Path) -> Result<()>,
+    refresh: bool,
+) -> Result<PathBuf> {
     let mut sources = Vec::new();
     for source in recipe.sources {
         let suite = Suite::open(cache, source.suite)?;
@@ -161,24 +232,16 @@ fn make(cache: &Cache, recipe: &Recipe, refresh: bool) -> Result<Layer> {
         .chars()
         .take(16)
         .collect();
-    let what = format!("layer {} from Debian packages", recipe.name);
-    let entry = cache.entry(
-        "layers",
-        &format!("{}-{hash}", recipe.name),
-        &what,
-        |scratch| {
-            let mut all = Tree::default();
-            for (suite, packages) in &sources {
-                all.take_all(&suite.unpack(packages)?, |_| true);
-            }
-            let tar = (recipe.pack)(&all)?.to_tar();
-            write(&scratch.join("layer.tar"), &tar.to_bytes())?;
-            write(&scratch.join("packages.txt"), list.as_bytes())
-        },
-    )?;
-    let file = entry.join("layer.tar");
-    let tar = fs::read(&file).with_context(|| format!("read {}", file.display()))?;
-    Ok(Layer::tar(tar))
+    let what = format!("{} from Debian packages", recipe.name);
+    let name = format!("{}-{hash}", recipe.name);
+    cache.entry("layers", &name, &what, |scratch| {
+        let mut all = Tree::default();
+        for (suite, packages) in &sources {
+            all.take_all(&suite.unpack(packages)?, |_| true);
+        }
+        store(&(recipe.pack)(&all)?, scratch)?;
+        write(&scratch.join("packages.txt"), list.as_bytes())
+    })
 }
 
 fn wanted(source: &Source, resolved: Vec<Package>) -> Vec<Package> {
@@ -233,7 +296,7 @@ fn pack_boot_kit(from: &Tree) -> Result<Tree> {
 /// `modules.dep`, which Debian makes only when it installs a kernel.
 fn module_dependencies(kit: &Tree, version: &str) -> Result<Vec<u8>> {
     let dir = scratch_directory("depmod")?;
-    kit.write_files(&dir)?;
+    kit.write_to(&dir)?;
     // depmod looks for lib/modules, below the directory that it is given.
     let mut depmod = command::with_args("depmod", ["-b"]);
     let made = command::output(depmod.arg(dir.join("usr")).arg(version)).and_then(|_| {
@@ -331,6 +394,31 @@ const INDEX_HTML: &str = "<!DOCTYPE html>\n<title>Assay quickstart</title>\n\
     <h1>Hello from inside a measured guest</h1>\n\
     <p>You see this page because the guest proved what it runs and was given \
     the password file.</p>\n";
+
+fn pack_image_oracles(from: &Tree) -> Result<Tree> {
+    const UNREAD: [&str; 5] = [
+        "usr/lib/modules/",
+        "usr/share/doc/",
+        "usr/share/i18n/",
+        "usr/share/locale/",
+        "usr/share/man/",
+    ];
+    let mut root = Tree::default();
+    root.take_all(from, |path| {
+        !UNREAD.iter().any(|unread| path.starts_with(unread))
+    });
+    for directory in ["bin", "lib", "lib64", "sbin"] {
+        root.symlink(directory, &format!("usr/{directory}"));
+    }
+    // Packages move their programs from one version to the next.
+    for program in ["usr/bin/ukify", "usr/lib/systemd/systemd-measure"] {
+        root.read(program)?;
+    }
+    root.directory("dev", 0o755)
+        .directory("tmp", 0o777)
+        .directory("var/tmp", 0o777);
+    Ok(root)
+}
 
 fn pack_ca_certificates(from: &Tree) -> Result<Tree> {
     let mut bundle = Vec::new();

@@ -9,6 +9,7 @@ mod demo;
 mod environment;
 mod images;
 mod layers;
+mod oracles;
 mod test;
 mod tree;
 
@@ -29,7 +30,8 @@ enum Command {
     /// A real Kubernetes cluster on this machine.
     #[command(subcommand)]
     Cluster(ClusterCommand),
-    /// Fetch or build every program that the other commands need.
+    /// Fetch or build every program that the other commands need; prints where
+    /// tests find those that give second opinions.
     Programs,
     /// The container images.
     #[command(subcommand)]
@@ -116,7 +118,14 @@ fn run(command: Command) -> Result<()> {
         Command::Test { no_cluster } => test::run(&images::workspace_root(), !no_cluster),
         Command::Bench { benchmarks } => bench::run(&images::workspace_root(), &benchmarks),
         Command::Crdgen => crdgen::write(&images::workspace_root()),
-        Command::Programs => Cache::open()?.everything(),
+        Command::Programs => {
+            let cache = Cache::open()?;
+            cache.everything()?;
+            for (name, value) in oracles::variables(&cache)? {
+                println!("export {name}={value}");
+            }
+            Ok(())
+        }
         Command::Images(ImagesCommand::Push { registry, inputs }) => {
             let registry = match registry {
                 Some(registry) => registry,

@@ -77,19 +77,7 @@ fn run_stages(checkout: &Path, cluster: bool, stages: &mut Stages) -> Result<()>
     })?;
     stages.run("generated files", || crate::crdgen::check(checkout))?;
     let cache = Cache::open()?;
-    let oracles = stages.run("oracles", || {
-        Ok([
-            ("ASSAY_SEV_SNP_MEASURE", text(&cache.sev_snp_measure()?)?),
-            (
-                "ASSAY_GO_SEV_GUEST_CHECK",
-                text(&cache.go_sev_guest_check()?)?,
-            ),
-            (
-                "ASSAY_ORACLE_FIRMWARE",
-                text(&crate::layers::firmware(&cache)?)?,
-            ),
-        ])
-    })?;
+    let oracles = stages.run("oracles", || crate::oracles::variables(&cache))?;
     stages.run("unit, property and golden tests", || {
         cargo(
             checkout,

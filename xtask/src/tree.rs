@@ -11,6 +11,7 @@ use object::read::elf::{Dyn as _, FileHeader as _};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::Read;
+use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::Path;
 
 /// Where Debian's libraries are on amd64.
@@ -191,19 +192,28 @@ impl Tree {
         Layer::tar(self.to_tar())
     }
 
-    /// Writes files and directories below `dir`, for a program that wants them
-    /// on disk. Links are left out.
-    pub(crate) fn write_files(&self, dir: &Path) -> Result<()> {
-        for (path, node) in &self.nodes {
-            let Node::File { content, .. } = node else {
-                continue;
-            };
-            let target = dir.join(path);
-            if let Some(parent) = target.parent() {
-                fs::create_dir_all(parent)
-                    .with_context(|| format!("create {}", parent.display()))?;
+    /// Writes the tree below `dir`, for programs that want it on disk.
+    pub(crate) fn write_to(&self, dir: &Path) -> Result<()> {
+        let write = |node: &Node, path: &Path| -> std::io::Result<()> {
+            if let Some(parent) = path.parent() {
+                fs::create_dir_all(parent)?;
             }
-            fs::write(&target, content).with_context(|| format!("write {}", target.display()))?;
+            let mode = match node {
+                Node::Symlink { target } => return symlink(target, path),
+                Node::Directory { mode } => {
+                    fs::create_dir_all(path)?;
+                    mode
+                }
+                Node::File { mode, content } => {
+                    fs::write(path, content)?;
+                    mode
+                }
+            };
+            fs::set_permissions(path, fs::Permissions::from_mode(*mode))
+        };
+        for (path, node) in &self.nodes {
+            let path = dir.join(path);
+            write(node, &path).with_context(|| format!("write {}", path.display()))?;
         }
         Ok(())
     }

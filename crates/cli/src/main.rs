@@ -7,6 +7,7 @@
 
 mod build;
 mod measure;
+mod pcrs;
 mod pull;
 mod verify;
 
@@ -28,6 +29,8 @@ enum Command {
     Build(build::Args),
     /// Compute the launch digest of a guest from its files
     Measure(measure::Args),
+    /// Predict the TPM PCRs that the boot of a UKI leaves
+    Pcrs(pcrs::Args),
     /// Fetch the files of an artifact, verified
     Pull(pull::Args),
     /// Appraise evidence again, from files
@@ -38,6 +41,7 @@ fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Build(args) => build::run(&args),
         Command::Measure(args) => measure::run(&args),
+        Command::Pcrs(args) => pcrs::run(&args),
         Command::Pull(args) => pull::run(&args),
         Command::Verify(args) => verify::run(&args),
     };

@@ -4,6 +4,8 @@
 //! The same inputs give the same bytes, whatever the machine, the time, and the
 //! order in which the layers' archives list their files.
 
+use std::collections::BTreeMap;
+
 use assay_tee::canonical::{EncodeCanonicalError, encode_canonical};
 use assay_tee::guest_config::RootFs;
 use assay_tee::{GuestConfig, Sha256Digest};
@@ -18,6 +20,7 @@ use crate::manifest::{
     ROOT_DISK_SERIAL, RootDisk, Section, UKI_PATH, Uki,
 };
 use crate::oci::{ImageConfig, ImageOptions, Layer, OciImage};
+use crate::pcr::{BootPath, PcrPrediction, PredictPcrError, predict_pcrs};
 use crate::process::{ProcessError, resolve_process};
 use crate::recipe::{Layout, ValidRecipe};
 use crate::rope::Rope;
@@ -101,6 +104,9 @@ pub enum BuildError {
     /// The UKI that was written cannot be read back.
     #[error("cannot read back the UKI")]
     ReadBack(#[source] ParseUkiError),
+    /// What boots it cannot be told from the UKI.
+    #[error("cannot predict the PCRs of the UKI")]
+    Pcrs(#[source] PredictPcrError),
     /// A document has no JSON form.
     #[error("cannot encode a document")]
     Encode(#[source] EncodeCanonicalError),
@@ -178,6 +184,7 @@ pub fn build(inputs: &BuildInputs) -> Result<Artifact, BuildError> {
         size: content.len(),
     };
     let uki_entry = entry(UKI_PATH, &uki);
+    let uki_bytes = uki.to_bytes();
     let disk_entry = entry(ROOT_DISK_PATH, &root_disk);
     let manifest = Manifest {
         version: Manifest::VERSION,
@@ -185,9 +192,10 @@ pub fn build(inputs: &BuildInputs) -> Result<Artifact, BuildError> {
             path: uki_entry.path,
             sha256: uki_entry.sha256,
             size: uki_entry.size,
-            sections: uki_sections(&uki.to_bytes()).map_err(BuildError::ReadBack)?,
+            sections: uki_sections(&uki_bytes).map_err(BuildError::ReadBack)?,
             cmdline: recipe.cmdline.clone(),
             uname: kit.release,
+            pcrs: uki_pcrs(&uki_bytes).map_err(BuildError::Pcrs)?,
         },
         firmware: entry(FIRMWARE_PATH, &firmware),
         root_disk: RootDisk {
@@ -226,6 +234,15 @@ pub(crate) fn uki_sections(uki: &Bytes) -> Result<Vec<Section>, ParseUkiError> {
         sha256: Sha256Digest::of(content),
     };
     Ok(content.sections.iter().map(row).collect())
+}
+
+/// The manifest's PCRs of a UKI.
+pub(crate) fn uki_pcrs(uki: &Bytes) -> Result<BTreeMap<u8, Sha256Digest>, PredictPcrError> {
+    let prediction = predict_pcrs(uki, BootPath::DirectKernel, &[])?;
+    let values = PcrPrediction::PCRS.into_iter();
+    Ok(values
+        .filter_map(|pcr| Some((pcr, prediction.value(pcr)?)))
+        .collect())
 }
 
 fn open(

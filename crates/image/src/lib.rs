@@ -15,6 +15,9 @@ pub mod manifest;
 pub mod modules;
 pub mod newc;
 pub mod oci;
+#[cfg(test)]
+mod oracles;
+pub mod pcr;
 pub mod pe;
 pub mod process;
 pub mod read;

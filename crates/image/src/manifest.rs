@@ -3,6 +3,8 @@
 //! It is a table of contents, not evidence. Whoever relies on an artifact reads
 //! it with [`crate::read`], which recomputes every value here from the bytes.
 
+use std::collections::BTreeMap;
+
 use assay_tee::Sha256Digest;
 use assay_tee::guest_config::RootFs;
 use serde::{Deserialize, Serialize};
@@ -71,6 +73,9 @@ pub struct Uki {
     pub cmdline: String,
     /// Content of `.uname`: the kernel's release.
     pub uname: String,
+    /// What [`crate::pcr`] predicts that a boot from QEMU's `-kernel` leaves in
+    /// a TPM's SHA-256 bank, where there is one.
+    pub pcrs: BTreeMap<u8, Sha256Digest>,
 }
 
 /// A PE section.

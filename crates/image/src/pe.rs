@@ -1,6 +1,10 @@
 //! The part of PE/COFF (PE32+) that UKIs are made of: headers and sections.
 
+use std::ops::Range;
+
+use assay_tee::Sha256Digest;
 use bytes::Bytes;
+use sha2::{Digest as _, Sha256};
 
 /// Length of a section header.
 pub const SECTION_HEADER_LEN: usize = 40;
@@ -68,8 +72,8 @@ pub struct PeImage {
     pub dll_characteristics: u16,
     /// Whether there are COFF symbols.
     pub has_symbols: bool,
-    /// Whether there is a signature.
-    pub is_signed: bool,
+    /// Where the file has its signatures: the attribute certificate table.
+    pub certificates: Option<Range<usize>>,
     /// The sections in the table's order.
     pub sections: Vec<PeSection>,
 }
@@ -159,7 +163,14 @@ impl PeImage {
             .collect::<Option<Vec<_>>>()
             .ok_or_else(truncated)?;
         let security = field::DATA_DIRECTORIES + 8 * SECURITY_DIRECTORY;
-        let is_signed = security + 8 <= table && long(security)? != 0;
+        let certificates = if security + 8 <= table && long(security)? != 0 {
+            let offset = |number| usize::try_from(number).map_err(|_| truncated());
+            let start = offset(long(security)?)?;
+            let end = start.checked_add(offset(long(security + 4)?)?);
+            Some(start..end.ok_or_else(truncated)?)
+        } else {
+            None
+        };
         Ok(Self {
             pe_offset,
             section_table: pe_offset + table,
@@ -169,7 +180,7 @@ impl PeImage {
             size_of_initialized_data: long(field::SIZE_OF_INITIALIZED_DATA)?,
             dll_characteristics: short(field::DLL_CHARACTERISTICS)?,
             has_symbols: long(field::POINTER_TO_SYMBOL_TABLE)? != 0,
-            is_signed,
+            certificates,
             sections,
         })
     }
@@ -177,5 +188,42 @@ impl PeImage {
     /// The first section of that name.
     pub fn section(&self, name: &str) -> Option<&PeSection> {
         self.sections.iter().find(|section| section.name == name)
+    }
+
+    /// SHA-256 of `image`, whose headers these are, as signatures and firmware
+    /// take it: all but the checksum, the entry of the certificate table and
+    /// the table itself (Microsoft, *Windows Authenticode Portable Executable
+    /// Signature Format*, "Calculating the PE Image Hash").
+    pub fn authenticode_digest(&self, image: &[u8]) -> Result<Sha256Digest, ParsePeError> {
+        const OUTSIDE: ParsePeError = ParsePeError("a part of it lies outside the file");
+        let offset = |number: u32| usize::try_from(number).map_err(|_| OUTSIDE);
+        let checksum = self.pe_offset + field::CHECKSUM;
+        let security = self.pe_offset + field::DATA_DIRECTORIES + 8 * SECURITY_DIRECTORY;
+        let headers = offset(self.size_of_headers)?;
+        let mut parts: Vec<Range<usize>> = Vec::new();
+        if security + 8 <= self.section_table {
+            parts.extend([0..checksum, checksum + 4..security, security + 8..headers]);
+        } else {
+            parts.extend([0..checksum, checksum + 4..headers]);
+        }
+        let mut sections: Vec<_> = self.sections.iter().filter(|s| s.raw_size > 0).collect();
+        sections.sort_by_key(|section| section.raw_offset);
+        let mut hashed = headers;
+        for section in sections {
+            let (start, len) = (offset(section.raw_offset)?, offset(section.raw_size)?);
+            parts.push(start..start.checked_add(len).ok_or(OUTSIDE)?);
+            hashed = hashed.checked_add(len).ok_or(OUTSIDE)?;
+        }
+        // What follows the sections, but for the certificates at the very end.
+        let certificates = self.certificates.as_ref().map_or(0, Range::len);
+        let end = image.len().checked_sub(certificates).ok_or(OUTSIDE)?;
+        if end > hashed {
+            parts.push(hashed..end);
+        }
+        let mut digest = Sha256::new();
+        for part in parts {
+            digest.update(image.get(part).ok_or(OUTSIDE)?);
+        }
+        Ok(Sha256Digest::new(digest.finalize().into()))
     }
 }

@@ -8,7 +8,7 @@ use assay_tee::guest_config::{GUEST_CONFIG_PATH, RootFs};
 use assay_tee::{GuestConfig, Sha256Digest};
 use bytes::Bytes;
 
-use crate::artifact::uki_sections;
+use crate::artifact::{uki_pcrs, uki_sections};
 use crate::boot_kit::{BootKitError, check_firmware};
 use crate::bzimage::{ParseKernelReleaseError, parse_kernel_release};
 use crate::flatten::{FlattenError, StoredLayer, flatten};
@@ -18,6 +18,7 @@ use crate::manifest::{
 };
 use crate::newc::{NewcEntry, ParseNewcError, parse_newc};
 use crate::oci::ImageConfig;
+use crate::pcr::PredictPcrError;
 use crate::rope::Rope;
 use crate::tree::ResolveError;
 use crate::uki::{CMDLINE, INITRD, LINUX, ParseUkiError, UNAME, UkiContent, parse_uki};
@@ -89,6 +90,9 @@ pub enum ReadArtifactError {
     /// The UKI is not one of ours.
     #[error("artifact: cannot read the UKI")]
     Uki(#[source] ParseUkiError),
+    /// What boots it cannot be told from the UKI.
+    #[error("cannot predict the PCRs of the UKI")]
+    Pcrs(#[source] PredictPcrError),
     /// The kernel does not say its release.
     #[error("artifact: cannot read the kernel's release")]
     Kernel(#[source] ParseKernelReleaseError),
@@ -220,6 +224,8 @@ fn check_uki(
 ) -> Result<(), ReadArtifactError> {
     let sections = uki_sections(&content.uki).map_err(ReadArtifactError::Uki)?;
     same("uki.sections", &manifest.uki.sections, &sections)?;
+    let pcrs = uki_pcrs(&content.uki).map_err(ReadArtifactError::Pcrs)?;
+    same("uki.pcrs", &manifest.uki.pcrs, &pcrs)?;
     same(
         "uki.cmdline",
         &manifest.uki.cmdline.as_bytes(),

@@ -125,9 +125,8 @@ fn superblock(parameters: &VerityParameters, data_blocks: u64) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
-    use std::process::Command;
-
     use super::*;
+    use crate::oracles::Oracles;
 
     const PARAMETERS: VerityParameters = VerityParameters {
         salt: [0x5a; 32],
@@ -167,51 +166,35 @@ mod tests {
 
     #[test]
     fn veritysetup_writes_and_accepts_the_same_bytes() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = |name: &str| directory.path().join(name).to_str().unwrap().to_owned();
-        let salt = hex::encode(PARAMETERS.salt);
+        let Some(oracles) = Oracles::find("veritysetup") else {
+            return;
+        };
+        let salt = format!("--salt={}", hex::encode(PARAMETERS.salt));
+        let uuid = "--uuid=30313233-3435-3637-3839-616263646566";
         // One block, one full level, two levels, three levels.
         for blocks in [1, 128, 129, 128 * 128 + 1] {
             let plain = data(blocks);
             let mut ours = Rope::from(plain.clone());
-            let tree = append_verity(&mut ours, &PARAMETERS).unwrap();
-            let theirs = path("theirs");
-            std::fs::write(&theirs, &plain).unwrap();
+            let root = append_verity(&mut ours, &PARAMETERS)
+                .unwrap()
+                .root_hash
+                .to_hex();
             let offset = format!("--hash-offset={}", plain.len());
-            let uuid = "--uuid=30313233-3435-3637-3839-616263646566";
-            let format = Command::new("veritysetup")
-                .args(["format", &theirs, &theirs, &offset, uuid])
-                .args([format!("--salt={salt}"), format!("--data-blocks={blocks}")])
-                .output();
-            let output = match format {
-                Ok(output) => output,
-                Err(error) => {
-                    eprintln!("skipped: cannot run veritysetup: {error}");
-                    return;
-                }
-            };
-            let text = String::from_utf8_lossy(&output.stdout);
-            assert!(output.status.success(), "{output:?}");
-            assert!(
-                text.contains(&tree.root_hash.to_hex()),
-                "{blocks} blocks: {text}"
-            );
+            let count = format!("--data-blocks={blocks}");
+            let theirs = oracles.write("theirs", &plain);
+            let format = ["format", &theirs, &theirs, &offset, uuid, &salt, &count];
+            let text = oracles.run("veritysetup", &format);
+            assert!(text.contains(&root), "{blocks} blocks: {text}");
             let ours = ours.to_bytes();
             assert!(
-                std::fs::read(&theirs).unwrap() == ours,
-                "{blocks} blocks differ"
+                std::fs::read(oracles.outside("theirs")).unwrap() == ours,
+                "{blocks} blocks: the files differ"
             );
 
-            let file = path("ours");
             let verify = |bytes: &[u8]| {
-                std::fs::write(&file, bytes).unwrap();
-                let root = tree.root_hash.to_hex();
-                Command::new("veritysetup")
-                    .args(["verify", &file, &file, &root, &offset])
-                    .output()
-                    .unwrap()
-                    .status
-                    .success()
+                let file = oracles.write("ours", bytes);
+                let verify = ["verify", &file, &file, &root, &offset];
+                oracles.try_run("veritysetup", &verify).0
             };
             assert!(verify(&ours));
             let mut flipped = ours.to_vec();

@@ -171,7 +171,7 @@ impl Cache {
     pub fn everything(&self) -> Result<()> {
         packages::ensure(packages::CLUSTER)?;
         packages::ensure(packages::PACKING)?;
-        packages::ensure(packages::ORACLES)?;
+        packages::ensure(packages::PEERS)?;
         for recipe in programs::CLUSTER.iter().chain(programs::TOOLS) {
             self.programs(recipe)?;
         }

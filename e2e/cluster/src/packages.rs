@@ -32,12 +32,8 @@ pub const CLUSTER: &[Tool] = &[
 /// What packing Debian's packages into images calls.
 pub const PACKING: &[Tool] = &[tool("depmod", "kmod"), tool("dpkg-deb", "dpkg")];
 
-/// What tests use as second opinions.
-pub const ORACLES: &[Tool] = &[
-    tool("fsck.erofs", "erofs-utils"),
-    tool("veritysetup", "cryptsetup-bin"),
-    tool("openssl", "openssl"),
-];
+/// What benchmarks compare with.
+pub const PEERS: &[Tool] = &[tool("openssl", "openssl")];
 
 /// Installs the packages of the tools that are missing.
 ///

@@ -1,8 +1,7 @@
 #![allow(clippy::cast_possible_truncation)] // small numbers
 
-use std::process::Command;
-
 use super::*;
+use crate::oracles::Oracles;
 use crate::tarball::Owner;
 use crate::tree::Metadata;
 
@@ -119,45 +118,22 @@ fn nesting_deeper_than_a_stack_is_no_problem() {
     encode_erofs(&tree, [0; 16]).unwrap();
 }
 
-/// Runs an oracle, or says why it did not.
-fn oracle(program: &str, arguments: &[&str]) -> Option<String> {
-    match Command::new(program).args(arguments).output() {
-        Ok(output) => {
-            let text = [output.stdout, output.stderr].concat();
-            let text = String::from_utf8_lossy(&text).into_owned();
-            assert!(output.status.success(), "{program} {arguments:?}: {text}");
-            Some(text)
-        }
-        Err(error) => {
-            eprintln!("skipped: cannot run {program}: {error}");
-            None
-        }
-    }
-}
-
 #[test]
 fn fsck_finds_nothing_and_extracts_the_same_tree() {
     use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 
-    let directory = tempfile::tempdir().unwrap();
-    let image = directory.path().join("image");
-    std::fs::write(
-        &image,
-        encode_erofs(&rich_tree(), [7; 16]).unwrap().to_bytes(),
-    )
-    .unwrap();
-    let image = image.to_str().unwrap();
-    let Some(report) = oracle("fsck.erofs", &["-d3", image]) else {
+    let Some(oracles) = Oracles::find("fsck.erofs") else {
         return;
     };
+    let image = encode_erofs(&rich_tree(), [7; 16]).unwrap().to_bytes();
+    let image = oracles.write("image", &image);
+    let report = oracles.run("fsck.erofs", &["-d3", &image]);
     assert!(report.contains("No errors found"), "{report}");
 
-    let out = directory.path().join("out");
-    let extract = format!("--extract={}", out.display());
-    let options = ["--no-preserve-owner", "--preserve-perms", &extract, image];
-    if oracle("fsck.erofs", &options).is_none() {
-        return;
-    }
+    let extract = format!("--extract={}", oracles.inside("out"));
+    let options = ["--no-preserve-owner", "--preserve-perms", &extract, &image];
+    oracles.run("fsck.erofs", &options);
+    let out = oracles.outside("out");
     let metadata = |path: &str| std::fs::symlink_metadata(out.join(path)).unwrap();
     assert_eq!(std::fs::read(out.join("exact")).unwrap(), vec![1; 4096]);
     assert_eq!(
@@ -178,9 +154,7 @@ fn fsck_finds_nothing_and_extracts_the_same_tree() {
     assert_eq!(std::fs::read(out.join("many/...")).unwrap(), b"...");
 
     for path in ["--path=/usr/bin/tool", "--path=/usr/sbin/again"] {
-        let Some(dump) = oracle("dump.erofs", &[path, image]) else {
-            return;
-        };
+        let dump = oracles.run("dump.erofs", &[path, &image]);
         assert!(dump.contains("Links: 2"), "{dump}");
         assert!(dump.contains("Uid: 4000000000"), "{dump}");
     }

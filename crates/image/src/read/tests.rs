@@ -78,12 +78,15 @@ fn a_manifest_that_lies_is_refused() {
     type Lie = fn(&mut Manifest);
     let artifact = build(&inputs()).unwrap();
     let good = content(&artifact);
-    let lies: [(&str, Lie); 9] = [
+    let lies: [(&str, Lie); 10] = [
         ("uki.sha256", |m| m.uki.sha256 = Sha256Digest::of(b"x")),
         ("uki.path", |m| m.uki.path = "../uki.efi".to_owned()),
         ("uki.cmdline", |m| m.uki.cmdline.push('x')),
         ("uki.uname", |m| m.uki.uname.push('x')),
         ("uki.sections", |m| m.uki.sections[0].size += 1),
+        ("uki.pcrs", |m| {
+            m.uki.pcrs.remove(&11);
+        }),
         ("firmware.size", |m| m.firmware.size += 1),
         ("inputs.agent", |m| m.inputs.agent = Sha256Digest::of(b"x")),
         ("rootDisk.sha256", |m| {

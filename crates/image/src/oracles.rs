@@ -1,0 +1,97 @@
+//! Second opinions for tests: programs by others, run in a root directory of
+//! their own that `ASSAY_IMAGE_ORACLES` names (`cargo xtask programs`).
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use bytes::Bytes;
+use tempfile::TempDir;
+
+/// The programs, and a directory to exchange files with them.
+pub(crate) struct Oracles {
+    root: PathBuf,
+    scratch: TempDir,
+}
+
+impl Oracles {
+    /// Where they are. Without them it says that `test` is skipped.
+    pub(crate) fn find(test: &str) -> Option<Self> {
+        let Some(root) = std::env::var_os("ASSAY_IMAGE_ORACLES") else {
+            eprintln!("{test}: skipped: ASSAY_IMAGE_ORACLES is not set (cargo xtask programs)");
+            return None;
+        };
+        let root = PathBuf::from(root);
+        let scratch = tempfile::tempdir_in(root.join("tmp")).unwrap();
+        Some(Self { root, scratch })
+    }
+
+    /// A file that comes with the programs.
+    pub(crate) fn file(&self, path: &str) -> Bytes {
+        let path = self.root.join(path);
+        fs::read(&path)
+            .unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+            .into()
+    }
+
+    /// The only kernel.
+    pub(crate) fn kernel(&self) -> Bytes {
+        let names = fs::read_dir(self.root.join("boot")).unwrap();
+        let names: Vec<_> = names
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .filter(|name| name.starts_with("vmlinuz-"))
+            .collect();
+        let [name] = names.as_slice() else {
+            panic!("one kernel was expected: {names:?}");
+        };
+        self.file(&format!("boot/{name}"))
+    }
+
+    /// The file `name` as we see it.
+    pub(crate) fn outside(&self, name: &str) -> PathBuf {
+        self.scratch.path().join(name)
+    }
+
+    /// The file `name` as the programs see it.
+    pub(crate) fn inside(&self, name: &str) -> String {
+        let path = self.outside(name);
+        let below = path.strip_prefix(&self.root).unwrap();
+        Path::new("/").join(below).to_str().unwrap().to_owned()
+    }
+
+    /// Writes the file `name`; the answer is how the programs see it.
+    pub(crate) fn write(&self, name: &str, bytes: &[u8]) -> String {
+        fs::write(self.outside(name), bytes).unwrap();
+        self.inside(name)
+    }
+
+    /// A program that is not started yet.
+    pub(crate) fn command(&self, program: &str) -> Command {
+        let mut command = Command::new("chroot");
+        command
+            .arg(&self.root)
+            .arg(program)
+            .env_clear()
+            .env("PATH", "/usr/sbin:/usr/bin")
+            .env("LC_ALL", "C.UTF-8")
+            .stdin(Stdio::null());
+        command
+    }
+
+    /// Whether a program ends well, and everything that it prints.
+    pub(crate) fn try_run(&self, program: &str, arguments: &[&str]) -> (bool, String) {
+        let output = self.command(program).args(arguments).output().unwrap();
+        let text = [output.stdout, output.stderr].concat();
+        (
+            output.status.success(),
+            String::from_utf8_lossy(&text).into_owned(),
+        )
+    }
+
+    /// What a program prints. It must end well.
+    pub(crate) fn run(&self, program: &str, arguments: &[&str]) -> String {
+        let (well, text) = self.try_run(program, arguments);
+        assert!(well, "{program} {arguments:?}: {text}");
+        text
+    }
+}

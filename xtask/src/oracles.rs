@@ -1,0 +1,24 @@
+//! Programs by others whose answers tests compare with ours.
+
+use crate::layers;
+use anyhow::{Context, Result};
+use assay_cluster::Cache;
+use std::path::Path;
+
+/// Where they are, as the environment variables that tests look at. What is
+/// missing is fetched or built.
+pub(crate) fn variables(cache: &Cache) -> Result<Vec<(&'static str, String)>> {
+    [
+        ("ASSAY_SEV_SNP_MEASURE", cache.sev_snp_measure()?),
+        ("ASSAY_GO_SEV_GUEST_CHECK", cache.go_sev_guest_check()?),
+        ("ASSAY_ORACLE_FIRMWARE", layers::firmware(cache)?),
+        ("ASSAY_IMAGE_ORACLES", layers::image_oracles(cache)?),
+    ]
+    .into_iter()
+    .map(|(name, path)| Ok((name, text(&path)?)))
+    .collect()
+}
+
+fn text(path: &Path) -> Result<String> {
+    Ok(path.to_str().context("a path is not UTF-8")?.to_owned())
+}
