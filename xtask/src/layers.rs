@@ -167,11 +167,15 @@ pub(crate) fn image_oracles(cache: &Cache) -> Result<PathBuf> {
     let store = |tree: &Tree, dir: &Path| {
         let root = dir.join(ROOT);
         tree.write_to(&root)?;
-        // Their scripts start other programs with it.
-        let null = root.join("dev/null");
-        let kind = FileType::CharacterDevice;
-        mknodat(CWD, &null, kind, Mode::from(0o666), makedev(1, 3))
-            .with_context(|| format!("make {}; this needs root", null.display()))
+        // What scripts start programs with, and where cryptsetup looks for
+        // random numbers.
+        for (name, minor) in [("null", 3), ("random", 8), ("urandom", 9)] {
+            let device = root.join("dev").join(name);
+            let kind = FileType::CharacterDevice;
+            mknodat(CWD, &device, kind, Mode::from(0o666), makedev(1, minor))
+                .with_context(|| format!("make {}; this needs root", device.display()))?;
+        }
+        Ok(())
     };
     Ok(entry(cache, &IMAGE_ORACLES, store)?.join(ROOT))
 }
