@@ -6,6 +6,8 @@
 //! that and is read backwards: every entry is data, a 16-bit length of the whole
 //! entry, a GUID. The last entry is the table's own footer.
 
+pub mod igvm_areas;
+
 use serde::{Deserialize, Serialize};
 use zerocopy::little_endian::U32;
 use zerocopy::{FromBytes, Immutable, KnownLayout, Unaligned};
@@ -546,4 +548,4 @@ fn check_hashes_table_area(metadata: &OvmfMetadata) -> Result<(), ParseOvmfError
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

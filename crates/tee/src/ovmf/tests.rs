@@ -43,6 +43,18 @@ fn good() -> Parts {
     }
 }
 
+/// Firmware whose table has one entry more, with data that the entry says lie
+/// `offset` bytes before the end.
+pub(crate) fn with_entry(guid: Guid, offset: u32, data: &[u8]) -> Vec<u8> {
+    let mut parts = good();
+    parts.entries.push((guid, offset.to_le_bytes().to_vec()));
+    let mut firmware = parts.build();
+    if let Some(start) = firmware.len().checked_sub(offset as usize) {
+        firmware[start..start + data.len()].copy_from_slice(data);
+    }
+    firmware
+}
+
 impl Parts {
     fn build(&self) -> Vec<u8> {
         let mut table = Vec::new();
