@@ -9,7 +9,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use assay_crds::v1alpha1::measured_image::{
-    ArtifactFile, ArtifactStatus, MeasuredImageReason as Reason, RootDiskStatus,
+    ArtifactFile, ArtifactStatus, MeasuredImageReason as Reason, MeasurementInputsStatus,
+    RootDiskStatus,
 };
 use assay_image::flatten::StoredLayer;
 use assay_image::oci::LayerCompression;
@@ -52,6 +53,13 @@ impl MeasuredArtifact {
     /// What the status says of it.
     pub fn status(&self) -> &ArtifactStatus {
         &self.status
+    }
+
+    /// What its launch digests depend on, as a status has it.
+    pub fn inputs_status(&self) -> Option<MeasurementInputsStatus> {
+        // Both are the same document; crds does not know the other type.
+        let document = serde_json::to_value(&self.inputs).ok()?;
+        serde_json::from_value(document).ok()
     }
 
     /// The launch digest of a shape.

@@ -100,6 +100,7 @@ pub(crate) fn measurement_inputs() -> MeasurementInputs {
             hashes_table_gpa: Some(0x81_0c00),
         },
         kernel_hashes: Some(KernelHashes::from_bytes(b"uki", None, "")),
+        cmdline: None,
     }
 }
 

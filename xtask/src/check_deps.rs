@@ -30,7 +30,14 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("assay-registry", &["assay-image", "assay-tee"]),
     (
         "assay-broker",
-        &["assay-attest", "assay-crds", "assay-protocol", "assay-tee"],
+        &[
+            "assay-attest",
+            "assay-crds",
+            // Explains launch digests; what is accepted are published rows.
+            "assay-measure",
+            "assay-protocol",
+            "assay-tee",
+        ],
     ),
     ("assay-agent", &["assay-protocol", "assay-tee"]),
     (

@@ -12,7 +12,7 @@ use assay_attest::{
     appraise,
 };
 use assay_crds::v1alpha1::attestation_record::{
-    AttestationRecordStatus, CheckResult, CheckStatus, Diagnosis, EvidenceStatus, PodReference,
+    AttestationRecordStatus, CheckResult, CheckStatus, EvidenceStatus, PodReference,
     Verdict as RecordVerdict,
 };
 use assay_crds::v1alpha1::measured_image::LifecycleState;
@@ -22,13 +22,14 @@ use assay_crds::v1alpha1::{
 };
 use assay_protocol::broker::IssuedNonce;
 use assay_tee::canonical::EncodeCanonicalError;
-use assay_tee::{InstanceData, LaunchDigest, Sha256Digest};
+use assay_tee::{InstanceData, Sha256Digest};
 use base64::prelude::{BASE64_STANDARD, Engine as _};
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
+use crate::diagnosis::Mismatch;
 use crate::identity::{IdentityError, Lineage, check_identity, image_name};
-use crate::policy::{appraisal_policy, reference_values, rows};
+use crate::policy::{appraisal_policy, reference_values};
 use crate::submission::Submission;
 
 /// Longest text of a check in a record: certificates can hold long names.
@@ -141,6 +142,9 @@ pub struct Appraisal {
     /// session is no replay: true of every acceptance, and of rejections that
     /// really come from the guest.
     pub authentic: bool,
+    /// The launch digest, where it is unknown and may be explained. Has no part
+    /// in the verdict.
+    pub mismatch: Option<Mismatch>,
 }
 
 impl Appraisal {
@@ -239,10 +243,10 @@ pub fn decide_attestation(
     } else {
         first_reason(&checks)
     };
-    let diagnosis = verdict
+    let mismatch = verdict
         .as_ref()
-        .zip(observed.image.as_deref())
-        .and_then(|(verdict, image)| diagnose(verdict, image, deployment));
+        .zip(observed.image.as_ref())
+        .and_then(|(verdict, image)| Mismatch::of(verdict, image, machine));
     let trust_domain = verdict.as_ref().and_then(|verdict| verdict.trust_domain);
     let claims = verdict.as_ref().and_then(|verdict| verdict.claims.clone());
     let status = AttestationRecordStatus {
@@ -266,7 +270,7 @@ pub fn decide_attestation(
         verified_at: Time(now),
         expires_at: expires_at.map(Time),
         checks,
-        diagnosis,
+        diagnosis: mismatch.as_ref().map(Mismatch::describe),
         evidence: EvidenceStatus {
             report: BASE64_STANDARD.encode(&submission.evidence.report),
             certificates: BASE64_STANDARD.encode(&submission.evidence.certificates),
@@ -298,6 +302,7 @@ pub fn decide_attestation(
         trust_domain,
         claims,
         authentic,
+        mismatch,
     })))
 }
 
@@ -428,40 +433,6 @@ fn is_authentic(verdict: &Verdict) -> bool {
         verdict
             .check(name)
             .is_some_and(|check| check.result == assay_attest::CheckResult::Pass)
-    })
-}
-
-/// Names what an unknown launch digest is, if the image knows it in another
-/// shape.
-fn diagnose(
-    verdict: &Verdict,
-    image: &MeasuredImage,
-    deployment: &ConfidentialDeployment,
-) -> Option<Diagnosis> {
-    let measurement = verdict
-        .check(CheckName::Measurement)
-        .filter(|check| check.reason == Some(ReasonCode::MeasurementUnknown))
-        .and(verdict.claims.as_ref())?
-        .measurement;
-    let machine = &deployment.spec.machine;
-    let name = image.metadata.name.as_deref().unwrap_or_default();
-    let other = rows(image)
-        .iter()
-        .find(|row| row.digest.parse::<LaunchDigest>() == Ok(measurement));
-    Some(match other {
-        Some(row) => Diagnosis {
-            type_: "OtherShape".to_owned(),
-            message: format!(
-                "the guest is image {name} with {} vCPUs of {} on {:?}; the deployment asks for {} vCPUs of {} on {:?}",
-                row.vcpus, row.cpu_model, row.tee, machine.vcpus, machine.cpu_model, machine.tee,
-            ),
-        },
-        None => Diagnosis {
-            type_: "Unknown".to_owned(),
-            message: format!(
-                "firmware, kernel, initrd or command line differ from those of image {name}"
-            ),
-        },
     })
 }
 

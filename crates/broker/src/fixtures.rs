@@ -8,20 +8,25 @@ use assay_crds::names::{DEPLOYMENT_LABEL, IMAGE_LABEL, RELEASE_CLASS_LABEL};
 use assay_crds::v1alpha1::{
     AttestationPolicy, AttestationRecord, ConfidentialDeployment, MeasuredImage,
 };
+use assay_measure::VcpuProfile;
+use assay_measure::vcpus::SaveAreas;
 use assay_protocol::broker::{IssuedNonce, NonceIssuer};
 use assay_protocol::guest::{ChallengedSession, GuestSession, HttpResponse};
 use assay_protocol::messages::{Challenge, SESSION_COOKIE, SnpEvidence};
 use assay_psp_sim::{Endorsement, Processor};
+use assay_tee::cpu::CpuModel;
 use assay_tee::guest_message::{ReportRequest, ReportResponse};
 use assay_tee::instance::{Network, PodIdentity, ResourceRequest, VerifierEndpoint};
 use assay_tee::page_info::{PAGE_SIZE, PageType};
-use assay_tee::{GuestPolicy, InstanceData, LaunchDigest, TcbVersion};
+use assay_tee::vmsa::{KVM_VMSA_GPA, Vmm};
+use assay_tee::{GuestFeatures, GuestPolicy, InstanceData, LaunchDigest, TcbVersion};
 use jiff::Timestamp;
 use k8s_openapi::ByteString;
 use k8s_openapi::api::apps::v1::ReplicaSet;
 use k8s_openapi::api::core::v1::{Pod, Secret};
 use rcgen::KeyPair;
 use serde_json::json;
+use zerocopy::IntoBytes as _;
 
 use crate::appraisal::{Appraisal, Decision, Observed, VerifierIdentity, decide_attestation};
 use crate::identity::Lineage;
@@ -112,6 +117,56 @@ pub(crate) fn launch(fill: u8, instance: &InstanceData) -> assay_psp_sim::Guest 
     launching
         .launch_finish(InstanceData::host_data(&instance.encode().unwrap()))
         .unwrap()
+}
+
+/// A guest whose firmware is one page filled with `fill`, started as QEMU would
+/// start `vcpus` virtual CPUs: the launch of [`measurement_inputs`].
+pub(crate) fn launch_measured(
+    fill: u8,
+    vcpus: u32,
+    instance: &InstanceData,
+) -> assay_psp_sim::Guest {
+    let processor = Processor::new(endorsement().clone()).unwrap();
+    let mut launching = processor.launch_start(GuestPolicy::default()).unwrap();
+    let mut update = |page_type, gpa, page: &[u8]| {
+        launching.launch_update(page_type, gpa, page).unwrap();
+    };
+    update(PageType::Normal, 0, &[fill; PAGE_SIZE]);
+    update(PageType::Zero, 0x80_0000, &[0; PAGE_SIZE]);
+    let profile = VcpuProfile {
+        vmm: Vmm::Qemu,
+        cpu_signature: CpuModel::by_name("EPYC-v4").unwrap().signature(),
+        guest_features: GuestFeatures::default(),
+    };
+    let areas = SaveAreas::snp(&profile, Some(0x80_b004));
+    for index in 0..vcpus {
+        let area = areas.get(index).unwrap().as_bytes();
+        update(PageType::Vmsa, KVM_VMSA_GPA, area);
+    }
+    launching
+        .launch_finish(InstanceData::host_data(&instance.encode().unwrap()))
+        .unwrap()
+}
+
+/// What an image publishes whose guests are those of [`launch_measured`].
+pub(crate) fn measurement_inputs(fill: u8) -> serde_json::Value {
+    json!({
+        "firmware": {
+            "baseGpa": 0xffff_f000_u32,
+            "digest": launch(fill, &instance()).launch_digest(),
+            "sections": [{ "gpa": 0x80_0000, "size": 0x1000, "kind": 1 }],
+            "resetEip": 0x80_b004,
+        },
+    })
+}
+
+/// An image that publishes [`measurement_inputs`] and nothing else.
+pub(crate) fn measured_image(name: &str, fill: u8) -> MeasuredImage {
+    let mut image = image();
+    image.metadata.name = Some(name.to_owned());
+    let status = json!({ "measurementInputs": measurement_inputs(fill) });
+    image.status = Some(serde_json::from_value(status).unwrap());
+    image
 }
 
 pub(crate) fn digest() -> LaunchDigest {

@@ -259,6 +259,13 @@ impl Cluster for KubernetesCluster {
         self.get("read the AttestationRecord", namespace, pod).await
     }
 
+    fn images(&self, namespace: &str) -> Vec<Arc<MeasuredImage>> {
+        let images = self.images.state().into_iter();
+        images
+            .filter(|image| image.metadata.namespace.as_deref() == Some(namespace))
+            .collect()
+    }
+
     async fn write_record(
         &self,
         record: &AttestationRecord,

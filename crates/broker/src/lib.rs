@@ -6,11 +6,13 @@
 //! publishes. It writes AttestationRecords, and never a secret: values leave it
 //! only encrypted to the key that the evidence binds.
 //!
-//! Decisions are pure and in [`appraisal`], [`record`] and [`release`]; the
+//! Decisions are pure and in [`appraisal`], [`record`] and [`release`]; why a
+//! launch digest is unknown is [`diagnosis`], which no decision reads; the
 //! order of reads and writes around them is [`service`]; HTTP is [`server`] and
 //! the API server is [`kubernetes`].
 
 pub mod appraisal;
+pub mod diagnosis;
 #[cfg(test)]
 mod fixtures;
 pub mod identity;

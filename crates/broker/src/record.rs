@@ -73,7 +73,10 @@ pub fn plan_record(
         } else {
             "Rejected"
         },
-        message: status.reason.clone(),
+        message: match &status.diagnosis {
+            Some(diagnosis) => format!("{}: {}", status.reason, diagnosis.message),
+            None => status.reason.clone(),
+        },
     };
     let before = predecessor.map_or(&[][..], |status| &status.conditions);
     status.conditions = merge(before, &[ready], None, status.verified_at.0);

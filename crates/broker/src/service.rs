@@ -6,14 +6,16 @@
 use std::fmt;
 use std::future::Future;
 use std::sync::Arc;
+use std::time::Duration;
 
-use assay_crds::v1alpha1::AttestationRecord;
+use assay_crds::v1alpha1::{AttestationRecord, MeasuredImage};
 use assay_protocol::broker::{NonceCache, NonceError, NonceIssuer, new_session};
 use assay_protocol::jwe::Jwe;
 use assay_protocol::messages::{Challenge, ErrorInformation, Request, VERSION};
 use assay_tee::InstanceData;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Secret;
+use tokio::sync::Semaphore;
 
 use crate::appraisal::{Appraisal, Decision, Observed, VerifierIdentity, decide_attestation};
 use crate::record::{NotRecorded, plan_record};
@@ -25,6 +27,12 @@ use crate::token::{Claims, InstanceClaims, TokenKey};
 
 /// Tries to record an appraisal while other replicas write the same record.
 const WRITE_ATTEMPTS: usize = 5;
+
+/// Diagnoses that are searched for at the same time: each takes up to a second of
+/// a processor, and guests that fail together fail for the same reason.
+const CONCURRENT_DIAGNOSES: usize = 1;
+/// Longest wait for a diagnosis; the record is written without it then.
+const DIAGNOSIS_DEADLINE: Duration = Duration::from_secs(5);
 
 /// The time, handed in so that tests can say what it is.
 pub type Clock = Arc<dyn Fn() -> Timestamp + Send + Sync>;
@@ -90,6 +98,8 @@ pub trait Cluster: Send + Sync + 'static {
         namespace: &str,
         pod: &str,
     ) -> impl Future<Output = Result<Option<AttestationRecord>, ClusterError>> + Send;
+    /// The images of a namespace, as far as they are known at once.
+    fn images(&self, namespace: &str) -> Vec<Arc<MeasuredImage>>;
     /// Writes a record that was planned from `existing`.
     fn write_record(
         &self,
@@ -196,12 +206,16 @@ pub struct ServiceParts<C> {
 /// The broker.
 pub struct Service<C> {
     parts: ServiceParts<C>,
+    diagnoses: Arc<Semaphore>,
 }
 
 impl<C: Cluster> Service<C> {
     /// A broker of `parts`.
-    pub const fn new(parts: ServiceParts<C>) -> Self {
-        Self { parts }
+    pub fn new(parts: ServiceParts<C>) -> Self {
+        Self {
+            parts,
+            diagnoses: Arc::new(Semaphore::new(CONCURRENT_DIAGNOSES)),
+        }
     }
 
     /// The token keys as a JWK set.
@@ -271,7 +285,7 @@ impl<C: Cluster> Service<C> {
         let decision =
             decide_attestation(&submission, &nonce, &observed, &self.parts.verifier, now)
                 .map_err(|error| unavailable(&error))?;
-        let appraisal = match decision {
+        let mut appraisal = match decision {
             Decision::Appraised(appraisal) => appraisal,
             Decision::Unidentified(error) => {
                 tracing::warn!(
@@ -290,6 +304,7 @@ impl<C: Cluster> Service<C> {
                 .consume(&nonce, seconds(now))
                 .map_err(Refusal::Session)?;
         }
+        self.diagnose(&instance.namespace, &mut appraisal).await;
         Self::log_appraisal(instance, &appraisal);
         let recorded = self
             .record(&instance.namespace, &appraisal, observed.record)
@@ -308,6 +323,33 @@ impl<C: Cluster> Service<C> {
             .tokens
             .sign(&claims)
             .map_err(|error| unavailable(&error))
+    }
+
+    /// Explains the launch digest of a rejected guest, in time and on a thread of
+    /// its own. Only authentic evidence is worth it: anyone can send the rest.
+    async fn diagnose(&self, namespace: &str, appraisal: &mut Appraisal) {
+        let Some(mismatch) = appraisal.mismatch.take() else {
+            return;
+        };
+        if appraisal.is_accepted() || !appraisal.authentic {
+            return;
+        }
+        let images = self.parts.cluster.images(namespace);
+        let slots = self.diagnoses.clone();
+        let search = async {
+            let slot = slots.acquire_owned().await.ok()?;
+            let search = tokio::task::spawn_blocking(move || {
+                let diagnosis = mismatch.explain(&images);
+                drop(slot);
+                diagnosis
+            });
+            search.await.ok()?
+        };
+        match tokio::time::timeout(DIAGNOSIS_DEADLINE, search).await {
+            Ok(Some(diagnosis)) => appraisal.status.diagnosis = Some(diagnosis),
+            Ok(None) => {}
+            Err(_) => tracing::warn!(namespace, "no diagnosis in time"),
+        }
     }
 
     /// Records an appraisal, again when another replica writes at the same time;
@@ -358,6 +400,7 @@ impl<C: Cluster> Service<C> {
             verdict = ?status.verdict, reason = status.reason,
             trust_domain = status.trust_domain, measurement = status.measurement,
             reference_value = status.reference_value, authentic = appraisal.authentic,
+            diagnosis = status.diagnosis.as_ref().map(|diagnosis| &diagnosis.message),
             "attestation appraised",
         );
     }

@@ -6,6 +6,7 @@
 //! the former as it is.
 
 mod build;
+mod explain;
 mod measure;
 mod pcrs;
 mod pull;
@@ -27,6 +28,8 @@ struct Cli {
 enum Command {
     /// Build a measured image from a recipe
     Build(build::Args),
+    /// Name the cause of a launch digest that was not expected
+    Explain(Box<explain::Args>),
     /// Compute the launch digest of a guest from its files
     Measure(measure::Args),
     /// Predict the TPM PCRs that the boot of a UKI leaves
@@ -40,6 +43,7 @@ enum Command {
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Build(args) => build::run(&args),
+        Command::Explain(args) => return explain::run(&args),
         Command::Measure(args) => measure::run(&args),
         Command::Pcrs(args) => pcrs::run(&args),
         Command::Pull(args) => pull::run(&args),

@@ -6,6 +6,7 @@ mod files;
 mod options;
 mod output;
 mod request;
+mod single;
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -18,15 +19,15 @@ use assay_measure::sev::{measure_sev, measure_sev_es_counts};
 use assay_measure::snp::{VcpuProfile, measure_snp_launch};
 use assay_measure::svsm::{SvsmInputs, SvsmProfile, measure_svsm, measure_svsm_counts};
 use assay_measure::vcpus::SaveAreas;
-use assay_tee::hashes_table::KernelHashes;
 use assay_tee::ovmf::parse_ovmf;
 use assay_tee::{LaunchDigest, VcpuCount};
 use zerocopy::IntoBytes as _;
 
-pub(crate) use options::Args;
 use options::Mode;
+pub(crate) use options::{Args, parse_launch_digest};
 use output::{Profile, Recorded, Report, Row};
 use request::{DirectBoot, Named, Request, SnpSource, SvsmSource, Vars};
+pub(crate) use single::SingleLaunch;
 
 /// Computes the digests that `args` ask for and prints them.
 pub(crate) fn run(args: &Args) -> Result<()> {
@@ -156,6 +157,7 @@ fn snp_ovmf_hash(mut report: Report, ovmf: &[PathBuf]) -> Result<Report> {
         report.inputs.push(Recorded::Ovmf(MeasurementInputs {
             firmware: inputs,
             kernel_hashes: None,
+            cmdline: None,
         }));
     }
     Ok(report)
@@ -168,8 +170,7 @@ fn snp(
     profiles: &[Named<VcpuProfile>],
     vcpus: &BTreeSet<VcpuCount>,
 ) -> Result<Report> {
-    let kernel_hashes = kernel.map(files::hash_kernel).transpose()?;
-    let (paths, inputs) = snp_inputs(source, kernel_hashes)?;
+    let (paths, inputs) = snp_inputs(source, kernel)?;
     if let ([inputs], [profile], Some(count)) = (inputs.as_slice(), profiles, single(vcpus)) {
         let measurement = measure_snp_launch(inputs, &profile.value, count)
             .with_context(|| measuring(&paths[0]))?;
@@ -213,10 +214,12 @@ fn snp_row(
 }
 
 /// What stands for each file, with the kernel that all of them boot.
-fn snp_inputs(
-    source: &SnpSource,
-    kernel_hashes: Option<KernelHashes>,
-) -> Result<(&[PathBuf], Vec<MeasurementInputs>)> {
+fn snp_inputs<'a>(
+    source: &'a SnpSource,
+    kernel: Option<&DirectBoot>,
+) -> Result<(&'a [PathBuf], Vec<MeasurementInputs>)> {
+    let kernel_hashes = kernel.map(files::hash_kernel).transpose()?;
+    let cmdline = kernel.and_then(DirectBoot::cmdline_text);
     match source {
         SnpSource::Inputs(path) => {
             let mut inputs: MeasurementInputs = files::read_json(path)?;
@@ -226,12 +229,14 @@ fn snp_inputs(
                 path.display()
             );
             inputs.kernel_hashes = inputs.kernel_hashes.or(kernel_hashes);
+            inputs.cmdline = inputs.cmdline.or(cmdline);
             Ok((std::slice::from_ref(path), vec![inputs]))
         }
         SnpSource::Ovmf { files, digest } => {
             let inputs = files.iter().map(|path| {
                 let mut inputs = MeasurementInputs::from_bytes(&files::read(path)?, kernel_hashes)
                     .with_context(|| measuring(path))?;
+                inputs.cmdline.clone_from(&cmdline);
                 if let Some(digest) = digest {
                     inputs.firmware.digest = *digest;
                 }

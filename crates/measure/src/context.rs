@@ -140,6 +140,17 @@ impl LaunchContext<Updating> {
         Ok(())
     }
 
+    /// As [`Self::update_vmsa`] at an address that is page-aligned, without a
+    /// trace: for a search over thousands of launches.
+    pub(crate) fn extend_vmsa(&mut self, gpa: u64, contents: &Sha384Digest) {
+        self.extend(PageType::Vmsa, gpa, contents.as_bytes());
+    }
+
+    /// The digest as it would be if the launch ended here.
+    pub(crate) const fn digest_so_far(&self) -> LaunchDigest {
+        LaunchDigest::new(self.digest)
+    }
+
     /// Measures that `length` bytes at `gpa` exist with a type whose content is
     /// not measured. No bytes, no measurement: a length of zero leaves digest
     /// and trace as they are.

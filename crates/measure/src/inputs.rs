@@ -22,6 +22,11 @@ pub struct MeasurementInputs {
     /// The hashes that the firmware verifies a direct boot against. `None` is
     /// a guest without `-kernel`, or with `kernel-hashes=off`.
     pub kernel_hashes: Option<KernelHashes>,
+    /// The command line without its NUL, where it is known. No digest depends
+    /// on it: its hash is measured, and this text only serves to explain a
+    /// digest that differs. Read it through [`Self::known_cmdline`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cmdline: Option<String>,
 }
 
 /// What of a firmware image matters for a launch digest.
@@ -95,6 +100,20 @@ impl MeasurementInputs {
         Ok(Self {
             firmware: FirmwareInputs::from_bytes(firmware)?,
             kernel_hashes,
+            cmdline: None,
         })
+    }
+
+    /// The command line whose hash is measured: the recorded text, if it is the
+    /// one that was hashed. The empty one is recognised without a record.
+    pub fn known_cmdline(&self) -> Option<&str> {
+        let hashes = self.kernel_hashes.as_ref()?;
+        let is_hashed = |text: &&str| {
+            KernelHashes::from_digests(hashes.kernel, None, text).cmdline == hashes.cmdline
+        };
+        self.cmdline
+            .as_deref()
+            .filter(is_hashed)
+            .or_else(|| Some("").filter(is_hashed))
     }
 }

@@ -7,6 +7,7 @@
 //! - [`inputs`]: what of the files matters, small enough to keep in a manifest;
 //! - [`snp`]: SEV-SNP, the digest of an attestation report;
 //! - [`matrix`]: the same for many firmwares, CPU models and vCPU counts at once;
+//! - [`explain`]: which neighbouring launch has a digest that was not expected;
 //! - [`svsm`]: SEV-SNP with a Coconut SVSM that is started without IGVM;
 //! - [`sev`]: SEV and SEV-ES, the digest inside their launch measurement;
 //! - [`vcpus`]: the save areas, the last pages of every launch;
@@ -17,6 +18,7 @@
 //! could make a digest meaningless is an error, never a digest.
 
 pub mod context;
+pub mod explain;
 pub mod inputs;
 pub mod matrix;
 pub mod sev;
@@ -25,6 +27,7 @@ pub mod svsm;
 pub mod trace;
 pub mod vcpus;
 
+pub use explain::{Explanation, explain};
 pub use inputs::{FirmwareInputs, MeasurementInputs};
 pub use snp::{
     MeasureError, Measurement, VcpuProfile, measure_snp, measure_snp_launch, measure_vcpu_counts,

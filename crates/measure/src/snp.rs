@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 use std::ops::RangeInclusive;
 
 use assay_tee::cpu::{CpuModel, CpuSignature, UnknownCpuModelError};
-use assay_tee::hashes_table::TableCrossesPageError;
+use assay_tee::hashes_table::{KernelHashes, TableCrossesPageError};
 use assay_tee::ovmf::{ParseOvmfError, Section, SectionKind, validate_sections};
 use assay_tee::page_info::{PAGE_SIZE, PageType};
 use assay_tee::vmsa::Vmm;
@@ -17,7 +17,7 @@ use assay_tee::{BootMethod, GuestFeatures, LaunchDigest, LaunchShape, VcpuCount}
 use serde::{Deserialize, Serialize};
 
 use crate::context::{LaunchContext, UpdateError, Updating};
-use crate::inputs::MeasurementInputs;
+use crate::inputs::{FirmwareInputs, MeasurementInputs};
 use crate::trace::{MeasuredRegion, RegionKind};
 use crate::vcpus::{SaveAreas, measure_counts};
 
@@ -146,7 +146,7 @@ pub fn measure_snp_launch(
     profile: &VcpuProfile,
     vcpus: VcpuCount,
 ) -> Result<Measurement, MeasureError> {
-    let mut context = measure_memory(inputs, profile)?;
+    let mut context = measure_memory(&inputs.firmware, inputs.kernel_hashes.as_ref(), profile)?;
     let add = add_save_area(inputs, profile, vcpus);
     for index in 0..vcpus.get() {
         add(&mut context, index)?;
@@ -186,7 +186,7 @@ pub fn measure_vcpu_counts(
     let Some(&most) = counts.last() else {
         return Ok(Vec::new());
     };
-    let context = measure_memory(inputs, profile)?;
+    let context = measure_memory(&inputs.firmware, inputs.kernel_hashes.as_ref(), profile)?;
     let add = add_save_area(inputs, profile, most);
     measure_counts(context, counts, add, |context| {
         context.branch().finish().digest()
@@ -212,14 +212,11 @@ fn add_save_area(
 }
 
 /// Measures firmware and sections: all that does not depend on the vCPU count.
-fn measure_memory(
-    inputs: &MeasurementInputs,
+pub(crate) fn measure_memory(
+    firmware: &FirmwareInputs,
+    kernel_hashes: Option<&KernelHashes>,
     profile: &VcpuProfile,
 ) -> Result<LaunchContext<Updating>, MeasureError> {
-    let MeasurementInputs {
-        firmware,
-        kernel_hashes,
-    } = inputs;
     if profile.guest_features.0 & 1 == 0 {
         return Err(MeasureError::SnpNotActive {
             features: profile.guest_features.0,

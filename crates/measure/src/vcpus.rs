@@ -75,6 +75,7 @@ impl SaveAreas {
 }
 
 /// SHA-384 of the pages of [`SaveAreas`].
+#[derive(Clone, Copy)]
 pub(crate) struct SaveAreaDigests {
     boot: Sha384Digest,
     application: Option<Sha384Digest>,

@@ -156,6 +156,7 @@ impl Case {
                 let inputs = MeasurementInputs {
                     firmware: firmware_inputs()?,
                     kernel_hashes: hashes,
+                    cmdline: None,
                 };
                 measure_snp_launch(&inputs, &self.profile(), vcpus())
                     .map(|measurement| measurement.digest.to_hex())

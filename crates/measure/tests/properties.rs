@@ -268,7 +268,7 @@ proptest! {
             firmware[at] = value;
         }
         if let Ok(firmware) = FirmwareInputs::from_bytes(&firmware) {
-            let inputs = MeasurementInputs { firmware, kernel_hashes: None };
+            let inputs = MeasurementInputs { firmware, kernel_hashes: None, cmdline: None };
             let _ = measure_snp_launch(&inputs, &profile, count(2));
         }
     }

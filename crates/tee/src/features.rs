@@ -32,6 +32,11 @@ impl GuestFeatures {
     /// for every SNP guest where the processor has it, other versions only
     /// where the VMM asks for it.
     pub const DEBUG_SWAP: u64 = 1 << 5;
+
+    /// Every bit with a meaning and the APM's name for it, lowest first.
+    pub fn named() -> impl Iterator<Item = (&'static str, u64)> {
+        NAMES.into_iter()
+    }
 }
 
 /// Text names no set of guest features.

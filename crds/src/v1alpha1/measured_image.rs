@@ -209,6 +209,10 @@ pub struct MeasuredImageStatus {
     /// The artifact, every hash recomputed from its bytes by the operator.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub artifact: Option<ArtifactStatus>,
+    /// What a launch digest depends on besides the launch shape, to explain
+    /// digests that no row has. In the form of `assay measure --write-inputs`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub measurement_inputs: Option<MeasurementInputsStatus>,
     /// One row for each launch shape.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["id".to_owned()]))]
@@ -267,6 +271,65 @@ pub struct RootDiskStatus {
     pub serial: String,
     /// Root hash of the dm-verity tree, `sha256:…`.
     pub verity_root_hash: String,
+}
+
+/// What a launch digest depends on besides the launch shape.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct MeasurementInputsStatus {
+    /// The firmware.
+    pub firmware: FirmwareInputsStatus,
+    /// What the firmware verifies a direct boot against.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kernel_hashes: Option<KernelHashesStatus>,
+    /// The command line whose hash is measured, where it is not empty.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 4096))]
+    pub cmdline: Option<String>,
+}
+
+/// What of a firmware image matters for a launch digest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct FirmwareInputsStatus {
+    /// Guest physical address of the image, which ends at 4 GiB.
+    pub base_gpa: i64,
+    /// The running launch digest after the image's pages, `sha384:…`.
+    pub digest: String,
+    /// SEV metadata sections in file order.
+    #[serde(default)]
+    #[schemars(length(max = 64))]
+    pub sections: Vec<SectionStatus>,
+    /// Where application processors start.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reset_eip: Option<u32>,
+    /// Guest physical address at which the firmware looks for the hashes table.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hashes_table_gpa: Option<u32>,
+}
+
+/// A range of guest memory that the VMM prepares before the guest starts.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct SectionStatus {
+    /// Guest physical address.
+    pub gpa: u32,
+    /// Size in bytes.
+    pub size: u32,
+    /// Type of the section in the firmware's metadata.
+    pub kind: u32,
+}
+
+/// The hashes that the firmware verifies a direct boot against.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct KernelHashesStatus {
+    /// The command line and its terminating NUL, `sha256:…`.
+    pub cmdline: String,
+    /// The initrd; the hash of nothing where there is none.
+    pub initrd: String,
+    /// The kernel file: the UKI.
+    pub kernel: String,
 }
 
 /// The launch digest of one shape.

@@ -21,6 +21,8 @@ pub(crate) struct FakeCluster(pub(crate) Arc<Mutex<World>>);
 /// The cluster's objects.
 pub(crate) struct World {
     pub(crate) observed: Observed,
+    /// Images beside the observed one.
+    pub(crate) other_images: Vec<Arc<MeasuredImage>>,
     pub(crate) secret: Option<Secret>,
     pub(crate) notices: Vec<Notice>,
     /// Reads of Secrets.
@@ -33,6 +35,7 @@ impl FakeCluster {
     pub(crate) fn new() -> Self {
         Self(Arc::new(Mutex::new(World {
             observed: fixtures::observed(),
+            other_images: Vec::new(),
             secret: Some(fixtures::secret()),
             notices: Vec::new(),
             secret_reads: 0,
@@ -66,6 +69,12 @@ impl Cluster for FakeCluster {
         _: &str,
     ) -> Result<Option<AttestationRecord>, ClusterError> {
         Ok(self.record())
+    }
+
+    fn images(&self, _: &str) -> Vec<Arc<MeasuredImage>> {
+        let world = self.0.lock().unwrap();
+        let image = world.observed.image.iter().cloned();
+        image.chain(world.other_images.iter().cloned()).collect()
     }
 
     async fn write_record(
@@ -187,11 +196,19 @@ impl Replica {
         page: u8,
     ) -> (assay_protocol::guest::ChallengedSession, HttpRequest) {
         let instance = fixtures::instance();
-        let guest = fixtures::launch(page, &instance);
+        self.attest_request_of(&fixtures::launch(page, &instance))
+            .await
+    }
+
+    async fn attest_request_of(
+        &self,
+        guest: &assay_psp_sim::Guest,
+    ) -> (assay_protocol::guest::ChallengedSession, HttpRequest) {
+        let instance = fixtures::instance();
         let session = GuestSession::new().unwrap();
         let response = self.send(&session.auth_request().unwrap()).await;
         let session = session.on_challenge(&response).unwrap();
-        let evidence = fixtures::evidence(&guest, session.report_data().unwrap());
+        let evidence = fixtures::evidence(guest, session.report_data().unwrap());
         let document = String::from_utf8(instance.encode().unwrap()).unwrap();
         let request = session.attest_request(evidence, &document).unwrap();
         (session, request)
@@ -265,6 +282,39 @@ async fn a_tampered_guest_gets_a_record_and_nothing_else() {
     assert_eq!(world.secret_reads, 0);
     let reason = "MeasurementUnknown".to_owned();
     assert_eq!(world.notices, [Notice::AttestationRejected { reason }]);
+}
+
+/// The cause is in the record, and changes nothing about the verdict.
+#[tokio::test]
+async fn a_rejected_guest_is_explained() {
+    let cluster = FakeCluster::new();
+    {
+        let mut world = cluster.0.lock().unwrap();
+        let image = fixtures::measured_image(fixtures::IMAGE, 1);
+        world.observed.image = Some(Arc::new(image));
+        let other = fixtures::measured_image("api-1", 2);
+        world.other_images = vec![Arc::new(other)];
+    }
+    let replica = Replica::new(&cluster);
+    for (fill, vcpus, message) in [
+        (1, 3, "equals this image with 3 vCPUs instead of 1"),
+        // Even what should be accepted is not, as long as no row says so.
+        (1, 1, "equals what was expected, but image web-1 does not"),
+        (2, 1, "equals this image with the firmware of api-1"),
+    ] {
+        let guest = fixtures::launch_measured(fill, vcpus, &fixtures::instance());
+        let (_, request) = replica.attest_request_of(&guest).await;
+        assert_eq!(replica.send(&request).await.status, 401);
+        let status = cluster.record().unwrap().status.unwrap();
+        assert_eq!(status.verdict, Verdict::Rejected);
+        assert_eq!(status.reason, "MeasurementUnknown");
+        let diagnosis = status.diagnosis.unwrap();
+        assert!(diagnosis.message.starts_with(message), "{diagnosis:?}");
+        let condition = &status.conditions[0];
+        assert_eq!(condition.status, "False");
+        let text = format!("MeasurementUnknown: {}", diagnosis.message);
+        assert_eq!(condition.message, text);
+    }
 }
 
 #[tokio::test]

@@ -100,6 +100,13 @@ pub(crate) struct Args {
     pub(super) verbose: bool,
 }
 
+impl Args {
+    /// Whether JSON is to be printed.
+    pub(crate) const fn is_json(&self) -> bool {
+        self.json
+    }
+}
+
 /// What is computed, by sev-snp-measure's names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
 pub(super) enum Mode {
@@ -262,7 +269,7 @@ fn parse_sha256(text: &str) -> Result<Sha256Digest, String> {
 }
 
 /// As [`parse_sha256`].
-fn parse_launch_digest(text: &str) -> Result<LaunchDigest, String> {
+pub(crate) fn parse_launch_digest(text: &str) -> Result<LaunchDigest, String> {
     with_algorithm("sha384", text)
         .parse()
         .map_err(|_| "expected 96 hex digits, with or without sha384: before them".to_owned())

@@ -79,6 +79,16 @@ pub(super) struct DirectBoot {
     pub(super) cmdline: Cmdline,
 }
 
+impl DirectBoot {
+    /// The command line, where its text is known and there is one.
+    pub(super) fn cmdline_text(&self) -> Option<String> {
+        match &self.cmdline {
+            Cmdline::Text(text) if !text.is_empty() => Some(text.clone()),
+            _ => None,
+        }
+    }
+}
+
 /// A file, or what is known of it.
 #[derive(Debug)]
 pub(super) enum Blob {

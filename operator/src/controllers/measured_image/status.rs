@@ -41,9 +41,11 @@ pub(super) fn status(
     now: Timestamp,
 ) -> (MeasuredImageStatus, Vec<Note>) {
     let before = image.status.clone().unwrap_or_default();
-    let artifact = match &observed.artifact {
-        Some(ArtifactState::Measured(artifact)) => Some(artifact.status().clone()),
-        _ => before.artifact.clone(),
+    let (artifact, measurement_inputs) = match &observed.artifact {
+        Some(ArtifactState::Measured(artifact)) => {
+            (Some(artifact.status().clone()), artifact.inputs_status())
+        }
+        _ => (before.artifact.clone(), before.measurement_inputs.clone()),
     };
     let (rows, unmeasured) = match &artifact {
         Some(artifact) => rows(image, observed, artifact, &before.launch_digests),
@@ -64,6 +66,7 @@ pub(super) fn status(
     let status = MeasuredImageStatus {
         observed_generation: image.metadata.generation,
         artifact,
+        measurement_inputs,
         launch_digests: rows,
         digests: Some(digests),
         used_by: i32::try_from(observed.used_by).unwrap_or(i32::MAX),

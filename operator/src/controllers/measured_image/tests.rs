@@ -243,6 +243,24 @@ fn a_verified_artifact_survives_the_registry_s_absence() {
     is(&plan, "Ready", "False", Reason::ArtifactInvalid);
 }
 
+/// What is published is enough to measure again, and stays while the artifact is
+/// read again.
+#[test]
+fn measurement_inputs_are_published() {
+    let mut image = fixtures::new_oci_image();
+    let plan = planned(&image, &observed(BuildProgress::Absent, measured()));
+    let published = serde_json::to_value(&plan.status.measurement_inputs).unwrap();
+    let inputs: MeasurementInputs = serde_json::from_value(published).unwrap();
+    assert_eq!(inputs, fixtures::measurement_inputs());
+    let before = plan.status.measurement_inputs.clone();
+    image.status = Some(plan.status);
+    let later = planned(
+        &image,
+        &observed(BuildProgress::Absent, ArtifactState::Pulling),
+    );
+    assert_eq!(later.status.measurement_inputs, before);
+}
+
 #[test]
 fn an_obstacle_is_one_reason() {
     type Change = fn(&mut MeasuredImage);

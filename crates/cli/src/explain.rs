@@ -1,0 +1,237 @@
+//! `assay explain`: names what a guest must have been launched with to have a
+//! digest that was not expected.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Context as _, Result, ensure};
+use assay_image::manifest::{FIRMWARE_PATH, MANIFEST_PATH, Manifest};
+use assay_measure::explain::{Known, Launch, Question};
+use assay_measure::{Explanation, FirmwareInputs, MeasurementInputs, explain};
+use assay_tee::hashes_table::KernelHashes;
+use assay_tee::{LaunchDigest, Sha256Digest};
+use serde::Serialize;
+
+use crate::measure::{self, SingleLaunch, parse_launch_digest};
+
+/// Exit status where nothing explains the digest.
+const UNEXPLAINED: u8 = 3;
+/// Exit status for options that make no sense together, as clap has it.
+const USAGE: u8 = 2;
+
+/// What a person may type.
+#[derive(Debug, clap::Args)]
+// Flattened options have a group of the same name.
+#[group(id = "explain")]
+#[command(
+    after_help = "Exit status: 0 explained, 1 error, 2 usage, 3 not explained",
+    mut_arg("json", |arg| arg.help("Print sentence, changes and launch as JSON")),
+    mut_arg("mode", |arg| arg.hide(true)),
+    mut_arg("write_inputs", |arg| arg.hide(true)),
+    mut_arg("dump_vmsa", |arg| arg.hide(true)),
+    mut_arg("output_format", |arg| arg.hide(true)),
+    mut_arg("verbose", |arg| arg.hide(true))
+)]
+pub(crate) struct Args {
+    /// Launch digest that the guest reported, in hexadecimal
+    #[arg(long, value_name = "HEX", value_parser = parse_launch_digest)]
+    observed: LaunchDigest,
+    /// What else may have been launched: recorded inputs, an artifact's
+    /// manifest or directory, a firmware file, or a directory of recorded
+    /// inputs
+    #[arg(long, value_name = "PATH", num_args = 1..)]
+    known: Vec<PathBuf>,
+    /// Further words that the command line may have
+    #[arg(long, value_name = "WORD", num_args = 1..)]
+    token: Vec<String>,
+    /// What was expected
+    #[command(flatten)]
+    expected: measure::Args,
+}
+
+/// Explains the digest and prints the sentence first.
+pub(crate) fn run(args: &Args) -> ExitCode {
+    let fail = |error: &anyhow::Error, status| {
+        eprintln!("error: {error:#}");
+        ExitCode::from(status)
+    };
+    let expected = match SingleLaunch::from_args(&args.expected) {
+        Ok(expected) => expected,
+        Err(error) => return fail(&error, USAGE),
+    };
+    let explanation = match answer(args, &expected) {
+        Ok(explanation) => explanation,
+        Err(error) => return fail(&error, 1),
+    };
+    if args.expected.is_json() {
+        match to_json(args.observed, &explanation) {
+            Ok(json) => println!("{json}"),
+            Err(error) => return fail(&error, 1),
+        }
+    } else {
+        print!("{}", to_text(&explanation));
+    }
+    match explanation {
+        Explanation::Expected | Explanation::Found { .. } => ExitCode::SUCCESS,
+        Explanation::Unexplained(_) => ExitCode::from(UNEXPLAINED),
+    }
+}
+
+fn answer(args: &Args, expected: &SingleLaunch) -> Result<Explanation> {
+    let expected = expected.read()?;
+    expected.measure().context("measure what was expected")?;
+    let mut known = Vec::new();
+    for path in &args.known {
+        known.extend(read_known(path)?);
+    }
+    Ok(explain(&Question {
+        observed: args.observed,
+        expected: &expected,
+        known: &known,
+        tokens: &args.token,
+    }))
+}
+
+/// What a path stands for.
+fn read_known(path: &Path) -> Result<Vec<Known>> {
+    if !path.is_dir() {
+        return Ok(vec![read_known_file(path)?]);
+    }
+    let manifest = path.join(MANIFEST_PATH);
+    if manifest.is_file() {
+        let mut known = read_known_file(&manifest)?;
+        known.name = path.display().to_string();
+        return Ok(vec![known]);
+    }
+    let listing = || format!("list {}", path.display());
+    let mut files = Vec::new();
+    for entry in fs::read_dir(path).with_context(listing)? {
+        let file = entry.with_context(listing)?.path();
+        if file
+            .extension()
+            .is_some_and(|extension| extension == "json")
+        {
+            files.push(file);
+        }
+    }
+    files.sort();
+    ensure!(
+        !files.is_empty(),
+        "{} holds neither {MANIFEST_PATH} nor recorded inputs (*.json)",
+        path.display()
+    );
+    files.iter().map(|file| read_known_file(file)).collect()
+}
+
+/// Recorded inputs, a manifest beside its firmware, or firmware.
+fn read_known_file(path: &Path) -> Result<Known> {
+    let read = |path: &Path| fs::read(path).with_context(|| format!("read {}", path.display()));
+    let bytes = read(path)?;
+    let is_json = bytes.trim_ascii_start().starts_with(b"{");
+    let inputs = if !is_json {
+        let firmware = FirmwareInputs::from_bytes(&bytes)
+            .with_context(|| format!("read the firmware {}", path.display()))?;
+        MeasurementInputs {
+            firmware,
+            kernel_hashes: None,
+            cmdline: None,
+        }
+    } else if let Ok(manifest) = serde_json::from_slice::<Manifest>(&bytes) {
+        let firmware = path.with_file_name(FIRMWARE_PATH);
+        let bytes = read(&firmware)?;
+        ensure!(
+            Sha256Digest::of(&bytes) == manifest.firmware.sha256,
+            "{} is not the firmware of {}; pull the artifact again",
+            firmware.display(),
+            path.display()
+        );
+        let hashes = KernelHashes::from_digests(manifest.uki.sha256, None, "");
+        MeasurementInputs::from_bytes(&bytes, Some(hashes))
+            .with_context(|| format!("read the firmware {}", firmware.display()))?
+    } else {
+        serde_json::from_slice(&bytes).with_context(|| {
+            format!(
+                "{} is neither a manifest nor recorded inputs of mode snp",
+                path.display()
+            )
+        })?
+    };
+    Ok(Known {
+        name: path.display().to_string(),
+        inputs,
+    })
+}
+
+/// `--json`.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Document<'a> {
+    observed: LaunchDigest,
+    sentence: String,
+    explanation: &'a Explanation,
+}
+
+fn to_json(observed: LaunchDigest, explanation: &Explanation) -> Result<String> {
+    let document = Document {
+        observed,
+        sentence: explanation.to_string(),
+        explanation,
+    };
+    serde_json::to_string_pretty(&document).context("encode the explanation")
+}
+
+/// The sentence, then what it rests on.
+fn to_text(explanation: &Explanation) -> String {
+    let mut text = String::new();
+    // Writing to a string does not fail.
+    match explanation {
+        Explanation::Expected => {
+            let _ = writeln!(text, "{explanation}");
+        }
+        Explanation::Found { causes } => {
+            let _ = writeln!(text, "{explanation}");
+            for cause in causes {
+                let _ = write!(text, "\n{cause}:\n{}", launch_to_text(&cause.launch));
+            }
+        }
+        Explanation::Unexplained(ruled_out) => {
+            text.push_str("equals nothing that is known\n");
+            for area in &ruled_out.areas {
+                let _ = writeln!(text, "ruled out: {area}");
+            }
+            for gap in &ruled_out.gaps {
+                let _ = writeln!(text, "not tried: {gap}");
+            }
+        }
+    }
+    text
+}
+
+fn launch_to_text(launch: &Launch) -> String {
+    let profile = &launch.profile;
+    let firmware = launch.inputs.firmware.digest.to_string();
+    let mut rows = vec![
+        ("vCPUs", launch.vcpus.get().to_string()),
+        ("CPU signature", profile.cpu_signature.to_string()),
+        ("VMM", format!("{:?}", profile.vmm)),
+        ("guest features", format!("{:#x}", profile.guest_features.0)),
+        ("firmware", firmware),
+    ];
+    match &launch.inputs.kernel_hashes {
+        None => rows.push(("kernel", "not hashed".to_owned())),
+        Some(hashes) => {
+            rows.push(("kernel", hashes.kernel.to_string()));
+            rows.push(("initrd", hashes.initrd.to_string()));
+            rows.push(("command line", hashes.cmdline.to_string()));
+        }
+    }
+    if let Some(cmdline) = launch.inputs.known_cmdline() {
+        rows.push(("", format!("{cmdline:?}")));
+    }
+    let lines = rows
+        .iter()
+        .map(|(name, value)| format!("  {name:<15} {value}\n"));
+    lines.collect()
+}
