@@ -29,6 +29,8 @@ const USAGE: u8 = 2;
     after_help = "Exit status: 0 explained, 1 error, 2 usage, 3 not explained",
     mut_arg("json", |arg| arg.help("Print sentence, changes and launch as JSON")),
     mut_arg("mode", |arg| arg.hide(true)),
+    mut_arg("igvm", |arg| arg.hide(true)),
+    mut_arg("igvm_loader", |arg| arg.hide(true)),
     mut_arg("write_inputs", |arg| arg.hide(true)),
     mut_arg("dump_vmsa", |arg| arg.hide(true)),
     mut_arg("output_format", |arg| arg.hide(true)),

@@ -3,6 +3,7 @@
 //! scripts can move over.
 
 mod files;
+mod igvm;
 mod options;
 mod output;
 mod request;
@@ -25,7 +26,7 @@ use zerocopy::IntoBytes as _;
 
 use options::Mode;
 pub(crate) use options::{Args, parse_launch_digest};
-use output::{Profile, Recorded, Report, Row};
+use output::{MeasuredAreas, Profile, Recorded, Report, Row};
 use request::{DirectBoot, Named, Request, SnpSource, SvsmSource, Vars};
 pub(crate) use single::SingleLaunch;
 
@@ -51,6 +52,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
              prints the digest of --svsm-fpu sev-snp-measure"
         );
     }
+    for note in &report.notes {
+        eprintln!("note: {note}");
+    }
     if args.json {
         println!("{}", report.to_json()?);
     } else {
@@ -67,6 +71,7 @@ fn measure(mode: Mode, request: &Request) -> Result<Report> {
         kernel_hashes: None,
         trace: Vec::new(),
         save_areas: None,
+        notes: Vec::new(),
     };
     match request {
         Request::Sev { ovmf, kernel } => sev(report, ovmf, kernel.as_ref()),
@@ -88,6 +93,7 @@ fn measure(mode: Mode, request: &Request) -> Result<Report> {
             profiles,
             vcpus,
         } => snp_svsm(report, source, profiles, vcpus),
+        Request::Igvm(request) => igvm::igvm(report, request),
     }
 }
 
@@ -137,7 +143,10 @@ fn sev_es(
             let reset_eip = parse_ovmf(&firmware)
                 .with_context(|| measuring(path))?
                 .reset_eip;
-            report.save_areas = Some(SaveAreas::sev_es(&profile.value, reset_eip));
+            report.save_areas = Some(MeasuredAreas::Built(SaveAreas::sev_es(
+                &profile.value,
+                reset_eip,
+            )));
         }
     }
     Ok(report)
@@ -178,7 +187,10 @@ fn snp(
             .rows
             .push(snp_row(&paths[0], profile, count, measurement.digest));
         report.trace = measurement.trace;
-        report.save_areas = Some(SaveAreas::snp(&profile.value, inputs.firmware.reset_eip));
+        report.save_areas = Some(MeasuredAreas::Built(SaveAreas::snp(
+            &profile.value,
+            inputs.firmware.reset_eip,
+        )));
     } else {
         let values: Vec<_> = profiles.iter().map(|profile| profile.value).collect();
         let rows = measure_matrix(&inputs, &values, vcpus).map_err(|error| {
@@ -267,7 +279,10 @@ fn snp_svsm(
                     .with_context(|| measuring(path))?;
                 report.rows.push(row((count, measurement.digest)));
                 report.trace = measurement.trace;
-                report.save_areas = Some(SaveAreas::svsm(&profile.value, inputs.entry));
+                report.save_areas = Some(MeasuredAreas::Built(SaveAreas::svsm(
+                    &profile.value,
+                    inputs.entry,
+                )));
             } else {
                 let digests = measure_svsm_counts(&inputs, &profile.value, vcpus)
                     .with_context(|| measuring(path))?;
@@ -305,7 +320,7 @@ fn measuring(path: &Path) -> String {
 }
 
 /// Writes the save area of every virtual CPU of a single launch.
-fn dump_save_areas(directory: &Path, areas: &SaveAreas, rows: &[Row]) -> Result<()> {
+fn dump_save_areas(directory: &Path, areas: &MeasuredAreas, rows: &[Row]) -> Result<()> {
     let vcpus = rows
         .iter()
         .find_map(|row| row.vcpus)

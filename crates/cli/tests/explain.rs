@@ -182,6 +182,7 @@ fn manifest(firmware: &[u8], uki: &[u8]) -> Value {
     described["sections"] = json!([]);
     described["cmdline"] = json!("console=ttyS0");
     described["uname"] = json!("6.12");
+    described["pcrs"] = json!({});
     let mut root_disk = entry("rootfs.img", b"");
     root_disk["root"] = json!({
         "type": "dmVerity",

@@ -105,16 +105,41 @@ impl LaunchContext<Updating> {
         contents: &[u8],
     ) -> Result<(), UpdateError> {
         let length = u64::try_from(contents.len()).unwrap_or(u64::MAX);
-        let pages = page_addresses(gpa, length)?;
+        count_pages(gpa, length)?;
+        self.update_normal_pages(kind, gpa, contents.chunks(PAGE_SIZE))
+    }
+
+    /// Measures normal pages from `gpa` on, each with one item of `pages`,
+    /// which must be whole pages.
+    ///
+    /// # Errors
+    /// When the address is not page-aligned, or an item is no page. The pages
+    /// before it are measured then.
+    pub fn update_normal_pages<'a>(
+        &mut self,
+        kind: RegionKind,
+        gpa: u64,
+        pages: impl IntoIterator<Item = &'a [u8]>,
+    ) -> Result<(), UpdateError> {
+        count_pages(gpa, 0)?;
         let mut page_digest = Sha384Digest::new([0; 48]);
         let mut before: &[u8] = &[];
-        for (page_gpa, page) in pages.zip(contents.chunks(PAGE_SIZE)) {
+        let mut length = 0;
+        for page in pages {
+            let page_gpa = gpa.wrapping_add(length);
+            if page.len() != PAGE_SIZE || page_gpa.checked_add(PAGE_SIZE_U64).is_none() {
+                return Err(UpdateError::Length {
+                    gpa: page_gpa,
+                    length: u64::try_from(page.len()).unwrap_or(u64::MAX),
+                });
+            }
             // Four of five pages of an OVMF image are empty, one after another.
             if page != before {
                 page_digest = Sha384Digest::of(page);
                 before = page;
             }
             self.extend(PageType::Normal, page_gpa, page_digest.as_bytes());
+            length += PAGE_SIZE_U64;
         }
         let region = self.record(kind, PageType::Normal, gpa, length);
         region.contents = (length == PAGE_SIZE_U64).then_some(page_digest);

@@ -10,6 +10,7 @@
 //! - [`explain`]: which neighbouring launch has a digest that was not expected;
 //! - [`svsm`]: SEV-SNP with a Coconut SVSM that is started without IGVM;
 //! - [`sev`]: SEV and SEV-ES, the digest inside their launch measurement;
+//! - [`igvm`]: all of them for guests that start from an IGVM file;
 //! - [`vcpus`]: the save areas, the last pages of every launch;
 //! - [`context`]: the running SEV-SNP digest, page by page;
 //! - [`trace`]: what was measured, for people and for comparison.
@@ -19,6 +20,7 @@
 
 pub mod context;
 pub mod explain;
+pub mod igvm;
 pub mod inputs;
 pub mod matrix;
 pub mod sev;

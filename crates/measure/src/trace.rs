@@ -27,6 +27,10 @@ pub enum RegionKind {
     KernelHashes,
     /// The save area of a virtual CPU.
     Vmsa,
+    /// Pages of an IGVM file that are nothing of the above.
+    IgvmPages,
+    /// A parameter area of an IGVM file, which the host fills.
+    IgvmParameters,
 }
 
 /// A run of pages that was measured.

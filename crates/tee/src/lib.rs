@@ -13,6 +13,7 @@ pub mod guest_event;
 pub mod guest_message;
 pub mod guid;
 pub mod hashes_table;
+pub mod igvm;
 pub mod instance;
 pub mod ovmf;
 pub mod page_info;

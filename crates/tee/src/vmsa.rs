@@ -5,6 +5,8 @@
 //! Which values a VMSA holds is decided by the VMM and the kernel, not by the
 //! guest's owner: each combination that is known is a variant of [`Vmm`].
 
+mod kvm;
+
 use std::mem::{offset_of, size_of};
 
 use serde::{Deserialize, Serialize};
@@ -14,6 +16,8 @@ use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout, Unaligne
 use crate::GuestFeatures;
 use crate::cpu::CpuSignature;
 use crate::page_info::PAGE_SIZE;
+
+pub use kvm::{DroppedRegisterError, pass_to_kvm};
 
 /// Guest physical address at which KVM has every VMSA measured: the highest
 /// page of a 48-bit address space (Linux `arch/x86/kvm/svm/sev.c`,

@@ -41,6 +41,13 @@ pub(crate) struct Args {
     /// OVMF firmware; may be given more than once
     #[arg(long, value_name = "PATH")]
     pub(super) ovmf: Vec<PathBuf>,
+    /// IGVM file (modes snp, seves and sev), instead of firmware and kernel; may
+    /// be given more than once
+    #[arg(long, value_name = "PATH")]
+    pub(super) igvm: Vec<PathBuf>,
+    /// Whose rules the IGVM file is loaded by (mode snp) [default: qemu]
+    #[arg(long, value_enum, value_name = "LOADER")]
+    pub(super) igvm_loader: Option<IgvmLoaderName>,
     /// Kernel or UKI given to QEMU as -kernel
     #[arg(long, value_name = "PATH")]
     pub(super) kernel: Option<PathBuf>,
@@ -207,6 +214,22 @@ impl From<SvsmFpuName> for SvsmFpu {
             SvsmFpuName::SevSnpMeasure => Self::SevSnpMeasure,
         }
     }
+}
+
+/// An [`IgvmLoader`](assay_measure::igvm::IgvmLoader) by the name that people
+/// type.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum IgvmLoaderName {
+    /// QEMU and KVM: right for guests without an SVSM
+    Qemu,
+    /// Coconut's QEMU and KVM with an SVSM: the boot processor alone is measured
+    QemuSvsm,
+    /// The order of the file, as the igvm crate measures: right for Hyper-V
+    FileOrder,
+    /// As file-order, pages without content are zero pages: right for Vanadium
+    NativeZero,
+    /// As Coconut's igvmmeasure prints, with its errors
+    Igvmmeasure,
 }
 
 /// How a digest is printed.

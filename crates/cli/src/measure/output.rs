@@ -3,12 +3,14 @@
 use std::fmt::Write as _;
 
 use anyhow::Result;
+use assay_measure::igvm::{IgvmLoader, IgvmSaveAreas, ResetState};
 use assay_measure::svsm::{SvsmInputs, SvsmProfile};
 use assay_measure::trace::MeasuredRegion;
 use assay_measure::vcpus::SaveAreas;
 use assay_measure::{MeasurementInputs, VcpuProfile};
 use assay_tee::VcpuCount;
 use assay_tee::hashes_table::KernelHashes;
+use assay_tee::vmsa::Vmsa;
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use serde::{Serialize, Serializer};
@@ -27,14 +29,35 @@ pub(super) struct Report {
     /// Of the last launch; printed where it is the only one.
     pub(super) trace: Vec<MeasuredRegion>,
     /// Of the last launch with virtual CPUs; written where it is the only one.
-    pub(super) save_areas: Option<SaveAreas>,
+    pub(super) save_areas: Option<MeasuredAreas>,
+    /// What a person should know about the digests, one sentence each.
+    pub(super) notes: Vec<String>,
+}
+
+/// Save areas of either kind of launch.
+#[derive(Debug)]
+pub(super) enum MeasuredAreas {
+    /// Of a VMM's making.
+    Built(SaveAreas),
+    /// Of an IGVM file.
+    Igvm(IgvmSaveAreas),
+}
+
+impl MeasuredAreas {
+    /// The save area of virtual CPU `index`, counted from zero.
+    pub(super) fn get(&self, index: u32) -> Option<&Vmsa> {
+        match self {
+            Self::Built(areas) => areas.get(index),
+            Self::Igvm(areas) => areas.get(index),
+        }
+    }
 }
 
 /// A digest and what it belongs to.
 #[derive(Debug, Clone, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Row {
-    /// Firmware file, or file of recorded inputs.
+    /// Firmware, IGVM file, or file of recorded inputs.
     pub(super) firmware: String,
     /// CPU by the name that was given.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -48,12 +71,23 @@ pub(super) struct Row {
     pub(super) digest: Vec<u8>,
 }
 
-/// A vCPU profile of either kind.
+/// A vCPU profile of any kind.
 #[derive(Debug, Clone, Copy, Serialize)]
 #[serde(untagged)]
 pub(super) enum Profile {
     Ovmf(VcpuProfile),
     Svsm(SvsmProfile),
+    Igvm(IgvmProfile),
+}
+
+/// What a launch from an IGVM file depends on besides the file.
+#[derive(Debug, Clone, Copy, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct IgvmProfile {
+    pub(super) loader: IgvmLoader,
+    /// State of virtual CPUs that the file has none for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) reset: Option<ResetState>,
 }
 
 /// Recorded inputs of either kind, as `--inputs` reads them.

@@ -1,6 +1,8 @@
 //! Whether the options make sense together: a digest that silently leaves
 //! something out misleads, so an option that would change nothing is refused.
 
+mod igvm;
+
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
@@ -12,6 +14,7 @@ use assay_tee::vmsa::Vmm;
 use assay_tee::{LaunchDigest, Sha256Digest, VcpuCount};
 
 use super::options::{Args, Mode, VmmType};
+pub(super) use igvm::{IgvmKind, IgvmRequest, IgvmVcpus};
 
 /// A launch to be measured, or a matrix of launches.
 #[derive(Debug)]
@@ -40,6 +43,7 @@ pub(super) enum Request {
         profiles: Vec<Named<SvsmProfile>>,
         vcpus: BTreeSet<VcpuCount>,
     },
+    Igvm(IgvmRequest),
 }
 
 /// Where the inputs of an SEV-SNP launch come from.
@@ -119,7 +123,12 @@ impl Request {
             "--output-format and --json exclude each other: JSON holds digests in hexadecimal; \
              leave one out"
         );
+        ensure!(
+            args.igvm_loader.is_none() || !args.igvm.is_empty(),
+            "--igvm-loader is about an IGVM file; give one with --igvm, or leave it out"
+        );
         let request = match args.mode {
+            _ if !args.igvm.is_empty() => Self::Igvm(IgvmRequest::from_args(args)?),
             Mode::Sev => Self::Sev {
                 ovmf: ovmf(args)?,
                 kernel: kernel(args)?,
@@ -149,7 +158,7 @@ impl Request {
         ] {
             ensure!(
                 !given || request.shapes() == 1,
-                "{option} is about one launch, and {} are asked for; give one --ovmf, one \
+                "{option} is about one launch, and {} are asked for; give one --ovmf or --igvm, one \
                  --vcpu-type and one --vcpus",
                 request.shapes()
             );
@@ -195,6 +204,7 @@ impl Request {
                 };
                 firmwares * profiles.len() * vcpus.len()
             }
+            Self::Igvm(request) => request.shapes(),
         }
     }
 }
@@ -467,8 +477,8 @@ fn snp_source(args: &Args) -> Result<SnpSource> {
     }
     ensure!(
         !args.ovmf.is_empty(),
-        "--ovmf is required in --mode snp: give the firmware, or what was recorded of it with \
-         --inputs"
+        "--ovmf is required in --mode snp: give the firmware, what was recorded of it with \
+         --inputs, or an IGVM file with --igvm"
     );
     ensure!(
         args.snp_ovmf_hash.is_none() || args.ovmf.len() == 1,

@@ -40,6 +40,11 @@ impl SingleLaunch {
             "--mode {} cannot be explained; only the digests of --mode snp can",
             args.mode
         );
+        ensure!(
+            args.igvm.is_empty() && args.igvm_loader.is_none(),
+            "the digests of IGVM files cannot be explained; give what the file was made of \
+             (--ovmf, --kernel, ...), or compare with `assay measure --igvm`"
+        );
         let request = Request::from_args(args)?;
         let shapes = request.shapes();
         let Request::Snp {
