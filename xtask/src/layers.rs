@@ -96,7 +96,7 @@ pub(crate) const WEB_SERVER: Recipe = Recipe {
 /// Programs that give second opinions on images, and what they boot.
 const IMAGE_ORACLES: Recipe = Recipe {
     name: "image-oracles",
-    revision: 2,
+    revision: 3,
     sources: &[
         Source {
             suite: pins::DEBIAN_SUITE,

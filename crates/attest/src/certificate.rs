@@ -18,6 +18,7 @@ use x509_cert::ext::pkix::{BasicConstraints, KeyUsage};
 use x509_cert::name::Name;
 
 use crate::crypto;
+use crate::describe::{TcbExtensions, VendorExtensions};
 use crate::ledger::Finding;
 use crate::verdict::ReasonCode;
 
@@ -130,6 +131,44 @@ impl Certificate {
             inner_algorithm,
             common_name,
         })
+    }
+
+    pub(crate) fn tbs(&self) -> &TbsCertificate {
+        &self.tbs
+    }
+
+    /// What the vendor's extensions say, and a sentence for each that cannot be
+    /// read.
+    pub(crate) fn vendor_extensions(&self) -> (VendorExtensions, Vec<String>) {
+        let mut problems = Vec::new();
+        let mut note = |oid: ObjectIdentifier| {
+            problems.push(format!("the extension {oid} is repeated or malformed"));
+        };
+        let mut integer = |oid| self.integer(oid).unwrap_or_else(|_| (note(oid), None).1);
+        let (struct_version, tcb) = (
+            integer(STRUCT_VERSION),
+            TcbExtensions {
+                fmc: integer(FMC_SPL),
+                bootloader: integer(BOOTLOADER_SPL),
+                tee: integer(TEE_SPL),
+                snp: integer(SNP_SPL),
+                microcode: integer(MICROCODE_SPL),
+            },
+        );
+        let mut string = |oid| self.string(oid).unwrap_or_else(|_| (note(oid), None).1);
+        let (product_name, csp_id) = (string(PRODUCT_NAME), string(CSP_ID));
+        let hw_id = self
+            .extension(HW_ID)
+            .and_then(|value| value.map(parse_hw_id).transpose())
+            .unwrap_or_else(|_| (note(HW_ID), None).1);
+        let extensions = VendorExtensions {
+            struct_version,
+            product_name,
+            hw_id: hw_id.map(hex::encode),
+            csp_id,
+            tcb,
+        };
+        (extensions, problems)
     }
 
     /// Serial number, big-endian without leading zeros.

@@ -18,11 +18,14 @@ mod appraise;
 mod certificate;
 mod chain;
 pub mod crypto;
+pub mod describe;
 pub mod evidence;
+pub mod id_block;
 mod ledger;
 mod platform;
 pub mod policy;
 pub mod reference;
+mod signing_key;
 pub mod verdict;
 
 pub use anchors::{TrustAnchors, TrustDomain};

@@ -134,6 +134,14 @@ macro_rules! bits {
         }
 
         impl $name {
+            /// Every bit with a meaning, lowest first.
+            pub const ALL: &[Self] = &[$(Self::$variant,)+];
+
+            /// What it means that the bit is set, as a sentence.
+            pub const fn meaning(self) -> &'static str {
+                match self { $(Self::$variant => $text,)+ }
+            }
+
             /// The bit in the field.
             pub const fn mask(self) -> u64 {
                 match self { $(Self::$variant => $field::$bit,)+ }

@@ -7,6 +7,10 @@
 
 mod build;
 mod explain;
+mod guest_policy;
+mod id_block;
+mod igvm;
+mod inspect;
 mod measure;
 mod pcrs;
 mod pull;
@@ -30,6 +34,12 @@ enum Command {
     Build(build::Args),
     /// Name the cause of a launch digest that was not expected
     Explain(Box<explain::Args>),
+    /// Sign what may be launched, and verify such signatures
+    IdBlock(id_block::Args),
+    /// Make IGVM files, which hold everything that a guest starts from
+    Igvm(igvm::Args),
+    /// Show what a firmware, UKI, IGVM file, report or certificate says
+    Inspect(inspect::Args),
     /// Compute the launch digest of a guest from its files
     Measure(measure::Args),
     /// Predict the TPM PCRs that the boot of a UKI leaves
@@ -44,6 +54,9 @@ fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Build(args) => build::run(&args),
         Command::Explain(args) => return explain::run(&args),
+        Command::IdBlock(args) => id_block::run(&args),
+        Command::Igvm(args) => igvm::run(&args),
+        Command::Inspect(args) => inspect::run(&args),
         Command::Measure(args) => measure::run(&args),
         Command::Pcrs(args) => pcrs::run(&args),
         Command::Pull(args) => pull::run(&args),

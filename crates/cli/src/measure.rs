@@ -25,7 +25,7 @@ use assay_tee::{LaunchDigest, VcpuCount};
 use zerocopy::IntoBytes as _;
 
 use options::Mode;
-pub(crate) use options::{Args, parse_launch_digest};
+pub(crate) use options::{Args, parse_launch_digest, parse_u32};
 use output::{MeasuredAreas, Profile, Recorded, Report, Row};
 use request::{DirectBoot, Named, Request, SnpSource, SvsmSource, Vars};
 pub(crate) use single::SingleLaunch;
@@ -143,10 +143,10 @@ fn sev_es(
             let reset_eip = parse_ovmf(&firmware)
                 .with_context(|| measuring(path))?
                 .reset_eip;
-            report.save_areas = Some(MeasuredAreas::Built(SaveAreas::sev_es(
+            report.save_areas = Some(MeasuredAreas::Built(Box::new(SaveAreas::sev_es(
                 &profile.value,
                 reset_eip,
-            )));
+            ))));
         }
     }
     Ok(report)
@@ -187,10 +187,10 @@ fn snp(
             .rows
             .push(snp_row(&paths[0], profile, count, measurement.digest));
         report.trace = measurement.trace;
-        report.save_areas = Some(MeasuredAreas::Built(SaveAreas::snp(
+        report.save_areas = Some(MeasuredAreas::Built(Box::new(SaveAreas::snp(
             &profile.value,
             inputs.firmware.reset_eip,
-        )));
+        ))));
     } else {
         let values: Vec<_> = profiles.iter().map(|profile| profile.value).collect();
         let rows = measure_matrix(&inputs, &values, vcpus).map_err(|error| {
@@ -279,10 +279,10 @@ fn snp_svsm(
                     .with_context(|| measuring(path))?;
                 report.rows.push(row((count, measurement.digest)));
                 report.trace = measurement.trace;
-                report.save_areas = Some(MeasuredAreas::Built(SaveAreas::svsm(
+                report.save_areas = Some(MeasuredAreas::Built(Box::new(SaveAreas::svsm(
                     &profile.value,
                     inputs.entry,
-                )));
+                ))));
             } else {
                 let digests = measure_svsm_counts(&inputs, &profile.value, vcpus)
                     .with_context(|| measuring(path))?;

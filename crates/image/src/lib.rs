@@ -10,6 +10,7 @@ pub mod boot_kit;
 pub mod bzimage;
 pub mod erofs;
 pub mod flatten;
+pub mod igvm;
 pub mod initramfs;
 pub mod manifest;
 pub mod modules;

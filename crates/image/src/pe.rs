@@ -50,8 +50,11 @@ pub mod field {
 
 /// Bytes are not a PE32+ image.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("not a PE32+ image: {0}")]
-pub struct ParsePeError(&'static str);
+#[error("not a PE32+ image: {problem} at byte {offset:#x}")]
+pub struct ParsePeError {
+    problem: &'static str,
+    offset: usize,
+}
 
 /// Headers of an image.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -119,25 +122,28 @@ pub fn u32_at(bytes: &[u8], offset: usize) -> Option<u32> {
 impl PeImage {
     /// Parses the headers of `image`.
     pub fn parse(image: &[u8]) -> Result<Self, ParsePeError> {
+        let error = |problem, offset| ParsePeError { problem, offset };
         if !image.starts_with(b"MZ") {
-            return Err(ParsePeError("no MZ signature"));
+            return Err(error("no MZ signature", 0));
         }
-        let truncated = || ParsePeError("truncated headers");
-        let pe_offset = u32_at(image, PE_OFFSET).ok_or_else(truncated)?;
-        let pe_offset = usize::try_from(pe_offset).map_err(|_| truncated())?;
-        let headers = image.get(pe_offset..).ok_or_else(truncated)?;
+        let truncated = |offset| move || error("truncated headers", offset);
+        let pe_offset = u32_at(image, PE_OFFSET).ok_or_else(truncated(PE_OFFSET))?;
+        let pe_offset = usize::try_from(pe_offset).map_err(|_| truncated(PE_OFFSET)())?;
+        let headers = image.get(pe_offset..).ok_or_else(truncated(image.len()))?;
         if !headers.starts_with(b"PE\0\0") {
-            return Err(ParsePeError("no PE signature"));
+            return Err(error("no PE signature", pe_offset));
         }
-        let short = |offset| u16_at(headers, offset).ok_or_else(truncated);
-        let long = |offset| u32_at(headers, offset).ok_or_else(truncated);
+        let short = |offset| u16_at(headers, offset).ok_or_else(truncated(pe_offset + offset));
+        let long = |offset| u32_at(headers, offset).ok_or_else(truncated(pe_offset + offset));
         if short(field::OPTIONAL_HEADER)? != PE32_PLUS {
-            return Err(ParsePeError("optional header is not PE32+"));
+            let offset = pe_offset + field::OPTIONAL_HEADER;
+            return Err(error("an optional header that is not PE32+", offset));
         }
         let section_alignment = long(field::SECTION_ALIGNMENT)?;
         let file_alignment = long(field::FILE_ALIGNMENT)?;
         if !section_alignment.is_power_of_two() || !file_alignment.is_power_of_two() {
-            return Err(ParsePeError("an alignment is no power of two"));
+            let offset = pe_offset + field::SECTION_ALIGNMENT;
+            return Err(error("an alignment that is no power of two", offset));
         }
         let optional_len = usize::from(short(field::SIZE_OF_OPTIONAL_HEADER)?);
         let table = field::OPTIONAL_HEADER + optional_len;
@@ -161,13 +167,14 @@ impl PeImage {
         let sections = (0..count)
             .map(section)
             .collect::<Option<Vec<_>>>()
-            .ok_or_else(truncated)?;
+            .ok_or_else(truncated(pe_offset + table))?;
         let security = field::DATA_DIRECTORIES + 8 * SECURITY_DIRECTORY;
         let certificates = if security + 8 <= table && long(security)? != 0 {
-            let offset = |number| usize::try_from(number).map_err(|_| truncated());
+            let beyond = truncated(pe_offset + security);
+            let offset = |number| usize::try_from(number).map_err(|_| beyond());
             let start = offset(long(security)?)?;
             let end = start.checked_add(offset(long(security + 4)?)?);
-            Some(start..end.ok_or_else(truncated)?)
+            Some(start..end.ok_or_else(beyond)?)
         } else {
             None
         };
@@ -195,8 +202,11 @@ impl PeImage {
     /// the table itself (Microsoft, *Windows Authenticode Portable Executable
     /// Signature Format*, "Calculating the PE Image Hash").
     pub fn authenticode_digest(&self, image: &[u8]) -> Result<Sha256Digest, ParsePeError> {
-        const OUTSIDE: ParsePeError = ParsePeError("a part of it lies outside the file");
-        let offset = |number: u32| usize::try_from(number).map_err(|_| OUTSIDE);
+        let outside = || ParsePeError {
+            problem: "a part that lies outside the file",
+            offset: image.len(),
+        };
+        let offset = |number: u32| usize::try_from(number).map_err(|_| outside());
         let checksum = self.pe_offset + field::CHECKSUM;
         let security = self.pe_offset + field::DATA_DIRECTORIES + 8 * SECURITY_DIRECTORY;
         let headers = offset(self.size_of_headers)?;
@@ -211,18 +221,18 @@ impl PeImage {
         let mut hashed = headers;
         for section in sections {
             let (start, len) = (offset(section.raw_offset)?, offset(section.raw_size)?);
-            parts.push(start..start.checked_add(len).ok_or(OUTSIDE)?);
-            hashed = hashed.checked_add(len).ok_or(OUTSIDE)?;
+            parts.push(start..start.checked_add(len).ok_or_else(outside)?);
+            hashed = hashed.checked_add(len).ok_or_else(outside)?;
         }
         // What follows the sections, but for the certificates at the very end.
         let certificates = self.certificates.as_ref().map_or(0, Range::len);
-        let end = image.len().checked_sub(certificates).ok_or(OUTSIDE)?;
+        let end = image.len().checked_sub(certificates).ok_or_else(outside)?;
         if end > hashed {
             parts.push(hashed..end);
         }
         let mut digest = Sha256::new();
         for part in parts {
-            digest.update(image.get(part).ok_or(OUTSIDE)?);
+            digest.update(image.get(part).ok_or_else(outside)?);
         }
         Ok(Sha256Digest::new(digest.finalize().into()))
     }

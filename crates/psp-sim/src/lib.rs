@@ -14,8 +14,10 @@
 //! certificate specification (AMD 57230).
 
 mod certificate;
+pub mod id_block;
 pub mod pki;
 pub mod processor;
 
+pub use id_block::{IdBlockError, IdBlockInput};
 pub use pki::{Authority, Endorsement, PkiError, VcekTemplate};
 pub use processor::{Guest, LaunchError, Launching, Processor};

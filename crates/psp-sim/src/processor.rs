@@ -16,6 +16,7 @@ use aws_lc_rs::rand::{SecureRandom as _, SystemRandom};
 use sha2::{Digest as _, Sha384};
 use zerocopy::IntoBytes as _;
 
+use crate::id_block::{self, IdBlockError, IdBlockInput};
 use crate::pki::{ChipIdentity, Endorsement, PkiError};
 
 /// The firmware that is simulated: 1.55.43, the first report version 5 known.
@@ -63,6 +64,9 @@ pub enum LaunchError {
     /// The TCB in the endorsement is not one of its product.
     #[error("the endorsement's TCB cannot be encoded")]
     Tcb(#[from] TcbError),
+    /// The ID block is invalid, or wants another launch.
+    #[error("the ID block is refused")]
+    IdBlock(#[from] IdBlockError),
     /// The random number generator failed.
     #[error("the random number generator failed")]
     Random,
@@ -177,6 +181,27 @@ impl Launching {
     /// # Errors
     /// When no report identity can be drawn.
     pub fn launch_finish(self, host_data: Sha256Digest) -> Result<Guest, LaunchError> {
+        self.finish(host_data, None)
+    }
+
+    /// SNP_LAUNCH_FINISH with an ID block: the launch must be the one that the
+    /// block's owner signed, and reports name the owner.
+    ///
+    /// # Errors
+    /// When the ID block is refused, or no report identity can be drawn.
+    pub fn launch_finish_with_id_block(
+        self,
+        host_data: Sha256Digest,
+        id_block: &IdBlockInput<'_>,
+    ) -> Result<Guest, LaunchError> {
+        self.finish(host_data, Some(id_block))
+    }
+
+    fn finish(
+        self,
+        host_data: Sha256Digest,
+        id_block: Option<&IdBlockInput<'_>>,
+    ) -> Result<Guest, LaunchError> {
         let mut report_id = [0; 32];
         SystemRandom::new()
             .fill(&mut report_id)
@@ -219,6 +244,9 @@ impl Launching {
         report.launch_tcb = tcb;
         report.launch_mit_vector = MITIGATIONS.into();
         report.current_mit_vector = MITIGATIONS.into();
+        if let Some(id_block) = id_block {
+            id_block::apply(id_block, &mut report)?;
+        }
         Ok(Guest {
             endorsement: self.processor.endorsement,
             template: report,

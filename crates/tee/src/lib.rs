@@ -7,12 +7,14 @@
 pub mod canonical;
 pub mod cpu;
 pub mod digest;
+mod ecdsa;
 pub mod features;
 pub mod guest_config;
 pub mod guest_event;
 pub mod guest_message;
 pub mod guid;
 pub mod hashes_table;
+pub mod id_block;
 pub mod igvm;
 pub mod instance;
 pub mod ovmf;

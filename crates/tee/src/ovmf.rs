@@ -18,6 +18,9 @@ use crate::page_info::{PAGE_SIZE, PAGE_SIZE_U32};
 
 const FOOTER_GUID: Guid = Guid::new(0x96b5_82de_1fb2_45f7_baea_a366_c55a_082d);
 pub(crate) const SEV_METADATA_GUID: Guid = Guid::new(0xdc88_6566_984a_4798_a75e_5585_a7bf_67cc);
+const SEV_SECRET_BLOCK_GUID: Guid = Guid::new(0x4c2e_b361_7d9b_4cc3_8081_127c_90d3_d294);
+const TDX_METADATA_GUID: Guid = Guid::new(0xe47a_6535_984a_4798_865e_4685_a7bf_8ec2);
+const IGVM_METADATA_GUID: Guid = Guid::new(0x784f_a70e_3176_4677_8a20_04b6_8699_e374);
 const SEV_HASH_TABLE_RV_GUID: Guid = Guid::new(0x7255_371f_3a3b_4b04_927b_1da6_efa8_d454);
 const SEV_ES_RESET_BLOCK_GUID: Guid = Guid::new(0x00f7_71de_1a7e_4fcb_890e_68c7_7e2f_b44e);
 
@@ -320,8 +323,22 @@ pub fn parse_ovmf(firmware: &[u8]) -> Result<OvmfMetadata, ParseOvmfError> {
     Ok(metadata)
 }
 
+/// The name that edk2 gives to an entry of the table.
+pub fn entry_name(guid: Guid) -> Option<&'static str> {
+    [
+        (SEV_METADATA_GUID, "SEV_METADATA"),
+        (SEV_HASH_TABLE_RV_GUID, "SEV_HASH_TABLE_RV"),
+        (SEV_ES_RESET_BLOCK_GUID, "SEV_ES_RESET_BLOCK"),
+        (SEV_SECRET_BLOCK_GUID, "SEV_SECRET_BLOCK"),
+        (TDX_METADATA_GUID, "TDX_METADATA"),
+        (IGVM_METADATA_GUID, "IGVM_METADATA"),
+    ]
+    .into_iter()
+    .find_map(|(known, name)| (known == guid).then_some(name))
+}
+
 /// An entry of the table: GUID and data.
-pub(crate) type TableEntry<'a> = (Guid, &'a [u8]);
+pub type TableEntry<'a> = (Guid, &'a [u8]);
 
 #[derive(FromBytes, Immutable, KnownLayout, Unaligned, Clone, Copy)]
 #[repr(C)]
@@ -359,7 +376,12 @@ fn split_tail(bytes: &[u8]) -> Option<(&[u8], Guid, u16)> {
     Some((rest, Guid::from_bytes(*guid), u16::from_le_bytes(*length)))
 }
 
-pub(crate) fn parse_table(firmware: &[u8]) -> Result<Vec<TableEntry<'_>>, ParseOvmfError> {
+/// The entries of the GUIDed table as they are, last one first. Their data are
+/// not read.
+///
+/// # Errors
+/// When there is no table or it does not add up.
+pub fn parse_table(firmware: &[u8]) -> Result<Vec<TableEntry<'_>>, ParseOvmfError> {
     let table_error = |problem| ParseOvmfError::Table { problem };
     let (before_footer, guid, table_length) = firmware
         .len()

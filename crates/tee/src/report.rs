@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-use crate::LaunchDigest;
+use crate::{LaunchDigest, ecdsa};
 
 /// Length of a report in bytes.
 pub const REPORT_LEN: usize = 0x4a0;
@@ -291,25 +291,12 @@ impl AttestationReport {
     /// The signature as `r || s`, big-endian, 48 bytes each: the fixed form of
     /// ECDSA P-384 signatures. Only the lower 48 bytes of either field.
     pub fn signature_fixed(&self) -> [u8; 96] {
-        let mut fixed = [0; 96];
-        let (r, s) = fixed.split_at_mut(48);
-        for (to, from) in [(r, &self.signature_r), (s, &self.signature_s)] {
-            for (to, from) in to.iter_mut().rev().zip(from) {
-                *to = *from;
-            }
-        }
-        fixed
+        ecdsa::to_fixed(&self.signature_r, &self.signature_s)
     }
 
     /// Places a signature given as `r || s`, big-endian, 48 bytes each.
     pub fn set_signature_fixed(&mut self, fixed: &[u8; 96]) {
-        let (r, s) = fixed.split_at(48);
-        for (to, from) in [(&mut self.signature_r, r), (&mut self.signature_s, s)] {
-            *to = [0; 72];
-            for (to, from) in to.iter_mut().zip(from.iter().rev()) {
-                *to = *from;
-            }
-        }
+        (self.signature_r, self.signature_s) = ecdsa::from_fixed(fixed);
     }
 
     /// The launch digest.

@@ -96,7 +96,7 @@ fn snp(
         add(report, count, measurement.digest);
         report.trace = measurement.trace;
         let areas = IgvmSaveAreas::new(file, PlatformType::SevSnp, state.as_ref(), count)?;
-        report.save_areas = Some(MeasuredAreas::Igvm(areas));
+        report.save_areas = Some(MeasuredAreas::Igvm(Box::new(areas)));
         return Ok(());
     }
     for (count, digest) in measure_igvm_snp_counts(file, state.as_ref(), &vcpus.counts)? {
@@ -122,7 +122,7 @@ fn sev_es(
         let row = row(path, cpu, Some(profile), Some(count), digest.as_bytes());
         report.rows.push(row);
         let areas = IgvmSaveAreas::new(file, PlatformType::SevEs, state.as_ref(), count)?;
-        report.save_areas = Some(MeasuredAreas::Igvm(areas));
+        report.save_areas = Some(MeasuredAreas::Igvm(Box::new(areas)));
     }
     Ok(())
 }

@@ -280,7 +280,7 @@ fn parse_u64(text: &str) -> Result<u64, String> {
 }
 
 /// As [`parse_u64`], for 32 bits.
-fn parse_u32(text: &str) -> Result<u32, String> {
+pub(crate) fn parse_u32(text: &str) -> Result<u32, String> {
     u32::try_from(parse_u64(text)?).map_err(|_| "does not fit into 32 bits".to_owned())
 }
 

@@ -38,9 +38,9 @@ pub(super) struct Report {
 #[derive(Debug)]
 pub(super) enum MeasuredAreas {
     /// Of a VMM's making.
-    Built(SaveAreas),
+    Built(Box<SaveAreas>),
     /// Of an IGVM file.
-    Igvm(IgvmSaveAreas),
+    Igvm(Box<IgvmSaveAreas>),
 }
 
 impl MeasuredAreas {

@@ -9,8 +9,12 @@ const SEV_HASH_TABLE_RV: Guid = Guid::new(0x7255_371f_3a3b_4b04_927b_1da6_efa8_d
 const SEV_ES_RESET_BLOCK: Guid = Guid::new(0x00f7_71de_1a7e_4fcb_890e_68c7_7e2f_b44e);
 const SVSM_INFO: Guid = Guid::new(0xa789_a612_0597_4c4b_a49f_cbb1_fe9d_1ddd);
 
+const IGVM_METADATA: Guid = Guid::new(0x784f_a70e_3176_4677_8a20_04b6_8699_e374);
+
 /// Offset of the SEV metadata from the end of the image.
 const METADATA_OFFSET: usize = 0x600;
+/// Offset of the IGVM metadata from the end of the image.
+const IGVM_METADATA_OFFSET: usize = 0x700;
 
 /// An OVMF image of `pages` pages filled from `filler`.
 pub(crate) struct SyntheticFirmware<'a> {
@@ -23,19 +27,53 @@ pub(crate) struct SyntheticFirmware<'a> {
 
 /// The bytes of an OVMF image.
 pub(crate) fn build_firmware(firmware: &SyntheticFirmware) -> Vec<u8> {
+    build(
+        firmware.pages,
+        firmware.filler,
+        firmware.sections,
+        &entries(firmware),
+    )
+}
+
+/// The bytes of an OVMF image that expects IGVM files: base, size and type of
+/// what it expects of them.
+#[allow(dead_code, reason = "not every test has an IGVM file")]
+pub(crate) fn build_igvm_firmware(firmware: &SyntheticFirmware, areas: &[[u32; 3]]) -> Vec<u8> {
+    let offset = u32::try_from(IGVM_METADATA_OFFSET).unwrap();
+    let mut entries = entries(firmware);
+    entries.push((IGVM_METADATA, offset.to_le_bytes().to_vec()));
+    let mut image = build(firmware.pages, firmware.filler, firmware.sections, &entries);
+    let count = u32::try_from(areas.len()).unwrap();
+    let mut metadata = b"IGVM".to_vec();
+    metadata.extend(
+        [16 + 12 * count, 1, count]
+            .map(u32::to_le_bytes)
+            .as_flattened(),
+    );
+    metadata.extend(
+        areas
+            .as_flattened()
+            .iter()
+            .flat_map(|word| word.to_le_bytes()),
+    );
+    let start = image.len() - IGVM_METADATA_OFFSET;
+    image[start..start + metadata.len()].copy_from_slice(&metadata);
+    image
+}
+
+fn entries(firmware: &SyntheticFirmware) -> Vec<(Guid, Vec<u8>)> {
     let hashes_table = [
         firmware.hashes_table_gpa.to_le_bytes(),
         0x400_u32.to_le_bytes(),
     ]
     .concat();
-    let entries = [
+    vec![
         (SEV_HASH_TABLE_RV, hashes_table),
         (
             SEV_ES_RESET_BLOCK,
             firmware.reset_eip.to_le_bytes().to_vec(),
         ),
-    ];
-    build(firmware.pages, firmware.filler, firmware.sections, &entries)
+    ]
 }
 
 /// The bytes of an SVSM binary whose entry point has this offset.

@@ -1,0 +1,381 @@
+//! IGVM files that we write: what they hold, that every tool measures them the
+//! same, and what is refused.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a failed assumption fails the test"
+)]
+
+#[path = "../../measure/tests/support/synthetic_firmware.rs"]
+mod synthetic_firmware;
+
+use std::collections::BTreeMap;
+
+use assay_image::igvm::{EMBEDDED_KERNEL_GPA, EncodeIgvmError, IgvmKernel, IgvmSpec, encode_igvm};
+use assay_measure::igvm::{IgvmLaunch, measure_igvm_snp, qemu_refuses};
+use assay_tee::cpu::{CpuModel, CpuSignature};
+use assay_tee::hashes_table::KernelHashes;
+use assay_tee::igvm::{Directive, PageDataType, PlatformType, parse_igvm};
+use assay_tee::ovmf::{Section, SectionKind};
+use assay_tee::vmsa::{KVM_VMSA_GPA, Vcpu, Vmm, build_vmsa};
+use assay_tee::{GuestFeatures, GuestPolicy, LaunchDigest, Sha256Digest, VcpuCount};
+use bytes::Bytes;
+use igvm::measurement::generate_snp_measurement;
+use synthetic_firmware::{SyntheticFirmware, build_firmware, build_igvm_firmware};
+
+const PAGE: u64 = 4096;
+const RESET_EIP: u32 = 0x80_b004;
+const AREAS: [[u32; 3]; 4] = [
+    [0x81_2000, 0x1000, 0x100],
+    [0, 0xc0, 0x101],
+    [0xc0, 0x10, 0x102],
+    [0x81_3000, 0x1000, 0x200],
+];
+
+const fn section(gpa: u32, size: u32, kind: SectionKind) -> Section {
+    Section { gpa, size, kind }
+}
+
+const SECTIONS: [Section; 6] = [
+    section(0x80_0000, 0x3000, SectionKind::SecMem),
+    section(0x80_d000, 0x1000, SectionKind::SnpSecrets),
+    section(0x80_e000, 0x1000, SectionKind::Cpuid),
+    section(0x80_f000, 0x1000, SectionKind::SvsmCaa),
+    section(0x81_1000, 0x4000, SectionKind::SecMem),
+    section(0x81_0000, 0x1000, SectionKind::KernelHashes),
+];
+
+fn synthetic(sections: &[Section]) -> SyntheticFirmware<'_> {
+    SyntheticFirmware {
+        pages: 3,
+        filler: 0xf4,
+        sections,
+        reset_eip: RESET_EIP,
+        hashes_table_gpa: 0x81_0c00,
+    }
+}
+
+fn firmware() -> Bytes {
+    build_igvm_firmware(&synthetic(&SECTIONS), &AREAS).into()
+}
+
+fn signature(model: &str) -> CpuSignature {
+    CpuModel::by_name(model).unwrap().signature()
+}
+
+fn hashes() -> KernelHashes {
+    KernelHashes::from_bytes(b"uki", None, "")
+}
+
+fn spec<'a>(firmware: &'a Bytes, kernel: IgvmKernel<'a>, vcpus: u32) -> IgvmSpec<'a> {
+    IgvmSpec {
+        firmware,
+        kernel,
+        vcpus: VcpuCount::try_from(vcpus).unwrap(),
+        cpu_signature: signature("EPYC-v4"),
+        guest_features: GuestFeatures(GuestFeatures::SNP_ACTIVE),
+        policy: GuestPolicy::default(),
+    }
+}
+
+fn encode(spec: &IgvmSpec<'_>) -> Bytes {
+    encode_igvm(spec).unwrap().to_bytes()
+}
+
+/// The digest by our own measurement with the rules of each loader, which must
+/// agree with each other and with the `igvm` crate.
+#[track_caller]
+fn digest(file: &[u8], vcpus: u32) -> LaunchDigest {
+    let parsed = parse_igvm(file).unwrap();
+    assert!(qemu_refuses(&parsed).is_empty());
+    let vcpus = VcpuCount::try_from(vcpus).unwrap();
+    let by = |launch| measure_igvm_snp(&parsed, &launch).unwrap().digest;
+    let digest = by(IgvmLaunch::Qemu { vcpus, reset: None });
+    assert_eq!(by(IgvmLaunch::FileOrder), digest);
+    assert_eq!(by(IgvmLaunch::Igvmmeasure), digest);
+    let theirs = igvm::IgvmFile::new_from_binary(file, None).unwrap();
+    let oracle =
+        generate_snp_measurement(theirs.initializations(), theirs.directives(), 1).unwrap();
+    assert_eq!(LaunchDigest::new(oracle), digest);
+    digest
+}
+
+#[test]
+fn every_tool_measures_the_same() {
+    let firmware = firmware();
+    let uki = Bytes::from([&[7; 4096][..], &[0; 8192], &[9; 100]].concat());
+    for vcpus in [1, 2, 17, 512] {
+        let verified = encode(&spec(&firmware, IgvmKernel::Verified(hashes()), vcpus));
+        let embedded = encode(&spec(&firmware, IgvmKernel::Embedded(&uki), vcpus));
+        assert_ne!(digest(&verified, vcpus), digest(&embedded, vcpus));
+    }
+}
+
+/// Firmware of Debian's, and what people launch it with.
+#[test]
+fn every_tool_measures_real_firmware_the_same() {
+    let Some(path) = std::env::var_os("ASSAY_ORACLE_FIRMWARE") else {
+        eprintln!("skipped: ASSAY_ORACLE_FIRMWARE is not set (cargo xtask programs)");
+        return;
+    };
+    let firmware = Bytes::from(std::fs::read(path).unwrap());
+    let uki: Bytes = (0..300_000_u32).flat_map(u32::to_le_bytes).collect();
+    for (vcpus, model, features) in [
+        (1, "EPYC-Milan", 0x1),
+        (2, "EPYC-Genoa", 0x1),
+        (64, "EPYC-Turin", 0x21),
+    ] {
+        for kernel in [
+            IgvmKernel::Verified(KernelHashes::from_bytes(&uki, None, "")),
+            IgvmKernel::Embedded(&uki),
+        ] {
+            let spec = IgvmSpec {
+                cpu_signature: signature(model),
+                guest_features: GuestFeatures(features),
+                ..spec(&firmware, kernel, vcpus)
+            };
+            let file = encode(&spec);
+            digest(&file, vcpus);
+            assert_eq!(
+                encode(&spec),
+                file,
+                "the same specification, the same bytes"
+            );
+        }
+    }
+}
+
+/// The writer's bytes: a change here changes published launch digests, and is
+/// listed under `MEASUREMENT` in the changelog.
+#[test]
+fn the_bytes_are_known() {
+    let firmware = firmware();
+    let uki = Bytes::from_static(b"uki");
+    let known = |kernel| {
+        let file = encode(&spec(&firmware, kernel, 2));
+        (Sha256Digest::of(&file).to_hex(), digest(&file, 2).to_hex())
+    };
+    for (kernel, file, digest) in [
+        (
+            IgvmKernel::Verified(hashes()),
+            "3bb2891be5c6e1e5b289a834451f3fe560073d8a9704e3453f581b035463e500",
+            "a3341afeba57382ee93d9c67e28437057dd90c0d5dd1b9d1bb471adc468f997a\
+             352e9e804a416ba9c402a32565effc01",
+        ),
+        (
+            IgvmKernel::Embedded(&uki),
+            "0e8ad458678d8d7cdc00f9ac9a392a4160245fb0ffd7c07cbb621071d51019b8",
+            "b7fc6f65df0564a5a1dfc2368374137c04c5380351ec5435c26d4ae4223214a0\
+             088938ea57f646d1c8c06020dc6731ae",
+        ),
+    ] {
+        assert_eq!(known(kernel), (file.to_owned(), digest.to_owned()));
+    }
+}
+
+/// What guests find in their memory, page by page.
+#[test]
+fn the_guest_finds_what_it_expects() {
+    let firmware = firmware();
+    let uki = Bytes::from([&[7; 4096][..], &[0; 4096], &[9; 100]].concat());
+    let file = encode(&spec(&firmware, IgvmKernel::Embedded(&uki), 3));
+    let parsed = parse_igvm(&file).unwrap();
+    let mask = |platform| parsed.platform(platform).unwrap().compatibility_mask;
+    let (snp, native) = (mask(PlatformType::SevSnp), mask(PlatformType::Native));
+    parsed.check_overlaps(snp).unwrap();
+    parsed.check_overlaps(native).unwrap();
+
+    let pages: BTreeMap<_, _> = parsed
+        .directives_for(snp)
+        .filter_map(|directive| match directive {
+            Directive::PageData(page) => Some((page.gpa, page)),
+            _ => None,
+        })
+        .collect();
+    let kinds: BTreeMap<_, _> = pages
+        .values()
+        .filter(|page| page.data_type != PageDataType::Normal)
+        .map(|page| (page.gpa, page.data_type))
+        .collect();
+    let expected = [
+        (0x80_d000, PageDataType::Secrets),
+        (0x80_e000, PageDataType::CpuidData),
+    ];
+    assert_eq!(kinds, expected.into());
+    // The parameter area is the loader's.
+    assert!(!pages.contains_key(&0x81_2000));
+    assert!(pages.contains_key(&0x81_1000) && pages.contains_key(&0x81_4000));
+    // No kernel is handed over, so nothing is there to verify one with.
+    assert_eq!(pages[&0x81_0000].contents, None);
+    assert_eq!(pages[&EMBEDDED_KERNEL_GPA].contents, Some(&[7; 4096][..]));
+    assert_eq!(pages[&(EMBEDDED_KERNEL_GPA + PAGE)].contents, None);
+    let last = pages[&(EMBEDDED_KERNEL_GPA + 2 * PAGE)].contents.unwrap();
+    assert_eq!(&last[..101], [&[9; 100][..], &[0]].concat());
+    // The list that leads to the kernel.
+    let list = pages[&0x81_3000].contents.unwrap();
+    assert_eq!(&list[..8], [4, 0, 48, 0, 0, 0, 0, 0]);
+    assert_eq!(list[24..32], EMBEDDED_KERNEL_GPA.to_le_bytes());
+    assert_eq!(list[32..40], (uki.len() as u64).to_le_bytes());
+    assert_eq!(list[40..44], 0x201_u32.to_le_bytes());
+    assert_eq!(list[48..52], [0xff, 0xff, 8, 0]);
+
+    // Without protection there are no pages of the processor's, and no save area.
+    for directive in parsed.directives_for(native) {
+        match directive {
+            Directive::PageData(page) => assert_eq!(page.data_type, PageDataType::Normal),
+            Directive::VpContext(_) => panic!("a save area without protection"),
+            _ => {}
+        }
+    }
+    let contexts: Vec<_> = parsed
+        .directives
+        .iter()
+        .filter_map(|directive| match directive {
+            Directive::VpContext(context) => Some((context.vp_index, context.gpa, context.state)),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(contexts.len(), 3);
+    let vmsa = |vcpu| {
+        let features = GuestFeatures(GuestFeatures::SNP_ACTIVE);
+        build_vmsa(Vmm::Qemu, vcpu, signature("EPYC-v4"), features)
+    };
+    let application = vmsa(Vcpu::Application {
+        reset_eip: RESET_EIP,
+    });
+    for (index, (vp_index, gpa, state)) in contexts.into_iter().enumerate() {
+        let expected = if index == 0 {
+            vmsa(Vcpu::Boot)
+        } else {
+            application.clone()
+        };
+        assert_eq!(usize::from(vp_index), index);
+        assert_eq!(gpa, KVM_VMSA_GPA);
+        assert_eq!(state, assay_tee::igvm::VpState::Vmsa(&expected));
+    }
+}
+
+/// A changed part changes the digest; the rest of the file stays.
+#[test]
+fn every_input_counts() {
+    let firmware = firmware();
+    let kernel = || IgvmKernel::Verified(hashes());
+    let good = spec(&firmware, kernel(), 2);
+    let reference = digest(&encode(&good), 2);
+    let mut changed = firmware.to_vec();
+    changed[100] ^= 1;
+    let changed = Bytes::from(changed);
+    let other = KernelHashes::from_bytes(b"uki!", None, "");
+    for (what, other) in [
+        ("firmware", spec(&changed, kernel(), 2)),
+        ("kernel", spec(&firmware, IgvmKernel::Verified(other), 2)),
+        (
+            "model",
+            IgvmSpec {
+                cpu_signature: signature("EPYC-Genoa"),
+                ..good.clone()
+            },
+        ),
+        (
+            "features",
+            IgvmSpec {
+                guest_features: GuestFeatures(0x21),
+                ..good.clone()
+            },
+        ),
+    ] {
+        assert_ne!(digest(&encode(&other), 2), reference, "{what}");
+    }
+    let policy = IgvmSpec {
+        policy: GuestPolicy(0xb_0000),
+        ..good.clone()
+    };
+    assert_ne!(encode(&policy), encode(&good));
+    assert_eq!(
+        digest(&encode(&policy), 2),
+        reference,
+        "no part of the digest"
+    );
+}
+
+#[test]
+fn what_would_not_boot_is_refused() {
+    let uki = Bytes::from_static(b"uki");
+    let verified = || IgvmKernel::Verified(hashes());
+    let embedded = || IgvmKernel::Embedded(&uki);
+    let refuse =
+        |firmware: &Bytes, kernel, vcpus| encode_igvm(&spec(firmware, kernel, vcpus)).unwrap_err();
+    let with = |sections: &[Section], areas: &[[u32; 3]]| {
+        Bytes::from(build_igvm_firmware(&synthetic(sections), areas))
+    };
+
+    assert!(matches!(
+        refuse(&Bytes::from_static(&[0; 4096]), verified(), 1),
+        EncodeIgvmError::Firmware(_)
+    ));
+    assert!(matches!(
+        refuse(&with(&SECTIONS, &[[1, 2, 0x100]]), verified(), 1),
+        EncodeIgvmError::Areas(_)
+    ));
+    assert_eq!(
+        refuse(&with(&[], &AREAS), embedded(), 1),
+        EncodeIgvmError::NoSevMetadata
+    );
+    let unknown = section(0x90_0000, 0x1000, SectionKind::Unknown(0x77));
+    assert_eq!(
+        refuse(
+            &with(&[&SECTIONS[..], &[unknown]].concat(), &AREAS),
+            verified(),
+            1
+        ),
+        EncodeIgvmError::UnknownSection {
+            index: 6,
+            kind: 0x77
+        }
+    );
+    assert_eq!(
+        refuse(&with(&SECTIONS[..5], &AREAS), verified(), 1),
+        EncodeIgvmError::NoHashesTable
+    );
+    let knows_no_files = Bytes::from(build_firmware(&synthetic(&SECTIONS)));
+    assert_eq!(
+        refuse(&knows_no_files, embedded(), 1),
+        EncodeIgvmError::NoHobArea
+    );
+    let alone = Bytes::from(build_igvm_firmware(
+        &SyntheticFirmware {
+            reset_eip: 0,
+            ..synthetic(&SECTIONS)
+        },
+        &AREAS,
+    ));
+    assert_eq!(
+        refuse(&alone, verified(), 2),
+        EncodeIgvmError::NoResetAddress { vcpus: 2 }
+    );
+    encode(&spec(&alone, verified(), 1));
+    let taken = section(0x81_2000, 0x1000, SectionKind::SnpSecrets);
+    assert_eq!(
+        refuse(&with(&[SECTIONS[0], taken], &AREAS), embedded(), 1),
+        EncodeIgvmError::Overlap { gpa: 0x81_2000 }
+    );
+    // Never touched, so it takes no memory.
+    let len = (2 << 30) - EMBEDDED_KERNEL_GPA - (64 << 20) + 1;
+    let large = Bytes::from(vec![0; usize::try_from(len).unwrap()]);
+    assert_eq!(
+        refuse(&firmware(), IgvmKernel::Embedded(&large), 1),
+        EncodeIgvmError::KernelTooLarge { len }
+    );
+}
+
+/// Memory that is missing makes QEMU refuse the file, or the firmware hang.
+#[test]
+fn the_memory_that_a_guest_needs_is_known() {
+    let uki = Bytes::from(vec![0; 5000]);
+    assert_eq!(IgvmKernel::Verified(hashes()).min_memory(), 0);
+    assert_eq!(
+        IgvmKernel::Embedded(&uki).min_memory(),
+        EMBEDDED_KERNEL_GPA + 2 * PAGE + (64 << 20)
+    );
+}
