@@ -1,6 +1,7 @@
 //! Digests that other tools or processors have computed, from `vectors/*.toml`.
 //!
-//! Cases over firmware that lies outside the repository are skipped, saying so,
+//! Cases over firmware that lies outside the repository are measured from what
+//! was recorded of it. Those that need the file itself are skipped, saying so,
 //! where `../shared/vectors` next to the checkout (or `ASSAY_VECTORS`) has no
 //! such file, or `ASSAY_ORACLE_FIRMWARE` names none of that hash.
 
@@ -37,6 +38,11 @@ struct Vectors {
     provenance: String,
     #[serde(default)]
     image: Vec<Image>,
+    /// What stands for firmware files, by the name or hash that cases give.
+    #[serde(default)]
+    recorded: BTreeMap<String, FirmwareInputs>,
+    /// What every case with an SVSM starts from.
+    svsm_inputs: Option<SvsmInputs>,
     case: Vec<Case>,
 }
 
@@ -95,9 +101,6 @@ struct Case {
     cpu_model: Option<String>,
     guest_features: Option<GuestFeatures>,
     vmm: Option<Vmm>,
-    /// Name of an SVSM file beside the firmware.
-    svsm: Option<String>,
-    vars_size: Option<u64>,
     svsm_fpu: Option<SvsmFpu>,
     /// Lower-case hexadecimal.
     digest: Option<String>,
@@ -135,7 +138,7 @@ impl Case {
     }
 
     /// The digest in hexadecimal, or the messages of the error and its sources.
-    fn measure(&self, firmware: &[u8], svsm: &[u8]) -> Result<String, String> {
+    fn measure(&self, firmware: &[u8]) -> Result<String, String> {
         let firmware_inputs = || match &self.firmware_inputs {
             Some(inputs) => Ok(inputs.clone()),
             None => FirmwareInputs::from_bytes(firmware).map_err(chain),
@@ -152,27 +155,7 @@ impl Case {
                 Ok(context.finish().digest().to_hex())
             }
             "snp:ovmf-hash" => Ok(firmware_inputs()?.digest.to_hex()),
-            "snp" => {
-                let inputs = MeasurementInputs {
-                    firmware: firmware_inputs()?,
-                    kernel_hashes: hashes,
-                    cmdline: None,
-                };
-                measure_snp_launch(&inputs, &self.profile(), vcpus())
-                    .map(|measurement| measurement.digest.to_hex())
-                    .map_err(chain)
-            }
-            "snp:svsm" => {
-                let profile = SvsmProfile {
-                    cpu_signature: self.signature(),
-                    fpu: self.svsm_fpu.unwrap(),
-                };
-                let inputs = SvsmInputs::from_bytes(firmware, self.vars_size.unwrap(), svsm)
-                    .map_err(chain)?;
-                measure_svsm(&inputs, &profile, vcpus())
-                    .map(|measurement| measurement.digest.to_hex())
-                    .map_err(chain)
-            }
+            "snp" => self.measure_snp(firmware_inputs()?),
             "seves" => measure_sev_es(firmware, hashes.as_ref(), &self.profile(), vcpus())
                 .map(|digest| digest.to_hex())
                 .map_err(chain),
@@ -183,8 +166,30 @@ impl Case {
         }
     }
 
-    fn check(&self, firmware: &[u8], svsm: &[u8]) {
-        match (self.measure(firmware, svsm), &self.digest, &self.error) {
+    fn measure_snp(&self, firmware: FirmwareInputs) -> Result<String, String> {
+        let inputs = MeasurementInputs {
+            firmware,
+            kernel_hashes: self.kernel_hashes(),
+            cmdline: None,
+        };
+        measure_snp_launch(&inputs, &self.profile(), self.vcpus.unwrap())
+            .map(|measurement| measurement.digest.to_hex())
+            .map_err(chain)
+    }
+
+    fn measure_svsm(&self, inputs: &SvsmInputs) -> Result<String, String> {
+        assert_eq!(self.mode, "snp:svsm");
+        let profile = SvsmProfile {
+            cpu_signature: self.signature(),
+            fpu: self.svsm_fpu.unwrap(),
+        };
+        measure_svsm(inputs, &profile, self.vcpus.unwrap())
+            .map(|measurement| measurement.digest.to_hex())
+            .map_err(chain)
+    }
+
+    fn check(&self, outcome: Result<String, String>) {
+        match (outcome, &self.digest, &self.error) {
             (Ok(digest), Some(expected), None) => {
                 assert_eq!(digest, *expected, "{}", self.name);
             }
@@ -207,8 +212,7 @@ impl Case {
             fs::read(&path).map_err(|error| format!("{}: {error}", path.display()))
         };
         let firmware = read(self.firmware.as_ref().unwrap())?;
-        let svsm = self.svsm.as_ref().map(read).transpose()?;
-        self.check(&firmware, &svsm.unwrap_or_default());
+        self.check(self.measure(&firmware));
         Ok(())
     }
 }
@@ -263,14 +267,14 @@ impl Drop for Skipped {
 #[test]
 fn hardware() {
     for case in vectors("hardware.toml").case {
-        case.check(&[], &[]);
+        case.check(case.measure(&[]));
     }
 }
 
 #[test]
 fn synthetic() {
     for case in vectors("synthetic.toml").case {
-        case.check(&[], &[]);
+        case.check(case.measure(&[]));
     }
 }
 
@@ -280,19 +284,39 @@ fn firmware_images() {
     for case in vectors.case {
         let mut images = vectors.image.iter();
         let image = images.find(|image| Some(&image.name) == case.image.as_ref());
-        case.check(&image.unwrap().build(), &[]);
+        case.check(case.measure(&image.unwrap().build()));
     }
 }
 
 #[test]
 fn files_of_the_shared_vectors() {
     let mut skipped = Skipped::default();
-    for (file, directory) in [("firmware-suffix.toml", "ovmf"), ("svsm.toml", "svsm")] {
-        for case in vectors(file).case {
-            if let Err(why) = case.check_files(&shared_vectors().join(directory)) {
-                skipped.add(why);
-            }
+    for case in vectors("firmware-suffix.toml").case {
+        if let Err(why) = case.check_files(&shared_vectors().join("ovmf")) {
+            skipped.add(why);
         }
+    }
+}
+
+/// The files need not be there for what was recorded of them.
+#[test]
+fn recorded_firmware() {
+    for file in ["firmware-suffix.toml", "debian.toml"] {
+        let Vectors { recorded, case, .. } = vectors(file);
+        for case in case.iter().filter(|case| case.mode == "snp") {
+            let name = case.firmware.as_ref().or(case.firmware_sha256.as_ref());
+            let inputs = recorded[name.unwrap()].clone();
+            case.check(case.measure_snp(inputs));
+        }
+    }
+}
+
+#[test]
+fn svsm() {
+    let vectors = vectors("svsm.toml");
+    let inputs = vectors.svsm_inputs.unwrap();
+    for case in vectors.case {
+        case.check(case.measure_svsm(&inputs));
     }
 }
 
@@ -310,7 +334,7 @@ fn files_found_by_hash() {
     for case in vectors("debian.toml").case {
         let sha256 = case.firmware_sha256.as_ref().unwrap();
         match files.get(sha256) {
-            Some(firmware) => case.check(firmware, &[]),
+            Some(firmware) => case.check(case.measure(firmware)),
             None => skipped.add(format!(
                 "ASSAY_ORACLE_FIRMWARE names no file with SHA-256 {sha256}"
             )),

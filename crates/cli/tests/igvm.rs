@@ -1,0 +1,213 @@
+//! `assay igvm build` and `assay inspect` of its files, as a person uses them.
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
+
+#[path = "../../measure/tests/support/synthetic_firmware.rs"]
+mod synthetic_firmware;
+
+use std::fs;
+use std::process::{Command, Output};
+
+use assay_tee::Sha256Digest;
+use assay_tee::ovmf::{Section, SectionKind};
+use serde_json::Value;
+use synthetic_firmware::{SyntheticFirmware, build_firmware, build_igvm_firmware};
+
+const SECTIONS: [Section; 4] = [
+    section(0x80_0000, SectionKind::SecMem),
+    section(0x80_d000, SectionKind::SnpSecrets),
+    section(0x80_e000, SectionKind::Cpuid),
+    section(0x81_0000, SectionKind::KernelHashes),
+];
+const AREAS: [[u32; 3]; 4] = [
+    [0x81_2000, 0x1000, 0x100],
+    [0, 0xc0, 0x101],
+    [0xc0, 0x10, 0x102],
+    [0x81_3000, 0x1000, 0x200],
+];
+
+const fn section(gpa: u32, kind: SectionKind) -> Section {
+    Section {
+        gpa,
+        size: 0x1000,
+        kind,
+    }
+}
+
+/// A directory with what an IGVM file is made of.
+struct Files(tempfile::TempDir);
+
+impl Files {
+    fn new() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let firmware = SyntheticFirmware {
+            pages: 2,
+            filler: 0xf4,
+            sections: &SECTIONS,
+            reset_eip: 0x80_b004,
+            hashes_table_gpa: 0x81_0c00,
+        };
+        let write = |name: &str, bytes: &[u8]| {
+            fs::write(directory.path().join(name), bytes).unwrap();
+        };
+        write("firmware.fd", &build_igvm_firmware(&firmware, &AREAS));
+        write("old.fd", &build_firmware(&firmware));
+        write("uki.efi", &[b"MZ".as_slice(), &[7; 9000]].concat());
+        write("vmlinuz", b"kernel");
+        write("initrd", b"initrd");
+        Self(directory)
+    }
+
+    fn assay(&self, arguments: &str) -> Output {
+        Command::new(env!("CARGO_BIN_EXE_assay"))
+            .current_dir(self.0.path())
+            .args(arguments.split(' '))
+            .output()
+            .unwrap()
+    }
+
+    #[track_caller]
+    fn stdout(&self, arguments: &str) -> String {
+        let output = self.assay(arguments);
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(0), "{arguments}: {said}");
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    #[track_caller]
+    fn json(&self, arguments: &str) -> Value {
+        serde_json::from_str(&self.stdout(arguments)).unwrap()
+    }
+
+    #[track_caller]
+    fn refusal(&self, arguments: &str) -> String {
+        let output = self.assay(arguments);
+        assert_ne!(output.status.code(), Some(0), "{arguments}");
+        assert!(output.stdout.is_empty());
+        String::from_utf8(output.stderr).unwrap()
+    }
+}
+
+#[test]
+fn the_digest_is_that_of_the_file() {
+    let files = Files::new();
+    for (form, kernel, rest) in [
+        ("embedded", "uki.efi", ""),
+        ("verified", "uki.efi", ""),
+        (
+            "verified",
+            "vmlinuz",
+            " --initrd initrd --append console=ttyS0",
+        ),
+    ] {
+        let said = files.stdout(&format!(
+            "igvm build --form {form} --ovmf firmware.fd --kernel {kernel} --vcpus 2 --vcpu-type \
+             EPYC-v4 --output guest.igvm{rest}"
+        ));
+        let measured = files.stdout("measure --igvm guest.igvm --vcpus 2");
+        assert_eq!(said, measured, "{form} {kernel}");
+        assert!(!files.0.path().join("guest.igvm.partial").exists());
+    }
+    let document = files.json(
+        "igvm build --ovmf firmware.fd --kernel uki.efi --vcpus 1 --vcpu-sig 0xb10f00 -o a.igvm \
+         --json",
+    );
+    let file = fs::read(files.0.path().join("a.igvm")).unwrap();
+    assert_eq!(document["digest"], Sha256Digest::of(&file).to_string());
+    assert_eq!(document["size"], file.len());
+    assert_eq!(
+        document["minMemoryBytes"],
+        (512 << 20) + 0x3000 + (64 << 20)
+    );
+}
+
+#[test]
+fn the_file_says_what_it_holds() {
+    let files = Files::new();
+    files.stdout(
+        "igvm build --ovmf firmware.fd --kernel uki.efi --vcpus 2 --vcpu-type EPYC-Genoa \
+         --output guest.igvm",
+    );
+    let found = files.json("inspect guest.igvm --json");
+    assert_eq!(found["kind"], "igvm");
+    assert_eq!(found["version"], 1);
+    assert_eq!(found["platforms"][0]["name"], "SEV-SNP");
+    assert_eq!(found["platforms"][1]["name"], "native");
+    assert_eq!(found["initialization"][0]["says"], "policy 0x30000");
+    assert_eq!(found["notes"], Value::Array(Vec::new()));
+    let directives: Vec<_> = found["directives"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|header| {
+            let text = |field: &str| header[field].as_str().unwrap_or_default().to_owned();
+            (text("gpa"), header["bytes"].as_u64(), text("says"))
+        })
+        .collect();
+    let uki = directives
+        .iter()
+        .find(|(gpa, ..)| gpa == "0x20000000")
+        .unwrap();
+    assert_eq!((uki.1, uki.2.as_str()), (Some(0x3000), "normal"));
+    let contexts: Vec<_> = directives
+        .iter()
+        .filter(|(.., says)| says.starts_with("virtual CPU"))
+        .collect();
+    assert_eq!(contexts.len(), 2);
+    assert!(
+        contexts[0]
+            .2
+            .starts_with("virtual CPU 0: starts at 0xfffffff0")
+    );
+    assert!(
+        contexts[1]
+            .2
+            .starts_with("virtual CPU 1: starts at 0x80b004")
+    );
+    let text = files.stdout("inspect guest.igvm");
+    assert!(
+        text.contains("0x80d000 of 0x1000 bytes  secrets, zeros  [SEV-SNP]"),
+        "{text}"
+    );
+    let refused = files.refusal("inspect firmware.fd --kind igvm");
+    assert!(refused.contains("IGVM"), "{refused}");
+}
+
+#[test]
+fn what_cannot_be_built_is_refused_with_the_option() {
+    let files = Files::new();
+    let build = "igvm build --vcpus 2 --vcpu-type EPYC-v4 --output x.igvm";
+    for (rest, says) in [
+        ("--ovmf old.fd --kernel uki.efi", "hand the UKI over apart"),
+        (
+            "--ovmf firmware.fd --kernel vmlinuz",
+            "--kernel vmlinuz: not an EFI",
+        ),
+        (
+            "--ovmf firmware.fd --kernel uki.efi --append x",
+            "--append does not go with --form embedded",
+        ),
+        (
+            "--ovmf missing --kernel uki.efi",
+            "--ovmf: cannot read missing",
+        ),
+        (
+            "--ovmf firmware.fd --kernel uki.efi --policy 0x10000",
+            "use 0x30000",
+        ),
+        (
+            "--ovmf firmware.fd --kernel uki.efi --guest-features 0x20",
+            "SNPActive",
+        ),
+    ] {
+        let refused = files.refusal(&format!("{build} {rest}"));
+        assert!(refused.contains(says), "{rest}: {refused}");
+    }
+    for (model, says) in [("EPYC-v9", "--vcpu-type"), ("EPYC", "between 1 and 512")] {
+        let refused = files.refusal(&format!(
+            "igvm build --vcpus {} --vcpu-type {model} --ovmf firmware.fd --kernel uki.efi -o x",
+            if model == "EPYC" { 0 } else { 1 }
+        ));
+        assert!(refused.contains(says), "{refused}");
+    }
+    assert!(!files.0.path().join("x.igvm").exists());
+}
