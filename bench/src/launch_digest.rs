@@ -6,8 +6,8 @@ use std::process::Command;
 use anyhow::{Context as _, Result, ensure};
 
 use crate::peers::Peers;
-use crate::process::{Cost, drop_caches, in_turn};
-use crate::table::{compare, duration, heading, mebibytes, skipped};
+use crate::process::{Cost, drop_caches, in_turn, peak_over};
+use crate::table::{compare, duration, figure, heading, mebibytes, skipped};
 
 /// As large as a distribution's kernel and initrd.
 const KERNEL_LEN: usize = 16 << 20;
@@ -27,6 +27,10 @@ pub(crate) fn run(peers: &Peers) -> Result<()> {
         std::fs::write(&path, content).with_context(|| format!("write {}", path.display()))?;
         Ok(path)
     };
+    let firmware_len = std::fs::metadata(&peers.firmware)
+        .with_context(|| format!("read {}", peers.firmware.display()))?
+        .len();
+    let firmware_len = usize::try_from(firmware_len).context("the firmware's length")?;
     let kernel = write("kernel", KERNEL_LEN)?;
     let initrd = write("initrd", INITRD_LEN)?;
     for vcpus in [1, 64] {
@@ -67,6 +71,15 @@ pub(crate) fn run(peers: &Peers) -> Result<()> {
                 &mebibytes(warm[0].peak_memory),
                 &mebibytes(warm[1].peak_memory),
                 ratio(warm.map(|cost| cost.peak_memory)),
+            );
+            let largest = if direct_boot {
+                INITRD_LEN
+            } else {
+                firmware_len
+            };
+            figure(
+                &format!("{what}, peak by the largest input"),
+                &peak_over(&warm[0], largest),
             );
             match drop_caches() {
                 Ok(()) => {

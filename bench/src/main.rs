@@ -6,6 +6,7 @@
 
 mod hashing;
 mod launch_digest;
+mod matrix;
 mod peers;
 mod process;
 mod table;
@@ -32,6 +33,8 @@ struct Arguments {
 enum Benchmark {
     /// `assay measure` against sev-snp-measure, as processes
     LaunchDigest,
+    /// Many launch shapes
+    Matrix,
     /// Digests in memory against the machine's limit
     Hashing,
 }
@@ -74,6 +77,7 @@ fn run(arguments: &Arguments) -> Result<()> {
     for benchmark in wanted {
         match benchmark {
             Benchmark::LaunchDigest => launch_digest::run(&peers)?,
+            Benchmark::Matrix => matrix::run(&peers)?,
             Benchmark::Hashing => hashing::run(&peers)?,
         }
     }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use nix::sys::resource::{UsageWho, getrusage};
 
-use crate::table::median;
+use crate::table::{mebibytes, median};
 
 /// What a process took.
 #[derive(Debug, Clone, Copy)]
@@ -57,14 +57,14 @@ fn observe(command: &Command) -> Result<Cost> {
     })
 }
 
-/// Runs two commands in turn, so that both meet the same noise; gives the median
-/// time and the most memory of each. `before` runs before every process.
-pub(crate) fn in_turn(
-    commands: [&Command; 2],
+/// Runs commands in turn, so that all meet the same noise; gives the median time
+/// and the most memory of each. `before` runs before every process.
+pub(crate) fn in_turn<const COMMANDS: usize>(
+    commands: [&Command; COMMANDS],
     rounds: usize,
     before: impl Fn() -> Result<()>,
-) -> Result<[Cost; 2]> {
-    let mut costs: [Vec<Cost>; 2] = [Vec::new(), Vec::new()];
+) -> Result<[Cost; COMMANDS]> {
+    let mut costs = [const { Vec::<Cost>::new() }; COMMANDS];
     for _ in 0..rounds {
         for (command, costs) in commands.iter().zip(&mut costs) {
             before()?;
@@ -75,6 +75,13 @@ pub(crate) fn in_turn(
         wall: median(costs.iter().map(|cost| cost.wall).collect()),
         peak_memory: costs.iter().map(|cost| cost.peak_memory).max().unwrap_or(0),
     }))
+}
+
+/// The most memory of a process, and by the length of its largest input.
+#[expect(clippy::cast_precision_loss, reason = "a figure for people")]
+pub(crate) fn peak_over(cost: &Cost, largest_input: usize) -> String {
+    let ratio = cost.peak_memory as f64 / largest_input as f64;
+    format!("{} = {ratio:.2} x", mebibytes(cost.peak_memory))
 }
 
 /// Forgets what the kernel has read of files. Needs root.

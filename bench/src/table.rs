@@ -13,6 +13,11 @@ pub(crate) fn compare(what: &str, ours: &str, peer: &str, ratio: f64) {
     println!("{what:<44} ours {ours:>12}   peer {peer:>12}   {ratio:>7.2} x");
 }
 
+/// Prints a line without a peer.
+pub(crate) fn figure(what: &str, ours: &str) {
+    println!("{what:<44} ours {ours:>12}");
+}
+
 /// Says why something is left out.
 pub(crate) fn skipped(what: &str, why: &str) {
     println!("{what:<44} skipped: {why}");

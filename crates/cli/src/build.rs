@@ -15,6 +15,8 @@ use clap::ValueEnum;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 
+use crate::stdout;
+
 /// Options of `assay build`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
@@ -80,7 +82,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             .with_context(|| format!("cannot write the result to {}", path.display()))?;
     }
     let built = result?;
-    println!("{}", built.reference);
+    stdout::write_line(built.reference)?;
     Ok(())
 }
 

@@ -17,6 +17,8 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::json;
 
+use crate::stdout;
+
 use fields::BlockArgs;
 use files::{Destination, Format};
 
@@ -154,7 +156,7 @@ fn prepare(args: &PrepareArgs) -> Result<()> {
             Format::Binary,
         )?);
     }
-    println!("{}", lines.join("\n"));
+    stdout::write_line(lines.join("\n"))?;
     eprintln!("note: sign these bytes with ECDSA on P-384 and SHA-384, then run `assemble`");
     Ok(())
 }
@@ -202,12 +204,16 @@ fn finish(block: &IdBlock, auth: &IdAuth, output: &Destination) -> Result<()> {
             "qemu": qemu,
         });
         merge(&mut document, serde_json::to_value(signers)?);
-        println!("{}", serde_json::to_string_pretty(&document)?);
+        stdout::write_line(serde_json::to_string_pretty(&document)?)?;
     } else if written.is_empty() {
-        println!("{qemu}");
+        stdout::write_line(qemu)?;
         eprintln!("{}", text_of(&signers));
     } else {
-        println!("{}\n{}", written.join("\n"), text_of(&signers));
+        stdout::write_line(format_args!(
+            "{}\n{}",
+            written.join("\n"),
+            text_of(&signers)
+        ))?;
     }
     Ok(())
 }
@@ -236,9 +242,13 @@ fn verify_files(args: &VerifyArgs) -> Result<()> {
         if let Some(differences) = &differences {
             document["reportDifferences"] = serde_json::to_value(differences)?;
         }
-        println!("{}", serde_json::to_string_pretty(&document)?);
+        stdout::write_line(serde_json::to_string_pretty(&document)?)?;
     } else {
-        println!("{}\n{}", fields::to_text(&block), text_of(&signers));
+        stdout::write_line(format_args!(
+            "{}\n{}",
+            fields::to_text(&block),
+            text_of(&signers)
+        ))?;
     }
     let Some(differences) = differences else {
         return Ok(());
@@ -271,9 +281,9 @@ fn key_digest(args: &KeyDigestArgs) -> Result<()> {
             digest.to_hex()
         };
         if args.keys.len() == 1 {
-            println!("{text}");
+            stdout::write_line(text)?;
         } else {
-            println!("{text}  {}", path.display());
+            stdout::write_line(format_args!("{text}  {}", path.display()))?;
         }
     }
     Ok(())

@@ -18,6 +18,7 @@ use serde_json::json;
 
 use crate::guest_policy::PolicyArg;
 use crate::measure::parse_u32;
+use crate::stdout;
 
 /// What a person may type.
 #[derive(Debug, clap::Args)]
@@ -114,10 +115,10 @@ fn build(args: &BuildArgs) -> Result<()> {
             "launchDigest": digest,
             "minMemoryBytes": min_memory,
         });
-        println!("{}", serde_json::to_string_pretty(&document)?);
+        stdout::write_line(serde_json::to_string_pretty(&document)?)?;
         return Ok(());
     }
-    println!("{}", digest.to_hex());
+    stdout::write_line(digest.to_hex())?;
     eprintln!("{output}: {} bytes, {}", file.len(), file.sha256());
     if min_memory > 0 {
         eprintln!(

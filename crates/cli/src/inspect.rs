@@ -21,6 +21,8 @@ use assay_tee::report::REPORT_LEN;
 use bytes::Bytes;
 use serde::Serialize;
 
+use crate::stdout;
+
 use table::Table;
 
 /// What a person may type.
@@ -124,9 +126,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let inspection =
         Inspection::of(kind, bytes).with_context(|| format!("cannot read {path} as {kind:?}"))?;
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&inspection)?);
+        stdout::write_line(serde_json::to_string_pretty(&inspection)?)?;
     } else {
-        print!("{}", inspection.to_text());
+        stdout::write(inspection.to_text())?;
     }
     Ok(())
 }

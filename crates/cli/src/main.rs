@@ -14,6 +14,7 @@ mod inspect;
 mod measure;
 mod pcrs;
 mod pull;
+mod stdout;
 mod verify;
 
 use std::process::ExitCode;
@@ -22,7 +23,12 @@ use clap::{Parser, Subcommand};
 
 /// Measured images and attested guests, from the command line.
 #[derive(Debug, Parser)]
-#[command(name = "assay", version, arg_required_else_help = true)]
+#[command(
+    name = "assay",
+    version,
+    propagate_version = true,
+    arg_required_else_help = true
+)]
 struct Cli {
     #[command(subcommand)]
     command: Command,

@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result, ensure};
 use assay_measure::inputs::{FirmwareInputs, MeasurementInputs};
 use assay_measure::matrix::measure_matrix;
-use assay_measure::sev::{measure_sev, measure_sev_es_counts};
+use assay_measure::sev::{measure_sev, measure_sev_es, measure_sev_es_counts};
 use assay_measure::snp::{VcpuProfile, measure_snp_launch};
 use assay_measure::svsm::{SvsmInputs, SvsmProfile, measure_svsm, measure_svsm_counts};
 use assay_measure::vcpus::SaveAreas;
@@ -24,9 +24,11 @@ use assay_tee::ovmf::parse_ovmf;
 use assay_tee::{LaunchDigest, VcpuCount};
 use zerocopy::IntoBytes as _;
 
+use crate::stdout;
+
 use options::Mode;
 pub(crate) use options::{Args, parse_launch_digest, parse_u32};
-use output::{MeasuredAreas, Profile, Recorded, Report, Row};
+use output::{MeasuredAreas, Profile, Recorded, Report, Row, Trace};
 use request::{DirectBoot, Named, Request, SnpSource, SvsmSource, Vars};
 pub(crate) use single::SingleLaunch;
 
@@ -41,10 +43,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         let json = serde_json::to_vec_pretty(inputs).context("encode the inputs")?;
         fs::write(path, json).with_context(|| format!("write {}", path.display()))?;
     }
-    if args.verbose && report.trace.is_empty() {
-        eprintln!("note: --mode {} has no regions to print", args.mode);
-    } else if args.verbose {
-        eprintln!("{}", report.trace_to_text());
+    if args.verbose {
+        eprintln!("{}", report.trace.to_text());
     }
     if args.mode == Mode::SnpSvsm && args.svsm_fpu.is_none() {
         eprintln!(
@@ -52,13 +52,16 @@ pub(crate) fn run(args: &Args) -> Result<()> {
              prints the digest of --svsm-fpu sev-snp-measure"
         );
     }
-    for note in &report.notes {
+    for note in request::options_without_effect(args)
+        .iter()
+        .chain(&report.notes)
+    {
         eprintln!("note: {note}");
     }
     if args.json {
-        println!("{}", report.to_json()?);
+        stdout::write_line(report.to_json()?)?;
     } else {
-        println!("{}", report.to_text(args.output_format.unwrap_or_default()));
+        stdout::write_line(report.to_text(args.output_format.unwrap_or_default()))?;
     }
     Ok(())
 }
@@ -69,7 +72,7 @@ fn measure(mode: Mode, request: &Request) -> Result<Report> {
         rows: Vec::with_capacity(request.shapes()),
         inputs: Vec::new(),
         kernel_hashes: None,
-        trace: Vec::new(),
+        trace: Trace::default(),
         save_areas: None,
         notes: Vec::new(),
     };
@@ -100,15 +103,16 @@ fn measure(mode: Mode, request: &Request) -> Result<Report> {
 fn sev(mut report: Report, ovmf: &[PathBuf], kernel: Option<&DirectBoot>) -> Result<Report> {
     report.kernel_hashes = kernel.map(files::hash_kernel).transpose()?;
     for path in ovmf {
-        let digest = measure_sev(&files::read(path)?, report.kernel_hashes.as_ref())
+        let measurement = measure_sev(&files::read(path)?, report.kernel_hashes.as_ref())
             .with_context(|| measuring(path))?;
         report.rows.push(Row {
             firmware: path.display().to_string(),
             cpu: None,
             profile: None,
             vcpus: None,
-            digest: digest.as_bytes().to_vec(),
+            digest: measurement.digest.as_bytes().to_vec(),
         });
+        report.trace = Trace::Stream(measurement.trace);
     }
     Ok(report)
 }
@@ -121,16 +125,20 @@ fn sev_es(
     vcpus: &BTreeSet<VcpuCount>,
 ) -> Result<Report> {
     report.kernel_hashes = kernel.map(files::hash_kernel).transpose()?;
+    let hashes = report.kernel_hashes.as_ref();
     for path in ovmf {
         let firmware = files::read(path)?;
         for profile in profiles {
-            let digests = measure_sev_es_counts(
-                &firmware,
-                report.kernel_hashes.as_ref(),
-                &profile.value,
-                vcpus,
-            )
-            .with_context(|| measuring(path))?;
+            let digests = match single(vcpus) {
+                Some(count) => {
+                    let measurement = measure_sev_es(&firmware, hashes, &profile.value, count)
+                        .with_context(|| measuring(path))?;
+                    report.trace = Trace::Stream(measurement.trace);
+                    vec![(count, measurement.digest)]
+                }
+                None => measure_sev_es_counts(&firmware, hashes, &profile.value, vcpus)
+                    .with_context(|| measuring(path))?,
+            };
             report
                 .rows
                 .extend(digests.into_iter().map(|(vcpus, digest)| Row {
@@ -163,6 +171,7 @@ fn snp_ovmf_hash(mut report: Report, ovmf: &[PathBuf]) -> Result<Report> {
             vcpus: None,
             digest: inputs.digest.as_bytes().to_vec(),
         });
+        report.trace = Trace::Pages(vec![inputs.region()]);
         report.inputs.push(Recorded::Ovmf(MeasurementInputs {
             firmware: inputs,
             kernel_hashes: None,
@@ -186,7 +195,7 @@ fn snp(
         report
             .rows
             .push(snp_row(&paths[0], profile, count, measurement.digest));
-        report.trace = measurement.trace;
+        report.trace = Trace::Pages(measurement.trace);
         report.save_areas = Some(MeasuredAreas::Built(Box::new(SaveAreas::snp(
             &profile.value,
             inputs.firmware.reset_eip,
@@ -278,7 +287,7 @@ fn snp_svsm(
                 let measurement = measure_svsm(&inputs, &profile.value, count)
                     .with_context(|| measuring(path))?;
                 report.rows.push(row((count, measurement.digest)));
-                report.trace = measurement.trace;
+                report.trace = Trace::Pages(measurement.trace);
                 report.save_areas = Some(MeasuredAreas::Built(Box::new(SaveAreas::svsm(
                     &profile.value,
                     inputs.entry,

@@ -9,6 +9,8 @@ use assay_image::pcr::{BootPath, PcrPrediction, predict_pcrs};
 use assay_tee::Sha256Digest;
 use serde::Serialize;
 
+use crate::stdout;
+
 /// Options of `assay pcrs`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
@@ -64,14 +66,14 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             values: &values,
             prediction: &prediction,
         };
-        println!(
+        stdout::write_line(format_args!(
             "{}",
             serde_json::to_string_pretty(&output).context("encode the prediction")?
-        );
+        ))?;
         return Ok(());
     }
     for (pcr, value) in &values {
-        println!("{pcr}:sha256={}", value.to_hex());
+        stdout::write_line(format_args!("{pcr}:sha256={}", value.to_hex()))?;
     }
     for it in &prediction.unpredictable {
         eprintln!("PCR {} cannot be predicted: {}", it.pcr, it.reason);

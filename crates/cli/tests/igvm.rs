@@ -202,11 +202,12 @@ fn what_cannot_be_built_is_refused_with_the_option() {
         let refused = files.refusal(&format!("{build} {rest}"));
         assert!(refused.contains(says), "{rest}: {refused}");
     }
-    for (model, says) in [("EPYC-v9", "--vcpu-type"), ("EPYC", "between 1 and 512")] {
-        let refused = files.refusal(&format!(
-            "igvm build --vcpus {} --vcpu-type {model} --ovmf firmware.fd --kernel uki.efi -o x",
-            if model == "EPYC" { 0 } else { 1 }
-        ));
+    for (shape, says) in [
+        ("--vcpus 1 --vcpu-type EPYC-v9", "--vcpu-type"),
+        ("--vcpus 0 --vcpu-type EPYC", "between 1 and 512"),
+    ] {
+        let rest = "--ovmf firmware.fd --kernel uki.efi --output x.igvm";
+        let refused = files.refusal(&format!("igvm build {shape} {rest}"));
         assert!(refused.contains(says), "{refused}");
     }
     assert!(!files.0.path().join("x.igvm").exists());

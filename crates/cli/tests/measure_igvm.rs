@@ -311,10 +311,6 @@ fn what_makes_no_sense_is_refused_with_a_sentence() {
         ("", "--vcpus is required in --mode snp"),
         ("--mode seves", "--vcpus is required in --mode seves"),
         (
-            "--mode sev --vcpus 1",
-            "--vcpus does not apply to --mode sev",
-        ),
-        (
             "--mode snp:ovmf-hash",
             "--igvm does not apply to --mode snp:ovmf-hash",
         ),

@@ -18,10 +18,11 @@ use assay_tee::page_info::{PAGE_SIZE, PageType};
 use assay_tee::vmsa::{DroppedRegisterError, KVM_VMSA_GPA};
 use assay_tee::{GuestFeatures, LaunchDigest, Sha256Digest, Sha384Digest, VcpuCount};
 use serde::{Deserialize, Serialize};
-use sha2::{Digest as _, Sha256};
+use sha2::Digest as _;
 use zerocopy::IntoBytes as _;
 
 use crate::context::{LaunchContext, UpdateError, Updating};
+use crate::sev::{Stream, StreamMeasurement};
 use crate::snp::Measurement;
 use crate::trace::RegionKind;
 use crate::vcpus::measure_counts;
@@ -308,14 +309,30 @@ pub fn measure_igvm_snp_counts(
 ///
 /// # Errors
 /// See [`MeasureIgvmError`].
-pub fn measure_igvm_sev(file: &IgvmFile<'_>) -> Result<Sha256Digest, MeasureIgvmError> {
-    let digest = hash_steps(file, PlatformType::Sev)?;
-    Ok(Sha256Digest::new(digest.finalize().into()))
+pub fn measure_igvm_sev(file: &IgvmFile<'_>) -> Result<StreamMeasurement, MeasureIgvmError> {
+    Ok(stream_steps(file, PlatformType::Sev)?.finish())
+}
+
+/// The launch digest of an SEV-ES guest that QEMU starts: the pages as for
+/// [`measure_igvm_sev`], then the save areas as KVM has them.
+///
+/// # Errors
+/// See [`MeasureIgvmError`].
+pub fn measure_igvm_sev_es(
+    file: &IgvmFile<'_>,
+    reset: Option<&ResetState>,
+    vcpus: VcpuCount,
+) -> Result<StreamMeasurement, MeasureIgvmError> {
+    let mut stream = stream_steps(file, PlatformType::SevEs)?;
+    let areas = IgvmSaveAreas::new(file, PlatformType::SevEs, reset, vcpus)?;
+    for index in 0..vcpus.get() {
+        stream.push_vmsa(index, areas.require(index)?);
+    }
+    Ok(stream.finish())
 }
 
 /// The launch digests of all `counts` of virtual CPUs of an SEV-ES guest that
-/// QEMU starts, ascending: the pages as for [`measure_igvm_sev`], then the save
-/// areas as KVM has them.
+/// QEMU starts, ascending; see [`measure_igvm_sev_es`].
 ///
 /// # Errors
 /// See [`MeasureIgvmError`].
@@ -327,10 +344,10 @@ pub fn measure_igvm_sev_es_counts(
     let Some(&most) = counts.last() else {
         return Ok(Vec::new());
     };
-    let digest = hash_steps(file, PlatformType::SevEs)?;
+    let stream = stream_steps(file, PlatformType::SevEs)?;
     let areas = IgvmSaveAreas::new(file, PlatformType::SevEs, reset, most)?;
     measure_counts(
-        digest,
+        stream.digest,
         counts,
         |digest, index| {
             digest.update(areas.require(index)?.as_bytes());
@@ -441,18 +458,17 @@ fn add_save_area(
         .map_err(MeasureIgvmError::Update)
 }
 
-/// Hashes the measured pages for SEV and SEV-ES.
-fn hash_steps(file: &IgvmFile<'_>, platform: PlatformType) -> Result<Sha256, MeasureIgvmError> {
-    let mut digest = Sha256::new();
+/// Measures the pages for SEV and SEV-ES.
+fn stream_steps(file: &IgvmFile<'_>, platform: PlatformType) -> Result<Stream, MeasureIgvmError> {
+    let mut stream = Stream::default();
     for step in plan(file, platform, IgvmLoader::Qemu)? {
         let Step::Pages(pages) = step else {
             continue;
         };
         match pages.page_type {
             PageType::Normal => {
-                for page in &pages.contents {
-                    digest.update(page.unwrap_or(ZEROS));
-                }
+                let contents = pages.contents.iter().map(|page| page.unwrap_or(ZEROS));
+                stream.push(RegionKind::IgvmPages, pages.gpa, contents);
             }
             PageType::Unmeasured => {}
             _ => {
@@ -463,5 +479,5 @@ fn hash_steps(file: &IgvmFile<'_>, platform: PlatformType) -> Result<Sha256, Mea
             }
         }
     }
-    Ok(digest)
+    Ok(stream)
 }

@@ -8,10 +8,11 @@
 use assay_tee::LaunchDigest;
 use assay_tee::hashes_table::KernelHashes;
 use assay_tee::ovmf::{ParseOvmfError, Section, SectionKind, parse_ovmf};
+use assay_tee::page_info::PageType;
 use serde::{Deserialize, Serialize};
 
 use crate::context::{LaunchContext, UpdateError};
-use crate::trace::RegionKind;
+use crate::trace::{MeasuredRegion, RegionKind};
 
 /// Everything that a launch digest depends on besides the launch shape.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -74,6 +75,19 @@ impl FirmwareInputs {
             reset_eip: metadata.reset_eip,
             hashes_table_gpa: metadata.hashes_table.map(|area| area.gpa),
         })
+    }
+
+    /// The image as a measured region.
+    pub fn region(&self) -> MeasuredRegion {
+        MeasuredRegion {
+            kind: RegionKind::Firmware,
+            page_type: PageType::Normal,
+            vcpu: None,
+            gpa: self.base_gpa,
+            length: (1_u64 << 32).saturating_sub(self.base_gpa),
+            contents: None,
+            digest_after: self.digest,
+        }
     }
 
     /// Whether the firmware has the measured page for a hashes table, without

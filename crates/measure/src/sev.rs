@@ -7,11 +7,13 @@ use std::collections::BTreeSet;
 
 use assay_tee::hashes_table::KernelHashes;
 use assay_tee::ovmf::{ParseOvmfError, parse_ovmf};
+use assay_tee::vmsa::Vmsa;
 use assay_tee::{Sha256Digest, VcpuCount};
 use sha2::{Digest as _, Sha256};
 use zerocopy::IntoBytes as _;
 
 use crate::snp::VcpuProfile;
+use crate::trace::{RegionKind, StreamedRegion};
 use crate::vcpus::{SaveAreas, measure_counts};
 
 /// There is no SEV or SEV-ES launch digest.
@@ -37,6 +39,15 @@ pub enum MeasureSevError {
     },
 }
 
+/// A launch digest of SEV or SEV-ES and how it came about.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StreamMeasurement {
+    /// The launch digest.
+    pub digest: Sha256Digest,
+    /// What was measured, in order.
+    pub trace: Vec<StreamedRegion>,
+}
+
 /// The launch digest of an SEV guest: virtual CPUs are not measured.
 ///
 /// # Errors
@@ -44,9 +55,9 @@ pub enum MeasureSevError {
 pub fn measure_sev(
     firmware: &[u8],
     kernel_hashes: Option<&KernelHashes>,
-) -> Result<Sha256Digest, MeasureSevError> {
-    let (digest, _) = measure_memory(firmware, kernel_hashes)?;
-    Ok(Sha256Digest::new(digest.finalize().into()))
+) -> Result<StreamMeasurement, MeasureSevError> {
+    let (stream, _) = measure_memory(firmware, kernel_hashes)?;
+    Ok(stream.finish())
 }
 
 /// The launch digest of an SEV-ES guest. SEV_FEATURES are zero in SEV-ES, so
@@ -59,13 +70,13 @@ pub fn measure_sev_es(
     kernel_hashes: Option<&KernelHashes>,
     profile: &VcpuProfile,
     vcpus: VcpuCount,
-) -> Result<Sha256Digest, MeasureSevError> {
-    let (mut digest, reset_eip) = measure_memory(firmware, kernel_hashes)?;
-    let add = add_save_area(profile, reset_eip, vcpus);
+) -> Result<StreamMeasurement, MeasureSevError> {
+    let (mut stream, reset_eip) = measure_memory(firmware, kernel_hashes)?;
+    let areas = SaveAreas::sev_es(profile, reset_eip);
     for index in 0..vcpus.get() {
-        add(&mut digest, index)?;
+        stream.push_vmsa(index, save_area(&areas, index, vcpus)?);
     }
-    Ok(Sha256Digest::new(digest.finalize().into()))
+    Ok(stream.finish())
 }
 
 /// The launch digests of all `counts` of virtual CPUs of an SEV-ES guest,
@@ -82,27 +93,24 @@ pub fn measure_sev_es_counts(
     let Some(&most) = counts.last() else {
         return Ok(Vec::new());
     };
-    let (digest, reset_eip) = measure_memory(firmware, kernel_hashes)?;
-    let add = add_save_area(profile, reset_eip, most);
-    measure_counts(digest, counts, add, |digest| {
-        Sha256Digest::new(digest.clone().finalize().into())
-    })
+    let (stream, reset_eip) = measure_memory(firmware, kernel_hashes)?;
+    let areas = SaveAreas::sev_es(profile, reset_eip);
+    measure_counts(
+        stream.digest,
+        counts,
+        |digest, index| {
+            digest.update(save_area(&areas, index, most)?.as_bytes());
+            Ok(())
+        },
+        |digest| Sha256Digest::new(digest.clone().finalize().into()),
+    )
 }
 
-/// Measures the save area of the virtual CPU of an index, of `vcpus` in all.
-fn add_save_area(
-    profile: &VcpuProfile,
-    reset_eip: Option<u32>,
-    vcpus: VcpuCount,
-) -> impl Fn(&mut Sha256, u32) -> Result<(), MeasureSevError> {
-    let areas = SaveAreas::sev_es(profile, reset_eip);
-    move |digest, index| {
-        let area = areas
-            .get(index)
-            .ok_or(MeasureSevError::NoResetAddress { vcpus: vcpus.get() })?;
-        digest.update(area.as_bytes());
-        Ok(())
-    }
+/// The save area of the virtual CPU of an index, of `vcpus` in all.
+fn save_area(areas: &SaveAreas, index: u32, vcpus: VcpuCount) -> Result<&Vmsa, MeasureSevError> {
+    areas
+        .get(index)
+        .ok_or(MeasureSevError::NoResetAddress { vcpus: vcpus.get() })
 }
 
 /// Measures firmware and hashes table; also returns where application
@@ -110,14 +118,75 @@ fn add_save_area(
 fn measure_memory(
     firmware: &[u8],
     kernel_hashes: Option<&KernelHashes>,
-) -> Result<(Sha256, Option<u32>), MeasureSevError> {
+) -> Result<(Stream, Option<u32>), MeasureSevError> {
     let metadata = parse_ovmf(firmware).map_err(MeasureSevError::Firmware)?;
-    let mut digest = Sha256::new_with_prefix(firmware);
+    let mut stream = Stream::default();
+    stream.push(RegionKind::Firmware, metadata.base_gpa, [firmware]);
     if let Some(hashes) = kernel_hashes {
-        if metadata.hashes_table.is_none() {
-            return Err(MeasureSevError::NoHashesTable);
-        }
-        digest.update(hashes.encode_table());
+        let table = metadata
+            .hashes_table
+            .ok_or(MeasureSevError::NoHashesTable)?;
+        let bytes = hashes.encode_table();
+        stream.push(
+            RegionKind::KernelHashes,
+            table.gpa.into(),
+            [bytes.as_slice()],
+        );
     }
-    Ok((digest, metadata.reset_eip))
+    Ok((stream, metadata.reset_eip))
+}
+
+/// The bytes that are measured, and what they are.
+#[derive(Default)]
+pub(crate) struct Stream {
+    pub(crate) digest: Sha256,
+    trace: Vec<StreamedRegion>,
+}
+
+impl Stream {
+    /// Measures a region that lies in the guest's memory.
+    pub(crate) fn push<'a>(
+        &mut self,
+        kind: RegionKind,
+        gpa: u64,
+        pieces: impl IntoIterator<Item = &'a [u8]>,
+    ) {
+        self.add(kind, None, Some(gpa), pieces);
+    }
+
+    /// Measures the save area of a virtual CPU.
+    pub(crate) fn push_vmsa(&mut self, index: u32, vmsa: &Vmsa) {
+        self.add(RegionKind::Vmsa, Some(index), None, [vmsa.as_bytes()]);
+    }
+
+    fn add<'a>(
+        &mut self,
+        kind: RegionKind,
+        vcpu: Option<u32>,
+        gpa: Option<u64>,
+        pieces: impl IntoIterator<Item = &'a [u8]>,
+    ) {
+        let mut contents = Sha256::new();
+        let mut length = 0;
+        for piece in pieces {
+            self.digest.update(piece);
+            contents.update(piece);
+            length += piece.len() as u64;
+        }
+        self.trace.push(StreamedRegion {
+            kind,
+            vcpu,
+            gpa,
+            length,
+            contents: Sha256Digest::new(contents.finalize().into()),
+            digest_after: Sha256Digest::new(self.digest.clone().finalize().into()),
+        });
+    }
+
+    pub(crate) fn finish(self) -> StreamMeasurement {
+        StreamMeasurement {
+            digest: Sha256Digest::new(self.digest.finalize().into()),
+            trace: self.trace,
+        }
+    }
 }

@@ -4,7 +4,7 @@
 //! `digest_after` differs: that region names the cause.
 
 use assay_tee::page_info::PageType;
-use assay_tee::{LaunchDigest, Sha384Digest};
+use assay_tee::{LaunchDigest, Sha256Digest, Sha384Digest};
 use serde::{Deserialize, Serialize};
 
 /// What a measured region is for.
@@ -54,4 +54,25 @@ pub struct MeasuredRegion {
     pub contents: Option<Sha384Digest>,
     /// The running digest after the region.
     pub digest_after: LaunchDigest,
+}
+
+/// Bytes that SEV and SEV-ES measured: one stream, in which addresses play no
+/// part.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct StreamedRegion {
+    /// What the region is for.
+    pub kind: RegionKind,
+    /// Index of the virtual CPU that a save area belongs to, from zero.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vcpu: Option<u32>,
+    /// Guest physical address of the first byte; save areas have none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gpa: Option<u64>,
+    /// Length in bytes.
+    pub length: u64,
+    /// SHA-256 of the content.
+    pub contents: Sha256Digest,
+    /// The digest of everything up to the region's end.
+    pub digest_after: Sha256Digest,
 }

@@ -445,9 +445,20 @@ fn sev_and_sev_es_hash_the_measured_bytes() {
     let memory = [[0x11; 4096], [0x22; 4096], [0; 4096]].concat();
 
     let file = build(IgvmPlatformType::SEV, pieces("dPzu"));
+    let measurement = measure_igvm_sev(&parse_igvm(&file).unwrap()).unwrap();
+    assert_eq!(measurement.digest, Sha256Digest::of(&memory));
+    let regions: Vec<_> = measurement
+        .trace
+        .iter()
+        .map(|region| (region.gpa, region.length, region.contents))
+        .collect();
+    let zeros = Sha256Digest::of(&[0; 4096]);
     assert_eq!(
-        measure_igvm_sev(&parse_igvm(&file).unwrap()),
-        Ok(Sha256Digest::of(&memory))
+        regions,
+        [
+            (Some(0), 0x2000, Sha256Digest::of(&memory[..0x2000])),
+            (Some(0x2000), 0x1000, zeros),
+        ]
     );
     let file = build(IgvmPlatformType::SEV, pieces("dc"));
     assert_eq!(

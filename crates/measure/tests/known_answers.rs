@@ -157,10 +157,10 @@ impl Case {
             "snp:ovmf-hash" => Ok(firmware_inputs()?.digest.to_hex()),
             "snp" => self.measure_snp(firmware_inputs()?),
             "seves" => measure_sev_es(firmware, hashes.as_ref(), &self.profile(), vcpus())
-                .map(|digest| digest.to_hex())
+                .map(|measurement| measurement.digest.to_hex())
                 .map_err(chain),
             "sev" => measure_sev(firmware, hashes.as_ref())
-                .map(|digest| digest.to_hex())
+                .map(|measurement| measurement.digest.to_hex())
                 .map_err(chain),
             other => panic!("unknown mode {other}"),
         }

@@ -11,7 +11,7 @@ use assay_tee::vmsa::KVM_VMSA_GPA;
 use assay_tee::{LaunchDigest, Sha256Digest};
 use serde::Serialize;
 
-use super::table::Table;
+use super::table::{Table, printable};
 
 /// An IGVM file.
 #[derive(Debug, Serialize)]
@@ -55,7 +55,7 @@ struct Platform {
 #[serde(rename_all = "camelCase")]
 struct Header {
     #[serde(rename = "type")]
-    header_type: String,
+    kind: String,
     /// Platforms that it is for; absent where it is for all.
     #[serde(skip_serializing_if = "Option::is_none")]
     platforms: Option<Vec<String>>,
@@ -116,7 +116,7 @@ pub(super) fn inspect(bytes: &[u8]) -> Result<File> {
 impl Header {
     fn new(header_type: HeaderType) -> Self {
         Self {
-            header_type: header_type.to_string(),
+            kind: header_type.to_string(),
             platforms: None,
             gpa: None,
             bytes: None,
@@ -366,14 +366,14 @@ impl File {
         table.maybe("ID block demands", self.id_block_digest);
         table.heading("platforms");
         for platform in &self.platforms {
-            let mut says = format!("mask {}", platform.mask);
+            let mut says = vec![format!("mask {}", platform.mask)];
             if platform.highest_vtl != 0 {
-                says.push_str(&format!(", VTL {}", platform.highest_vtl));
+                says.push(format!("VTL {}", platform.highest_vtl));
             }
             if let Some(boundary) = &platform.shared_gpa_boundary {
-                says.push_str(&format!(", shared above {boundary}"));
+                says.push(format!("shared above {boundary}"));
             }
-            table.row(&platform.name, says);
+            table.row(&platform.name, says.join(", "));
         }
         for (title, headers) in [
             ("initialization", &self.initialization),
@@ -385,7 +385,7 @@ impl File {
             }
             table.heading(title);
             for header in headers {
-                table.row(&header.header_type, header.to_text());
+                table.row(&header.kind, header.to_text());
             }
         }
         if !self.notes.is_empty() {
@@ -412,11 +412,4 @@ impl Header {
         }
         parts.join("  ")
     }
-}
-
-/// Without control characters: the file may be anyone's.
-fn printable(text: &str) -> String {
-    text.chars()
-        .map(|c| if c.is_control() { '\u{fffd}' } else { c })
-        .collect()
 }

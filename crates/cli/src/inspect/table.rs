@@ -56,6 +56,13 @@ impl fmt::Display for Table {
     }
 }
 
+/// A line without control characters: the file may be anyone's.
+pub(super) fn printable(line: &str) -> String {
+    line.chars()
+        .map(|c| if c.is_control() { '\u{fffd}' } else { c })
+        .collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -7,7 +7,7 @@ use assay_tee::Sha256Digest;
 use bytes::Bytes;
 use serde::Serialize;
 
-use super::table::Table;
+use super::table::{Table, printable};
 
 /// Sections whose content is text that people want to see.
 const TEXTS: [(&str, &str); 4] = [
@@ -184,11 +184,4 @@ impl Executable {
         }
         table
     }
-}
-
-/// A line without control characters: the file may be anyone's.
-fn printable(line: &str) -> String {
-    line.chars()
-        .map(|c| if c.is_control() { '\u{fffd}' } else { c })
-        .collect()
 }

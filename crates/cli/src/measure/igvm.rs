@@ -5,13 +5,13 @@ use std::path::Path;
 use anyhow::{Context as _, Error, Result};
 use assay_measure::igvm::{
     IgvmLaunch, IgvmLoader, IgvmSaveAreas, MeasureIgvmError, ResetState, id_block_digest,
-    measure_igvm_sev, measure_igvm_sev_es_counts, measure_igvm_snp, measure_igvm_snp_counts,
-    qemu_refuses,
+    measure_igvm_sev, measure_igvm_sev_es, measure_igvm_sev_es_counts, measure_igvm_snp,
+    measure_igvm_snp_counts, qemu_refuses,
 };
 use assay_tee::igvm::{IgvmFile, PlatformType, parse_igvm};
 use assay_tee::{LaunchDigest, VcpuCount};
 
-use super::output::{IgvmProfile, MeasuredAreas, Profile, Report, Row};
+use super::output::{IgvmProfile, MeasuredAreas, Profile, Report, Row, Trace};
 use super::request::{IgvmKind, IgvmRequest, IgvmVcpus, Named};
 use super::{files, measuring, single};
 
@@ -29,10 +29,12 @@ fn measure_file(report: &mut Report, path: &Path, bytes: &[u8], kind: &IgvmKind)
     let first_row = report.rows.len();
     let by_qemu = match kind {
         IgvmKind::Sev => {
-            let digest = measure_igvm_sev(&file).map_err(name_option)?;
+            let measurement = measure_igvm_sev(&file).map_err(name_option)?;
+            let digest = measurement.digest;
             report
                 .rows
                 .push(row(path, None, None, None, digest.as_bytes()));
+            report.trace = Trace::Stream(measurement.trace);
             true
         }
         IgvmKind::SevEs(vcpus) => {
@@ -57,7 +59,7 @@ fn measure_file(report: &mut Report, path: &Path, bytes: &[u8], kind: &IgvmKind)
             report
                 .rows
                 .push(row(path, None, Some(profile), None, digest.as_bytes()));
-            report.trace = measurement.trace;
+            report.trace = Trace::Pages(measurement.trace);
             launch.loader() == IgvmLoader::QemuSvsm
         }
     };
@@ -94,7 +96,7 @@ fn snp(
         };
         let measurement = measure_igvm_snp(file, &launch)?;
         add(report, count, measurement.digest);
-        report.trace = measurement.trace;
+        report.trace = Trace::Pages(measurement.trace);
         let areas = IgvmSaveAreas::new(file, PlatformType::SevSnp, state.as_ref(), count)?;
         report.save_areas = Some(MeasuredAreas::Igvm(Box::new(areas)));
         return Ok(());
@@ -113,7 +115,15 @@ fn sev_es(
     reset: Option<&Named<ResetState>>,
 ) -> Result<(), MeasureIgvmError> {
     let state = reset.map(|reset| reset.value);
-    for (count, digest) in measure_igvm_sev_es_counts(file, state.as_ref(), &vcpus.counts)? {
+    let digests = match single(&vcpus.counts) {
+        Some(count) => {
+            let measurement = measure_igvm_sev_es(file, state.as_ref(), count)?;
+            report.trace = Trace::Stream(measurement.trace);
+            vec![(count, measurement.digest)]
+        }
+        None => measure_igvm_sev_es_counts(file, state.as_ref(), &vcpus.counts)?,
+    };
+    for (count, digest) in digests {
         let profile = IgvmProfile {
             loader: IgvmLoader::Qemu,
             reset: state,

@@ -61,7 +61,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "SHA256", value_parser = parse_sha256)]
     pub(super) initrd_hash: Option<Sha256Digest>,
     /// Command line given to QEMU as -append, taken literally
-    #[arg(long, value_name = "CMDLINE")]
+    #[arg(long, value_name = "CMDLINE", allow_hyphen_values = true)]
     pub(super) append: Option<String>,
     /// SHA-256 of the command line and its terminating NUL, instead of --append
     #[arg(long, value_name = "SHA256", value_parser = parse_sha256)]

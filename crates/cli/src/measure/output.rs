@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use anyhow::Result;
 use assay_measure::igvm::{IgvmLoader, IgvmSaveAreas, ResetState};
 use assay_measure::svsm::{SvsmInputs, SvsmProfile};
-use assay_measure::trace::MeasuredRegion;
+use assay_measure::trace::{MeasuredRegion, StreamedRegion};
 use assay_measure::vcpus::SaveAreas;
 use assay_measure::{MeasurementInputs, VcpuProfile};
 use assay_tee::VcpuCount;
@@ -27,11 +27,90 @@ pub(super) struct Report {
     /// The hashes table of modes without recorded inputs.
     pub(super) kernel_hashes: Option<KernelHashes>,
     /// Of the last launch; printed where it is the only one.
-    pub(super) trace: Vec<MeasuredRegion>,
+    pub(super) trace: Trace,
     /// Of the last launch with virtual CPUs; written where it is the only one.
     pub(super) save_areas: Option<MeasuredAreas>,
     /// What a person should know about the digests, one sentence each.
     pub(super) notes: Vec<String>,
+}
+
+/// What was measured of either kind of launch, in order.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(untagged)]
+pub(super) enum Trace {
+    /// SEV-SNP.
+    Pages(Vec<MeasuredRegion>),
+    /// SEV and SEV-ES.
+    Stream(Vec<StreamedRegion>),
+}
+
+impl Default for Trace {
+    fn default() -> Self {
+        Self::Pages(Vec::new())
+    }
+}
+
+impl Trace {
+    pub(super) fn is_empty(&self) -> bool {
+        match self {
+            Self::Pages(regions) => regions.is_empty(),
+            Self::Stream(regions) => regions.is_empty(),
+        }
+    }
+
+    /// The measured regions, one on each line.
+    pub(super) fn to_text(&self) -> String {
+        let number = |number: Option<u64>| number.map_or_else(missing, |at| format!("{at:#x}"));
+        let vcpu = |vcpu: Option<u32>| vcpu.map_or_else(missing, |vcpu| vcpu.to_string());
+        match self {
+            Self::Pages(regions) => {
+                let lines = regions.iter().map(|region| {
+                    [
+                        name(&region.kind),
+                        name(&region.page_type),
+                        vcpu(region.vcpu),
+                        number(Some(region.gpa)),
+                        number(Some(region.length)),
+                        region.digest_after.to_hex(),
+                    ]
+                });
+                let heading = [
+                    "REGION",
+                    "TYPE",
+                    "VCPU",
+                    "ADDRESS",
+                    "LENGTH",
+                    "DIGEST AFTER",
+                ];
+                table(heading, lines)
+            }
+            Self::Stream(regions) => {
+                let lines = regions.iter().map(|region| {
+                    [
+                        name(&region.kind),
+                        vcpu(region.vcpu),
+                        number(region.gpa),
+                        number(Some(region.length)),
+                        region.contents.to_hex(),
+                        region.digest_after.to_hex(),
+                    ]
+                });
+                let heading = [
+                    "REGION",
+                    "VCPU",
+                    "ADDRESS",
+                    "LENGTH",
+                    "SHA-256",
+                    "DIGEST AFTER",
+                ];
+                table(heading, lines)
+            }
+        }
+    }
+}
+
+fn missing() -> String {
+    "-".to_owned()
 }
 
 /// Save areas of either kind of launch.
@@ -113,8 +192,8 @@ struct Single<'a> {
     kernel_hashes: Option<KernelHashes>,
     #[serde(skip_serializing_if = "Option::is_none")]
     inputs: Option<&'a Recorded>,
-    #[serde(skip_serializing_if = "<[_]>::is_empty")]
-    trace: &'a [MeasuredRegion],
+    #[serde(skip_serializing_if = "Trace::is_empty")]
+    trace: &'a Trace,
 }
 
 /// `--json` of a matrix.
@@ -159,9 +238,7 @@ impl Report {
         if let [row] = self.rows.as_slice() {
             return digest(row);
         }
-        let mut lines = vec![["FIRMWARE", "CPU", "VCPUS", "DIGEST"].map(str::to_owned)];
-        lines.extend(self.rows.iter().map(|row| {
-            let missing = || "-".to_owned();
+        let lines = self.rows.iter().map(|row| {
             [
                 row.firmware.clone(),
                 row.cpu.clone().unwrap_or_else(missing),
@@ -169,36 +246,8 @@ impl Report {
                     .map_or_else(missing, |vcpus| vcpus.get().to_string()),
                 digest(row),
             ]
-        }));
-        table(&lines)
-    }
-
-    /// The measured regions, one on each line.
-    pub(super) fn trace_to_text(&self) -> String {
-        let mut lines = vec![
-            [
-                "REGION",
-                "TYPE",
-                "VCPU",
-                "ADDRESS",
-                "LENGTH",
-                "DIGEST AFTER",
-            ]
-            .map(str::to_owned),
-        ];
-        lines.extend(self.trace.iter().map(|region| {
-            [
-                name(&region.kind),
-                name(&region.page_type),
-                region
-                    .vcpu
-                    .map_or_else(|| "-".to_owned(), |vcpu| vcpu.to_string()),
-                format!("{:#x}", region.gpa),
-                format!("{:#x}", region.length),
-                region.digest_after.to_hex(),
-            ]
-        }));
-        table(&lines)
+        });
+        table(["FIRMWARE", "CPU", "VCPUS", "DIGEST"], lines)
     }
 }
 
@@ -211,15 +260,22 @@ fn name(value: &impl Serialize) -> String {
 }
 
 /// Lines with aligned columns, the last one as it is, without a final newline.
-fn table<const COLUMNS: usize>(lines: &[[String; COLUMNS]]) -> String {
+fn table<const COLUMNS: usize>(
+    heading: [&str; COLUMNS],
+    lines: impl Iterator<Item = [String; COLUMNS]>,
+) -> String {
+    let lines: Vec<_> = [heading.map(str::to_owned)]
+        .into_iter()
+        .chain(lines)
+        .collect();
     let mut widths = [0; COLUMNS];
-    for line in lines {
+    for line in &lines {
         for (width, cell) in widths.iter_mut().zip(line) {
             *width = (*width).max(cell.chars().count());
         }
     }
     let mut text = String::new();
-    for line in lines {
+    for line in &lines {
         let mut cells = String::new();
         for (width, cell) in widths.iter().zip(line) {
             let _ = write!(cells, "{cell:width$}  ");
@@ -236,7 +292,10 @@ mod tests {
 
     #[test]
     fn columns_are_aligned() {
-        let lines = [["A", "B"], ["long", "x"], ["é", "last"]].map(|line| line.map(str::to_owned));
-        assert_eq!(table(&lines), "A     B\nlong  x\né     last");
+        let lines = [["long", "x"], ["é", "last"]].map(|line| line.map(str::to_owned));
+        assert_eq!(
+            table(["A", "B"], lines.into_iter()),
+            "A     B\nlong  x\né     last"
+        );
     }
 }

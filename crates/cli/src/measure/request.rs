@@ -117,7 +117,12 @@ pub(super) struct Named<T> {
 impl Request {
     /// Checks the options against each other.
     pub(super) fn from_args(args: &Args) -> Result<Self> {
-        refuse_options_without_effect(args)?;
+        if let Some(refusal) = strict_rules(args)
+            .iter()
+            .find_map(|rule| rule.broken(args.mode))
+        {
+            bail!(refusal);
+        }
         ensure!(
             !(args.json && args.output_format.is_some()),
             "--output-format and --json exclude each other: JSON holds digests in hexadecimal; \
@@ -214,82 +219,119 @@ const KERNEL: &[Mode] = &[Mode::Sev, Mode::SevEs, Mode::Snp];
 const RECORDED: &[Mode] = &[Mode::Snp, Mode::SnpSvsm];
 const SVSM: &[Mode] = &[Mode::SnpSvsm];
 
-/// Refuses options that the mode would ignore.
-fn refuse_options_without_effect(args: &Args) -> Result<()> {
-    let no_vcpus = "no virtual CPU is measured there";
-    let no_kernel = "no kernel is measured there";
-    let not_recorded = "only SEV-SNP digests continue from recorded inputs";
-    let no_svsm = "there is no SVSM";
-    let rules: [(&str, bool, &[Mode], &str); 22] = [
-        ("--vcpus", args.vcpus.is_some(), VCPUS, no_vcpus),
-        ("--vcpu-type", !args.vcpu_type.is_empty(), VCPUS, no_vcpus),
-        ("--vcpu-sig", args.vcpu_sig.is_some(), VCPUS, no_vcpus),
-        ("--vcpu-family", args.vcpu_family.is_some(), VCPUS, no_vcpus),
-        ("--vcpu-model", args.vcpu_model.is_some(), VCPUS, no_vcpus),
-        (
-            "--vcpu-stepping",
-            args.vcpu_stepping.is_some(),
+/// An option and the modes that it is about.
+struct Rule {
+    option: &'static str,
+    given: bool,
+    modes: &'static [Mode],
+    because: &'static str,
+}
+
+impl Rule {
+    /// The sentence about an option that the mode would ignore.
+    fn broken(&self, mode: Mode) -> Option<String> {
+        (self.given && !self.modes.contains(&mode)).then(|| {
+            let Self {
+                option,
+                modes,
+                because,
+                ..
+            } = self;
+            let modes: Vec<_> = modes.iter().map(Mode::to_string).collect();
+            format!(
+                "{option} does not apply to --mode {mode}: {because}; leave it out, or use --mode \
+                 {}",
+                modes.join(" or ")
+            )
+        })
+    }
+}
+
+/// What a mode without virtual CPUs, or without features, cannot take for
+/// something else. Scripts for sev-snp-measure give such options in every mode.
+fn harmless_rules(args: &Args) -> [Rule; 8] {
+    let vcpus = |option, given| Rule {
+        option,
+        given,
+        modes: VCPUS,
+        because: "no virtual CPU is measured there",
+    };
+    [
+        vcpus("--vcpus", args.vcpus.is_some()),
+        vcpus("--vcpu-type", !args.vcpu_type.is_empty()),
+        vcpus("--vcpu-sig", args.vcpu_sig.is_some()),
+        vcpus("--vcpu-family", args.vcpu_family.is_some()),
+        vcpus("--vcpu-model", args.vcpu_model.is_some()),
+        vcpus("--vcpu-stepping", args.vcpu_stepping.is_some()),
+        vcpus("--vmm-type", args.vmm_type.is_some()),
+        Rule {
+            option: "--guest-features",
+            given: args.guest_features.is_some(),
+            modes: &[Mode::Snp],
+            because: "SEV and SEV-ES have none, and an SVSM starts with SNPActive alone",
+        },
+    ]
+}
+
+/// What a digest without it would mislead about.
+fn strict_rules(args: &Args) -> [Rule; 14] {
+    let rule = |option, given, modes, because| Rule {
+        option,
+        given,
+        modes,
+        because,
+    };
+    let kernel = |option, given| rule(option, given, KERNEL, "no kernel is measured there");
+    let recorded = |option, given| {
+        let because = "only SEV-SNP digests continue from recorded inputs";
+        rule(option, given, RECORDED, because)
+    };
+    let svsm = |option, given| rule(option, given, SVSM, "there is no SVSM");
+    [
+        rule(
+            "--dump-vmsa",
+            args.dump_vmsa.is_some(),
             VCPUS,
-            no_vcpus,
+            "no virtual CPU is measured there",
         ),
-        ("--vmm-type", args.vmm_type.is_some(), VCPUS, no_vcpus),
-        ("--dump-vmsa", args.dump_vmsa.is_some(), VCPUS, no_vcpus),
-        ("--kernel", args.kernel.is_some(), KERNEL, no_kernel),
-        (
-            "--kernel-hash",
-            args.kernel_hash.is_some(),
-            KERNEL,
-            no_kernel,
-        ),
-        ("--initrd", args.initrd.is_some(), KERNEL, no_kernel),
-        (
-            "--initrd-hash",
-            args.initrd_hash.is_some(),
-            KERNEL,
-            no_kernel,
-        ),
-        ("--append", args.append.is_some(), KERNEL, no_kernel),
-        (
-            "--cmdline-hash",
-            args.cmdline_hash.is_some(),
-            KERNEL,
-            no_kernel,
-        ),
-        (
-            "--guest-features",
-            args.guest_features.is_some(),
-            &[Mode::Snp],
-            "SEV and SEV-ES have none, and an SVSM starts with SNPActive alone",
-        ),
-        (
+        kernel("--kernel", args.kernel.is_some()),
+        kernel("--kernel-hash", args.kernel_hash.is_some()),
+        kernel("--initrd", args.initrd.is_some()),
+        kernel("--initrd-hash", args.initrd_hash.is_some()),
+        kernel("--append", args.append.is_some()),
+        kernel("--cmdline-hash", args.cmdline_hash.is_some()),
+        rule(
             "--snp-ovmf-hash",
             args.snp_ovmf_hash.is_some(),
             &[Mode::Snp],
             "it stands for the firmware's pages of an SEV-SNP launch",
         ),
-        ("--inputs", args.inputs.is_some(), RECORDED, not_recorded),
-        (
-            "--write-inputs",
-            args.write_inputs.is_some(),
-            RECORDED,
-            not_recorded,
-        ),
-        ("--svsm", args.svsm.is_some(), SVSM, no_svsm),
-        ("--vars-size", args.vars_size.is_some(), SVSM, no_svsm),
-        ("--vars-file", args.vars_file.is_some(), SVSM, no_svsm),
-        ("--svsm-fpu", args.svsm_fpu.is_some(), SVSM, no_svsm),
-    ];
-    for (option, given, modes, because) in rules {
-        if given && !modes.contains(&args.mode) {
-            let modes: Vec<_> = modes.iter().map(Mode::to_string).collect();
-            bail!(
-                "{option} does not apply to --mode {}: {because}; leave it out, or use --mode {}",
-                args.mode,
-                modes.join(" or ")
-            );
-        }
+        recorded("--inputs", args.inputs.is_some()),
+        recorded("--write-inputs", args.write_inputs.is_some()),
+        svsm("--svsm", args.svsm.is_some()),
+        svsm("--vars-size", args.vars_size.is_some()),
+        svsm("--vars-file", args.vars_file.is_some()),
+        svsm("--svsm-fpu", args.svsm_fpu.is_some()),
+    ]
+}
+
+/// A sentence about each option that changes nothing.
+pub(super) fn options_without_effect(args: &Args) -> Vec<String> {
+    let mut notes: Vec<String> = harmless_rules(args)
+        .iter()
+        .filter_map(|rule| rule.broken(args.mode))
+        .collect();
+    let vmm = Vmm::from(args.vmm_type.unwrap_or_default());
+    let names_cpu =
+        !args.vcpu_type.is_empty() || args.vcpu_sig.is_some() || args.vcpu_family.is_some();
+    if matches!(args.mode, Mode::SevEs | Mode::Snp) && names_cpu && !vmm.measures_cpu_signature() {
+        notes.push(
+            "--vcpu-type, --vcpu-sig and --vcpu-family change nothing with this --vmm-type, which \
+             gives every CPU the same state"
+                .to_owned(),
+        );
     }
-    Ok(())
+    notes
 }
 
 /// At most one of two options that say the same thing.
@@ -336,7 +378,13 @@ fn kernel(args: &Args) -> Result<Option<DirectBoot>> {
         ("--initrd-hash", hash(args.initrd_hash)),
     )?;
     let cmdline = exclusive(
-        ("--append", args.append.clone().map(Cmdline::Text)),
+        (
+            "--append",
+            args.append
+                .clone()
+                .filter(|text| !text.is_empty())
+                .map(Cmdline::Text),
+        ),
         ("--cmdline-hash", args.cmdline_hash.map(Cmdline::Digest)),
     )?;
     let Some(kernel) = kernel else {
@@ -413,11 +461,7 @@ fn profiles(args: &Args) -> Result<Vec<Named<VcpuProfile>>> {
     let cpus = if vmm.measures_cpu_signature() {
         cpus_of_qemu(args)?
     } else {
-        ensure!(
-            cpus(args)?.is_empty(),
-            "--vcpu-type, --vcpu-sig and --vcpu-family do not apply to this --vmm-type, which \
-             gives every CPU the same state; leave them out"
-        );
+        cpus(args)?;
         vec![Named {
             name: "any".to_owned(),
             value: CpuSignature(0),

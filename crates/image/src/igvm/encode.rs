@@ -144,7 +144,7 @@ pub(super) fn encode_file(file: &File) -> Result<Rope, EncodeIgvmError> {
         };
         headers.push(HeaderType::VP_CONTEXT, &context)?;
     }
-    assemble(&headers, data)
+    assemble(&headers, &data)
 }
 
 fn push_parameters(headers: &mut Headers, area: &ParameterArea) -> Result<(), EncodeIgvmError> {
@@ -230,7 +230,7 @@ fn length(value: usize) -> Result<u32, EncodeIgvmError> {
     u32::try_from(value).map_err(|_| EncodeIgvmError::TooLarge)
 }
 
-fn assemble(headers: &Headers, data: Data) -> Result<Rope, EncodeIgvmError> {
+fn assemble(headers: &Headers, data: &Data) -> Result<Rope, EncodeIgvmError> {
     let data_len = usize::try_from(data.bytes.len()).map_err(|_| EncodeIgvmError::TooLarge)?;
     let mut fixed = FixedHeader {
         magic: MAGIC,

@@ -166,10 +166,12 @@ impl Launch {
             guest_features: GuestFeatures(self.features),
         };
         Ok(match self.mode {
-            Mode::Sev => measure_sev(&self.firmware, hashes.as_ref())?.to_hex(),
-            Mode::SevEs => {
-                measure_sev_es(&self.firmware, hashes.as_ref(), &profile, vcpus)?.to_hex()
-            }
+            Mode::Sev => measure_sev(&self.firmware, hashes.as_ref())?
+                .digest
+                .to_hex(),
+            Mode::SevEs => measure_sev_es(&self.firmware, hashes.as_ref(), &profile, vcpus)?
+                .digest
+                .to_hex(),
             Mode::SnpOvmfHash => FirmwareInputs::from_bytes(&self.firmware)?.digest.to_hex(),
             Mode::Snp => {
                 let mut inputs = MeasurementInputs::from_bytes(&self.firmware, hashes)?;
