@@ -129,6 +129,18 @@ const IMAGE_ORACLES: Recipe = Recipe {
     pack: pack_image_oracles,
 };
 
+/// Firmware beside the boot kit's, to be measured by others and us.
+const OTHER_FIRMWARE: Recipe = Recipe {
+    name: "other-firmware",
+    revision: 1,
+    sources: &[Source {
+        suite: pins::FIRMWARE_SUITE,
+        packages: &["ovmf-generic", "ovmf-inteltdx"],
+        dependencies: Dependencies::Named(&[]),
+    }],
+    pack: pack_other_firmware,
+};
+
 /// Certificates of the public authorities.
 pub(crate) const CA_CERTIFICATES: Recipe = Recipe {
     name: "ca-certificates",
@@ -178,6 +190,13 @@ pub(crate) fn image_oracles(cache: &Cache) -> Result<PathBuf> {
         Ok(())
     };
     Ok(entry(cache, &IMAGE_ORACLES, store)?.join(ROOT))
+}
+
+/// Files of Debian's firmware beside the boot kit's.
+pub(crate) fn other_firmware(cache: &Cache) -> Result<Vec<PathBuf>> {
+    let store = |tree: &Tree, dir: &Path| tree.write_to(dir);
+    let entry = entry(cache, &OTHER_FIRMWARE, store)?;
+    Ok(OTHER_FIRMWARE_FILES.map(|file| entry.join(file)).to_vec())
 }
 
 /// The boot kit's firmware, as a file.
@@ -421,6 +440,19 @@ fn pack_image_oracles(from: &Tree) -> Result<Tree> {
     root.directory("dev", 0o755)
         .directory("tmp", 0o777)
         .directory("var/tmp", 0o777);
+    Ok(root)
+}
+
+/// A build for any guest, and one for TDX whose SEV sections have no kernel hashes
+/// and partly no size.
+const OTHER_FIRMWARE_FILES: [&str; 2] = ["OVMF.fd", "OVMF.inteltdx.ms.fd"];
+
+fn pack_other_firmware(from: &Tree) -> Result<Tree> {
+    let mut root = Tree::default();
+    for file in OTHER_FIRMWARE_FILES {
+        let content = from.read(&format!("usr/share/ovmf/{file}"))?.to_vec();
+        root.file(file, 0o644, content);
+    }
     Ok(root)
 }
 

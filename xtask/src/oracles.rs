@@ -8,10 +8,13 @@ use std::path::Path;
 /// Where they are, as the environment variables that tests look at. What is
 /// missing is fetched or built.
 pub(crate) fn variables(cache: &Cache) -> Result<Vec<(&'static str, String)>> {
+    let mut firmware = vec![layers::firmware(cache)?];
+    firmware.extend(layers::other_firmware(cache)?);
+    let firmware = std::env::join_paths(firmware).context("name the firmware")?;
     [
         ("ASSAY_SEV_SNP_MEASURE", cache.sev_snp_measure()?),
         ("ASSAY_GO_SEV_GUEST_CHECK", cache.go_sev_guest_check()?),
-        ("ASSAY_ORACLE_FIRMWARE", layers::firmware(cache)?),
+        ("ASSAY_ORACLE_FIRMWARE", firmware.into()),
         ("ASSAY_IMAGE_ORACLES", layers::image_oracles(cache)?),
     ]
     .into_iter()

@@ -7,6 +7,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::Write as _;
 use std::path::Path;
 use std::process::Command;
 
@@ -47,7 +48,8 @@ fn properties(line: &str) -> BTreeMap<&str, &str> {
 #[test]
 fn sev_snp_measure_makes_the_same() {
     let Some(program) = std::env::var_os("ASSAY_SEV_SNP_MEASURE") else {
-        eprintln!(
+        let _ = writeln!(
+            std::io::stderr(),
             "SKIPPED oracle snp-create-id-block: ASSAY_SEV_SNP_MEASURE does not name \
              sev-snp-measure"
         );

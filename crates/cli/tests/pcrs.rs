@@ -5,6 +5,7 @@
     reason = "what a test needs and has not is a failure"
 )]
 
+use std::io::Write as _;
 use std::path::Path;
 use std::process::{Command, Output};
 
@@ -27,7 +28,10 @@ fn text(bytes: &[u8]) -> String {
 fn values_are_printed_like_systemd_measure_prints_them() {
     const STUB: &str = "usr/lib/systemd/boot/efi/linuxx64.efi.stub";
     let Some(root) = std::env::var_os("ASSAY_IMAGE_ORACLES") else {
-        eprintln!("skipped: ASSAY_IMAGE_ORACLES is not set (cargo xtask programs)");
+        let _ = writeln!(
+            std::io::stderr(),
+            "SKIPPED: ASSAY_IMAGE_ORACLES is not set (cargo xtask programs)"
+        );
         return;
     };
     // A stub is a PE image, as a kernel is.

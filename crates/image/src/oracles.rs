@@ -2,6 +2,7 @@
 //! their own that `ASSAY_IMAGE_ORACLES` names (`cargo xtask programs`).
 
 use std::fs;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -18,7 +19,10 @@ impl Oracles {
     /// Where they are. Without them it says that `test` is skipped.
     pub(crate) fn find(test: &str) -> Option<Self> {
         let Some(root) = std::env::var_os("ASSAY_IMAGE_ORACLES") else {
-            eprintln!("{test}: skipped: ASSAY_IMAGE_ORACLES is not set (cargo xtask programs)");
+            let _ = writeln!(
+                std::io::stderr(),
+                "SKIPPED {test}: ASSAY_IMAGE_ORACLES is not set (cargo xtask programs)"
+            );
             return None;
         };
         let root = PathBuf::from(root);

@@ -21,7 +21,6 @@ mod synthetic_firmware;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
-use std::rc::Rc;
 
 use assay_measure::VcpuProfile;
 use assay_measure::vcpus::SaveAreas;
@@ -29,7 +28,7 @@ use assay_tee::GuestFeatures;
 use assay_tee::cpu::CpuModel;
 use assay_tee::ovmf::{Section, SectionKind};
 use assay_tee::vmsa::Vmm;
-use launch::{KernelFiles, Launch, Mode};
+use launch::{KernelFiles, Launch, Mode, firmware_files};
 use random::Random;
 use sev::measurement::snp::{
     SnpLaunchDigest, SnpMeasurementArgs, calc_snp_ovmf_hash, snp_calc_launch_digest,
@@ -90,10 +89,10 @@ fn oracle(launch: &Launch, directory: &Path) -> Result<String, String> {
 
 #[test]
 fn random_launches_have_the_oracles_digest() {
-    let cases = std::env::var("ASSAY_ORACLE_CASES").map_or(300, |cases| cases.parse().unwrap());
+    let cases = std::env::var("ASSAY_ORACLE_CASES").map_or(400, |cases| cases.parse().unwrap());
     let modes = [Mode::Snp, Mode::Snp, Mode::Snp, Mode::SnpOvmfHash];
     let vmms = [Vmm::Qemu, Vmm::Ec2BeforeRdx, Vmm::Krun];
-    let files: [Rc<Vec<u8>>; 0] = [];
+    let files = firmware_files();
     let directory = tempfile::tempdir().unwrap();
     let mut random = Random(0x05e7_c4a7);
     let mut refused = 0;

@@ -20,15 +20,13 @@ mod random;
 #[path = "support/synthetic_firmware.rs"]
 mod synthetic_firmware;
 
-use std::fs;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
-use std::rc::Rc;
 
 use assay_tee::ovmf::{Section, SectionKind};
 use assay_tee::vmsa::{SvsmFpu, Vmm};
-use launch::{KernelFiles, Launch, Mode, Svsm};
+use launch::{KernelFiles, Launch, Mode, Svsm, firmware_files};
 use random::Random;
 use serde_json::{Value, json};
 use synthetic_firmware::{SyntheticFirmware, build_firmware, build_svsm};
@@ -118,20 +116,12 @@ fn say(text: &str) {
     let _ = writeln!(std::io::stderr(), "{text}");
 }
 
-fn firmware_files() -> Vec<Rc<Vec<u8>>> {
-    let paths = std::env::var_os("ASSAY_ORACLE_FIRMWARE").unwrap_or_default();
-    std::env::split_paths(&paths)
-        .filter(|path| !path.as_os_str().is_empty())
-        .map(|path| Rc::new(fs::read(path).unwrap()))
-        .collect()
-}
-
 #[test]
 fn random_launches_have_the_oracles_digest() {
     let Some(mut oracle) = Oracle::start() else {
         return;
     };
-    let cases = std::env::var("ASSAY_ORACLE_CASES").map_or(300, |cases| cases.parse().unwrap());
+    let cases = std::env::var("ASSAY_ORACLE_CASES").map_or(400, |cases| cases.parse().unwrap());
     let files = firmware_files();
     let modes = [
         Mode::Snp,

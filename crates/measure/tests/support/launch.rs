@@ -236,6 +236,16 @@ pub(crate) struct Files {
     pub(crate) svsm: Option<PathBuf>,
 }
 
+/// The firmware files that `ASSAY_ORACLE_FIRMWARE` names, separated as in
+/// `PATH`.
+pub(crate) fn firmware_files() -> Vec<Rc<Vec<u8>>> {
+    let paths = std::env::var_os("ASSAY_ORACLE_FIRMWARE").unwrap_or_default();
+    std::env::split_paths(&paths)
+        .filter(|path| !path.as_os_str().is_empty())
+        .map(|path| Rc::new(fs::read(path).unwrap()))
+        .collect()
+}
+
 fn random_kernel(random: &mut Random) -> KernelFiles {
     let initrd = random.chance(60).then(|| random.bytes(2000));
     let cmdline = random.chance(70).then(|| {
