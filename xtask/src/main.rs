@@ -2,6 +2,7 @@
 
 mod bench;
 mod cargo;
+mod charts;
 mod check_deps;
 mod crdgen;
 mod debian;
@@ -51,6 +52,12 @@ enum Command {
     },
     /// Write crds/yaml from the Rust types.
     Crdgen,
+    /// Lint the charts, and check that they render charts/golden.
+    Charts {
+        /// Write charts/golden anew instead.
+        #[arg(long)]
+        bless: bool,
+    },
     /// Check that crates depend on each other only as ARCHITECTURE.md draws it.
     CheckDeps,
 }
@@ -118,6 +125,14 @@ fn run(command: Command) -> Result<()> {
         Command::Test { no_cluster } => test::run(&images::workspace_root(), !no_cluster),
         Command::Bench { benchmarks } => bench::run(&images::workspace_root(), &benchmarks),
         Command::Crdgen => crdgen::write(&images::workspace_root()),
+        Command::Charts { bless } => {
+            let (checkout, cache) = (images::workspace_root(), Cache::open()?);
+            if bless {
+                charts::bless(&checkout, &cache)
+            } else {
+                charts::check(&checkout, &cache)
+            }
+        }
         Command::Programs => {
             let cache = Cache::open()?;
             cache.everything()?;

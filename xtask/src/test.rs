@@ -77,6 +77,7 @@ fn run_stages(checkout: &Path, cluster: bool, stages: &mut Stages) -> Result<()>
     })?;
     stages.run("generated files", || crate::crdgen::check(checkout))?;
     let cache = Cache::open()?;
+    stages.run("charts", || crate::charts::check(checkout, &cache))?;
     let oracles = stages.run("oracles", || crate::oracles::variables(&cache))?;
     stages.run("unit, property and golden tests", || {
         cargo(

@@ -7,8 +7,11 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 {{- end }}
 
 {{- define "assay.image" -}}
-{{- $ref := index .root.Values.images .name -}}
-{{- required (printf "images.%s is not set: name the image by digest" .name) $ref -}}
+{{- $ref := index .root.Values.images .name | default "" -}}
+{{- if not (regexMatch "^[^@[:space:]]+/[^@[:space:]]+@sha256:[0-9a-f]{64}$" $ref) -}}
+{{- fail (printf "images.%s is %q: name the image by digest, as host/repository@sha256:<64 hex digits>" .name $ref) -}}
+{{- end -}}
+{{- $ref -}}
 {{- end }}
 
 {{- define "assay.podSecurityContext" -}}
