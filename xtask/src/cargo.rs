@@ -5,10 +5,10 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
 
-/// Runs cargo in the checkout.
-pub(crate) fn cargo(checkout: &Path, args: &[&str], variables: &[(&str, String)]) -> Result<()> {
+/// Runs cargo in the checkout, or in a directory of it.
+pub(crate) fn cargo(directory: &Path, args: &[&str], variables: &[(&str, String)]) -> Result<()> {
     let status = Command::new("cargo")
-        .current_dir(checkout)
+        .current_dir(directory)
         .args(args)
         .envs(variables.iter().map(|(name, value)| (name, value)))
         .status()

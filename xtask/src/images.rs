@@ -165,11 +165,15 @@ fn strings(words: &[&str]) -> Vec<String> {
     words.iter().map(|&word| word.to_owned()).collect()
 }
 
+/// Where cargo puts what it builds.
+pub(crate) fn target_directory() -> PathBuf {
+    std::env::var_os("CARGO_TARGET_DIR")
+        .map_or_else(|| workspace_root().join("target"), PathBuf::from)
+}
+
 /// Where cargo puts release builds of our programs.
 pub(crate) fn release_directory() -> PathBuf {
-    let target = std::env::var_os("CARGO_TARGET_DIR")
-        .map_or_else(|| workspace_root().join("target"), PathBuf::from);
-    target.join("x86_64-unknown-linux-gnu/release")
+    target_directory().join("x86_64-unknown-linux-gnu/release")
 }
 
 /// Builds our programs for release and returns the directory with them.

@@ -8,6 +8,7 @@ use assay_cluster::progress::say;
 use assay_cluster::{Cache, Cluster};
 
 use crate::cargo::cargo;
+use crate::images;
 
 /// A named part of the run.
 struct Stage {
@@ -74,6 +75,12 @@ fn run_stages(checkout: &Path, cluster: bool, stages: &mut Stages) -> Result<()>
             "warnings",
         ];
         cargo(checkout, &lint, &[])
+    })?;
+    stages.run("fuzz targets", || {
+        // A workspace of its own, which would have a target directory of its own.
+        let target = [("CARGO_TARGET_DIR", text(&images::target_directory())?)];
+        let check = ["check", "--quiet", "--locked"];
+        cargo(&checkout.join("fuzz"), &check, &target)
     })?;
     stages.run("generated files", || crate::crdgen::check(checkout))?;
     let cache = Cache::open()?;
