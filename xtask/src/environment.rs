@@ -8,13 +8,14 @@ use assay_cluster::{Cache, Kubeconfig};
 use assay_e2e::Environment;
 use assay_e2e::environment::Images;
 
-use crate::images;
+use crate::images::{self, Target};
 
 /// Builds and pushes the images, finds the programs and describes them all.
 /// With `oracles`, fetches other people's tools as well.
 pub(crate) fn prepare(checkout: &Path, cluster: Kubeconfig, oracles: bool) -> Result<Environment> {
     let cache = Cache::open()?;
-    let pushed = images::push(&cache, &cluster.registry)?;
+    let target = Target::plain_http(&cluster.registry);
+    let pushed = images::push(&cache, &target)?;
     let scratch = checkout.join("dist");
     fs::create_dir_all(&scratch).context("create dist/")?;
     Ok(Environment {

@@ -6,7 +6,7 @@ use crate::tree::Tree;
 use anyhow::{Context, Result};
 use assay_cluster::{Cache, command, progress::say};
 use assay_image::oci::{ImageOptions, Layer, OciImage, RunConfig};
-use assay_registry::{Registry, RegistryOptions};
+use assay_registry::{DockerConfig, Registry, RegistryOptions};
 use serde::{Deserialize, Serialize};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -57,15 +57,62 @@ const PACKAGES: &[&str] = &[
     "assay-operator",
 ];
 
-/// Builds everything and pushes it to a registry that speaks plain HTTP.
-pub(crate) fn push(cache: &Cache, registry: &str) -> Result<Images> {
-    let inputs = push_inputs(cache, registry)?;
-    let programs = push_programs(cache, registry)?;
+/// A registry to push to.
+pub(crate) struct Target {
+    /// `host[:port]`, and the path below which all repositories are.
+    prefix: String,
+    options: RegistryOptions,
+}
+
+impl Target {
+    /// A registry without TLS and without users, as the local cluster's.
+    pub(crate) fn plain_http(prefix: &str) -> Self {
+        let host = prefix.split('/').next().unwrap_or(prefix);
+        Self {
+            prefix: prefix.to_owned(),
+            options: RegistryOptions {
+                plain_http_hosts: vec![host.to_owned()],
+                ..RegistryOptions::default()
+            },
+        }
+    }
+
+    /// A registry with TLS, with the credentials that `docker login` and the
+    /// like keep in `config.json`.
+    pub(crate) fn https(prefix: &str) -> Result<Self> {
+        let directory = std::env::var_os("DOCKER_CONFIG")
+            .map(PathBuf::from)
+            .or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".docker")));
+        let file = directory
+            .map(|directory| directory.join("config.json"))
+            .filter(|file| file.is_file());
+        let docker_config = match file {
+            None => None,
+            Some(file) => {
+                let bytes = fs::read(&file).with_context(|| format!("read {}", file.display()))?;
+                let config = DockerConfig::parse(&bytes);
+                Some(config.with_context(|| format!("read {}", file.display()))?)
+            }
+        };
+        Ok(Self {
+            prefix: prefix.to_owned(),
+            options: RegistryOptions {
+                docker_config,
+                ..RegistryOptions::default()
+            },
+        })
+    }
+}
+
+/// Builds everything and pushes it.
+pub(crate) fn push(cache: &Cache, target: &Target) -> Result<Images> {
+    let inputs = push_inputs(cache, target)?;
+    let programs = push_programs(cache, target)?;
     Ok(Images { inputs, programs })
 }
 
 /// Packs and pushes what comes from Debian alone.
-pub(crate) fn push_inputs(cache: &Cache, registry: &str) -> Result<InputImages> {
+pub(crate) fn push_inputs(cache: &Cache, target: &Target) -> Result<InputImages> {
     let web = RunConfig {
         user: Some(NONROOT.to_owned()),
         env: Some(vec![path_variable()]),
@@ -85,7 +132,7 @@ pub(crate) fn push_inputs(cache: &Cache, registry: &str) -> Result<InputImages> 
         entrypoint: Some(strings(&["/bin/sh"])),
         ..RunConfig::default()
     };
-    let pusher = Pusher::new(registry)?;
+    let pusher = Pusher::new(target)?;
     Ok(InputImages {
         boot_kit: pusher.push(
             "boot-kit",
@@ -102,7 +149,7 @@ pub(crate) fn push_inputs(cache: &Cache, registry: &str) -> Result<InputImages> 
 }
 
 /// Builds our programs, and packs and pushes their images.
-pub(crate) fn push_programs(cache: &Cache, registry: &str) -> Result<ProgramImages> {
+fn push_programs(cache: &Cache, target: &Target) -> Result<ProgramImages> {
     let release = build()?;
     let program = |name: &str| -> Result<Vec<u8>> {
         let path = release.join(name);
@@ -123,7 +170,7 @@ pub(crate) fn push_programs(cache: &Cache, registry: &str) -> Result<ProgramImag
         ..RunConfig::default()
     };
     let certificates = layers::layer(cache, &layers::CA_CERTIFICATES)?;
-    let pusher = Pusher::new(registry)?;
+    let pusher = Pusher::new(target)?;
     let mut base = Tree::default();
     layers::accounts(&mut base);
     base.directory("tmp", 0o777);
@@ -210,20 +257,17 @@ pub(crate) fn workspace_root() -> PathBuf {
 
 /// Pushes to one registry.
 struct Pusher {
-    address: String,
+    prefix: String,
     registry: Registry,
     runtime: tokio::runtime::Runtime,
 }
 
 impl Pusher {
-    fn new(address: &str) -> Result<Self> {
-        let options = RegistryOptions {
-            plain_http_hosts: vec![address.to_owned()],
-            ..RegistryOptions::default()
-        };
+    fn new(target: &Target) -> Result<Self> {
         Ok(Self {
-            address: address.to_owned(),
-            registry: Registry::new(options).context("set up the registry client")?,
+            prefix: target.prefix.clone(),
+            registry: Registry::new(target.options.clone())
+                .context("set up the registry client")?,
             runtime: tokio::runtime::Builder::new_current_thread()
                 .enable_all()
                 .build()
@@ -231,7 +275,7 @@ impl Pusher {
         })
     }
 
-    /// Assembles an image and pushes it as `<registry>/<name>:dev`.
+    /// Assembles an image and pushes it as `<prefix>/<name>:dev`.
     fn push(&self, name: &str, run: RunConfig, layers: &[Layer]) -> Result<String> {
         let start = Instant::now();
         let image = OciImage::assemble(
@@ -242,7 +286,7 @@ impl Pusher {
             layers,
         )
         .with_context(|| format!("assemble the image {name}"))?;
-        let tag = format!("{}/{name}:dev", self.address);
+        let tag = format!("{}/{name}:dev", self.prefix);
         let reference = self
             .runtime
             .block_on(self.registry.push(&tag, &image))

@@ -17,6 +17,7 @@ mod tree;
 use anyhow::{Context, Result, bail};
 use assay_cluster::{Cache, Cluster};
 use clap::{Parser, Subcommand};
+use images::Target;
 use std::process::ExitCode;
 
 #[derive(Parser)]
@@ -78,9 +79,13 @@ enum ClusterCommand {
 enum ImagesCommand {
     /// Build, pack and push all images; prints their references by digest as JSON.
     Push {
-        /// Host and port of a registry over plain HTTP [default: the cluster's].
+        /// Registry, with a path if need be, as `ghcr.io/me` [default: the local
+        /// cluster's].
         #[arg(long)]
         registry: Option<String>,
+        /// The registry speaks plain HTTP.
+        #[arg(long)]
+        plain_http: bool,
         /// Only what is packed from Debian's packages: boot kit, web server, busybox.
         #[arg(long)]
         inputs: bool,
@@ -141,16 +146,21 @@ fn run(command: Command) -> Result<()> {
             }
             Ok(())
         }
-        Command::Images(ImagesCommand::Push { registry, inputs }) => {
-            let registry = match registry {
-                Some(registry) => registry,
-                None => Cluster::open()?.kubeconfig().registry,
+        Command::Images(ImagesCommand::Push {
+            registry,
+            plain_http,
+            inputs,
+        }) => {
+            let target = match registry {
+                Some(registry) if plain_http => Target::plain_http(&registry),
+                Some(registry) => Target::https(&registry)?,
+                None => Target::plain_http(&Cluster::open()?.kubeconfig().registry),
             };
             let cache = Cache::open()?;
             let pushed = if inputs {
-                serde_json::to_string_pretty(&images::push_inputs(&cache, &registry)?)
+                serde_json::to_string_pretty(&images::push_inputs(&cache, &target)?)
             } else {
-                serde_json::to_string_pretty(&images::push(&cache, &registry)?)
+                serde_json::to_string_pretty(&images::push(&cache, &target)?)
             };
             println!("{}", pushed.context("encode the references")?);
             Ok(())
