@@ -51,6 +51,8 @@ pub struct Images {
     pub boot_kit: String,
     /// The web server of the quickstart.
     pub web: String,
+    /// A shell for pods of tests.
+    pub busybox: String,
 }
 
 impl Environment {

@@ -16,7 +16,13 @@ pub const NAMESPACE: &str = "assay-system";
 pub fn install(environment: &Environment) -> Result<()> {
     helm(
         environment,
-        &["upgrade", "--install", "assay-crds", "charts/assay-crds"],
+        &[
+            "upgrade",
+            "--install",
+            "assay-crds",
+            "charts/assay-crds",
+            "--create-namespace",
+        ],
     )?;
     let images = &environment.images;
     helm(
@@ -43,13 +49,25 @@ pub fn install(environment: &Environment) -> Result<()> {
     .inspect_err(|_| environment.kubectl().print_state(NAMESPACE))
 }
 
+/// Takes both charts away. The kinds stay, as the chart keeps them, and so does
+/// the namespace.
+///
+/// # Errors
+/// When helm fails.
+pub fn uninstall(environment: &Environment) -> Result<()> {
+    for release in ["assay", "assay-crds"] {
+        helm(environment, &["uninstall", release, "--wait"])?;
+    }
+    Ok(())
+}
+
 fn helm(environment: &Environment, args: &[&str]) -> Result<()> {
     let output = Command::new(&environment.helm)
         .current_dir(&environment.checkout)
         .arg("--kubeconfig")
         .arg(&environment.kubeconfig)
         .args(args)
-        .args(["--namespace", NAMESPACE, "--create-namespace"])
+        .args(["--namespace", NAMESPACE])
         .output()
         .with_context(|| format!("run {}", environment.helm.display()))?;
     if !output.status.success() {

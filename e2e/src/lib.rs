@@ -1,15 +1,15 @@
 //! Scenarios on a real cluster, told once: `cargo xtask demo` narrates them and
 //! `cargo xtask test` asserts them.
 //!
-//! They use what a person would use: helm, kubectl, HTTP and the `assay`
-//! command. Waiting is for conditions with generous deadlines, and a deadline
+//! They use what a person would use: helm, kubectl and the `assay` command. Waiting is for conditions with generous deadlines, and a deadline
 //! that passes prints what a person would look at.
 
 pub mod environment;
-pub mod http;
 pub mod install;
 pub mod kubectl;
+pub mod phases;
 pub mod quickstart;
+pub mod visitor;
 pub mod wait;
 
 pub use environment::Environment;

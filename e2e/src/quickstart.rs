@@ -3,11 +3,11 @@
 
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::{Value, json};
 
 use crate::kubectl::condition;
-use crate::{Environment, http, wait};
+use crate::{Environment, visitor, wait};
 
 /// The quickstart's namespace.
 pub const NAMESPACE: &str = "quickstart";
@@ -19,7 +19,9 @@ pub const DEPLOYMENT: &str = "web";
 pub const VISITOR: &str = "visitor:measured";
 
 /// What a launcher logs once its guest's agent runs.
-const BOOTED: &str = "guest event=Booted";
+pub(crate) const BOOTED: &str = "guest event=Booted";
+/// What a launcher logs once the broker has accepted its guest's evidence.
+pub(crate) const ATTESTED: &str = "guest event=Attested";
 /// What a launcher logs when nothing of its guest runs long after power-on.
 const NOT_BOOTED: &str = "guest has not booted";
 
@@ -28,7 +30,8 @@ const BUILD_DEADLINE: Duration = Duration::from_mins(5);
 /// Booting takes seconds; a loaded machine, more.
 const BOOT_DEADLINE: Duration = Duration::from_mins(4);
 
-/// Applies `examples/quickstart` with this environment's images.
+/// Applies `examples/quickstart` with this environment's images, and starts a
+/// pod to visit it from.
 ///
 /// # Errors
 /// When the API server refuses it.
@@ -57,10 +60,8 @@ pub fn apply(environment: &Environment) -> Result<()> {
     let directory = overlay
         .to_str()
         .context("the overlay's path is not UTF-8")?;
-    environment
-        .kubectl()
-        .run(&["apply", "-k", directory])
-        .map(drop)
+    environment.kubectl().run(&["apply", "-k", directory])?;
+    visitor::start(environment, NAMESPACE)
 }
 
 /// Waits until the MeasuredImage is Ready and returns it.
@@ -107,11 +108,30 @@ pub fn wait_for_guests(environment: &Environment, replicas: i64) -> Result<Value
     Ok(deployment)
 }
 
-/// Asks the quickstart's Service for `path`.
+/// Asks the quickstart's Service for `path`, from another pod.
 ///
 /// # Errors
 /// When nobody answers.
 pub fn ask(environment: &Environment, path: &str, user: Option<&str>) -> Result<(u16, String)> {
+    match visit(environment, path, user)? {
+        Some(answer) => Ok(answer),
+        None => bail!("nobody answers for the Service {DEPLOYMENT}"),
+    }
+}
+
+/// Whether nobody answers for the quickstart's Service.
+///
+/// # Errors
+/// When it cannot be asked.
+pub fn is_silent(environment: &Environment) -> Result<bool> {
+    Ok(visit(environment, "/healthz", None)?.is_none())
+}
+
+fn visit(
+    environment: &Environment,
+    path: &str,
+    user: Option<&str>,
+) -> Result<Option<(u16, String)>> {
     let service = environment
         .kubectl()
         .find(NAMESPACE, "service", DEPLOYMENT)?
@@ -119,7 +139,7 @@ pub fn ask(environment: &Environment, path: &str, user: Option<&str>) -> Result<
     let address = service["spec"]["clusterIP"]
         .as_str()
         .context("the Service has no address")?;
-    http::get(&format!("{address}:80"), path, user)
+    visitor::get(environment, NAMESPACE, (address, 80), path, user)
 }
 
 /// Addresses that the Service sends traffic to.

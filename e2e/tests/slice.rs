@@ -8,7 +8,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use assay_e2e::{Environment, install, kubectl, quickstart, wait};
+use assay_e2e::{Environment, install, kubectl, phases, quickstart, wait};
 use assay_tee::guest_message::{CertificateGuid, CertificateTable};
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
@@ -30,6 +30,7 @@ fn a_measured_image_runs_as_attested_pods() -> Result<()> {
     the_published_digest_equals_the_oracles(&environment, &image)?;
 
     let deployment = quickstart::wait_for_guests(&environment, 2)?;
+    println!("{}", phases::table(&environment)?);
     ensure!(deployment["status"]["summary"]["ready"] == "2/2");
     ensure!(deployment["status"]["summary"]["attested"] == "2/2");
     simulation_is_said_aloud(&environment, &deployment)?;
@@ -345,11 +346,7 @@ fn the_service_falls_silent(environment: &Environment) -> Result<()> {
         quickstart::NAMESPACE,
         what,
         deadline,
-        || {
-            Ok(quickstart::ask(environment, "/healthz", None)
-                .is_err()
-                .then_some(()))
-        },
+        || Ok(quickstart::is_silent(environment)?.then_some(())),
     )?;
     Ok(())
 }

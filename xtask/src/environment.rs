@@ -32,6 +32,7 @@ pub(crate) fn prepare(checkout: &Path, cluster: Kubeconfig, oracles: bool) -> Re
             builder: pushed.programs.builder,
             boot_kit: pushed.inputs.boot_kit,
             web: pushed.inputs.quickstart_web,
+            busybox: pushed.inputs.busybox,
         },
         sev_snp_measure: oracles.then(|| cache.sev_snp_measure()).transpose()?,
         go_sev_guest_check: oracles.then(|| cache.go_sev_guest_check()).transpose()?,
