@@ -4,8 +4,8 @@ use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
-use assay_cluster::Cache;
 use assay_cluster::progress::say;
+use assay_cluster::{Cache, packages};
 
 use crate::cargo::cargo;
 use crate::images;
@@ -13,6 +13,7 @@ use crate::layers;
 
 /// Runs the benchmarks named, or all.
 pub(crate) fn run(checkout: &Path, benchmarks: &[String]) -> Result<()> {
+    packages::ensure(packages::PEERS)?;
     let cache = Cache::open()?;
     let firmware = layers::firmware(&cache)?;
     let sev_snp_measure = cache.sev_snp_measure()?;
