@@ -1,10 +1,11 @@
 //! The main job on a real cluster, narrated.
 
-use anyhow::{Context as _, Result};
-use assay_e2e::{Environment, Kubectl, install, quickstart};
+use anyhow::Result;
+use assay_cluster::{Cache, Kubeconfig};
+use assay_e2e::{Environment, Kubectl, install, phases, quickstart};
 
 /// Shows the whole loop: build, measure, launch, attest, serve, refuse, revoke.
-pub(crate) fn run(environment: &Environment) -> Result<()> {
+pub(crate) fn run(environment: &Environment, cluster: &Kubeconfig) -> Result<()> {
     let kubectl = environment.kubectl();
     title("Install Assay by helm");
     warn_of_simulation();
@@ -25,6 +26,7 @@ pub(crate) fn run(environment: &Environment) -> Result<()> {
         say(&format!("  {}  {}", row["id"], row["digest"]));
     }
     quickstart::wait_for_guests(environment, 2)?;
+    say(phases::table(environment)?.trim_end());
     show(
         &kubectl,
         &["-n", quickstart::NAMESPACE, "get", "pods,service"],
@@ -99,14 +101,15 @@ pub(crate) fn run(environment: &Environment) -> Result<()> {
 
     title("Done");
     warn_of_simulation();
-    let kubeconfig = environment
-        .kubeconfig
-        .to_str()
-        .context("the path is not UTF-8")?;
-    say("The cluster is still there:");
-    say(&format!("  export KUBECONFIG={kubeconfig}"));
-    say("  kubectl -n quickstart get mi,cdep,ar");
-    say("  cargo xtask cluster down");
+    say("It is all still there:\n");
+    print!("{}", cluster.exports(&Cache::open()?));
+    say("kubectl -n quickstart get mi,cdep,ar");
+    if cluster.ours {
+        say("cargo xtask cluster down");
+    } else {
+        say("kubectl delete namespace quickstart");
+        say("helm -n assay-system uninstall assay assay-crds");
+    }
     Ok(())
 }
 

@@ -12,7 +12,7 @@ use crate::images::{self, Target};
 
 /// Builds and pushes the images, finds the programs and describes them all.
 /// With `oracles`, fetches other people's tools as well.
-pub(crate) fn prepare(checkout: &Path, cluster: Kubeconfig, oracles: bool) -> Result<Environment> {
+pub(crate) fn prepare(checkout: &Path, cluster: &Kubeconfig, oracles: bool) -> Result<Environment> {
     let cache = Cache::open()?;
     let target = Target::plain_http(&cluster.registry);
     let pushed = images::push(&cache, &target)?;
@@ -21,11 +21,11 @@ pub(crate) fn prepare(checkout: &Path, cluster: Kubeconfig, oracles: bool) -> Re
     Ok(Environment {
         checkout: checkout.to_owned(),
         scratch,
-        kubeconfig: cluster.path,
+        kubeconfig: cluster.path.clone(),
         kubectl: cache.kubectl()?,
         helm: cache.helm()?,
         assay: images::release_directory().join("assay"),
-        registry: cluster.registry,
+        registry: cluster.registry.clone(),
         images: Images {
             assay: pushed.programs.assay,
             launcher: pushed.programs.launcher,

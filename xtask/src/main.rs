@@ -65,7 +65,7 @@ enum Command {
 
 #[derive(Subcommand)]
 enum ClusterCommand {
-    /// Start it, or find it running; prints the KUBECONFIG.
+    /// Start it, or find it running; prints what `env` prints.
     Up,
     /// Stop it and leave nothing behind.
     Down,
@@ -73,6 +73,8 @@ enum ClusterCommand {
     Status,
     /// Print the path of its KUBECONFIG.
     Kubeconfig,
+    /// Print lines for a shell: KUBECONFIG, and a PATH with kubectl and helm.
+    Env,
 }
 
 #[derive(Subcommand)]
@@ -105,13 +107,15 @@ fn main() -> ExitCode {
 fn run(command: Command) -> Result<()> {
     match command {
         Command::Cluster(ClusterCommand::Up) => {
-            let kubeconfig = Cluster::open()?.up()?;
-            println!("export KUBECONFIG={}", kubeconfig.path.display());
+            let cluster = Cluster::open()?;
+            print!("{}", cluster.up()?.exports(cluster.cache()));
             Ok(())
         }
         Command::Cluster(ClusterCommand::Down) => Cluster::open()?.down(),
         Command::Cluster(ClusterCommand::Status) => {
-            let status = Cluster::open()?.status()?;
+            let status = Cluster::open()?
+                .status()
+                .context("no cluster here; start one with `cargo xtask cluster up`")?;
             print!("{status}");
             if !status.is_healthy() {
                 bail!("the cluster is not healthy");
@@ -122,10 +126,16 @@ fn run(command: Command) -> Result<()> {
             println!("{}", Cluster::open()?.kubeconfig().path.display());
             Ok(())
         }
+        Command::Cluster(ClusterCommand::Env) => {
+            let cluster = Cluster::open()?;
+            print!("{}", cluster.kubeconfig().exports(cluster.cache()));
+            Ok(())
+        }
         Command::Demo => {
             let checkout = images::workspace_root();
-            let kubeconfig = assay_cluster::connect()?;
-            demo::run(&environment::prepare(&checkout, kubeconfig, false)?)
+            let cluster = assay_cluster::connect()?;
+            let environment = environment::prepare(&checkout, &cluster, false)?;
+            demo::run(&environment, &cluster)
         }
         Command::Test { no_cluster } => test::run(&images::workspace_root(), !no_cluster),
         Command::Bench { benchmarks } => bench::run(&images::workspace_root(), &benchmarks),

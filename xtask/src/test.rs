@@ -6,6 +6,7 @@ use std::time::Instant;
 use anyhow::{Context as _, Result};
 use assay_cluster::progress::say;
 use assay_cluster::{Cache, Cluster};
+use assay_e2e::install;
 
 use crate::cargo::cargo;
 use crate::images;
@@ -98,7 +99,7 @@ fn run_stages(checkout: &Path, cluster: bool, stages: &mut Stages) -> Result<()>
     }
     let kubeconfig = stages.run("cluster up", assay_cluster::connect)?;
     let environment = stages.run("images", || {
-        crate::environment::prepare(checkout, kubeconfig, true)
+        crate::environment::prepare(checkout, &kubeconfig, true)
     })?;
     let description = crate::environment::write(&environment)?;
     stages.run("end-to-end tests", || {
@@ -117,10 +118,11 @@ fn run_stages(checkout: &Path, cluster: bool, stages: &mut Stages) -> Result<()>
         ];
         cargo(checkout, &tests, &variables)
     })?;
-    if std::env::var_os("ASSAY_USE_KUBECONFIG").is_none() {
-        stages.run("cluster down", || Cluster::open()?.down())?;
+    if kubeconfig.ours {
+        stages.run("cluster down", || Cluster::open()?.down())
+    } else {
+        stages.run("uninstall", || install::uninstall(&environment))
     }
-    Ok(())
 }
 
 fn text(path: &Path) -> Result<String> {

@@ -98,6 +98,12 @@ impl Cache {
         Ok(entry.join("bin"))
     }
 
+    /// The same directory, if they are built.
+    pub fn built(&self, recipe: &Recipe) -> Option<PathBuf> {
+        let bin = self.root.join("programs").join(key(recipe)).join("bin");
+        bin.is_dir().then_some(bin)
+    }
+
     /// A single program of a recipe.
     pub fn program(&self, recipe: &Recipe, name: &str) -> Result<PathBuf> {
         let path = self.programs(recipe)?.join(name);
@@ -227,7 +233,7 @@ pub(crate) fn remove_tree(path: &Path) -> Result<()> {
 }
 
 /// `<name>-<version>-<hash of the recipe>`.
-fn key(recipe: &Recipe) -> String {
+pub(crate) fn key(recipe: &Recipe) -> String {
     let digest = Sha256::digest(format!("{LINKER_FLAGS:?} {recipe:?}").as_bytes());
     let hash: String = hex::encode(digest).chars().take(12).collect();
     format!("{}-{}-{hash}", recipe.name, recipe.version)

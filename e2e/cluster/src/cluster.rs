@@ -13,6 +13,7 @@ use crate::programs;
 use crate::progress::say;
 use anyhow::{Context, Result, bail};
 use rustix::fs::{FlockOperation, flock};
+use std::ffi::OsStr;
 use std::fmt;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -31,11 +32,21 @@ const STOP_PATIENCE: Duration = Duration::from_secs(5);
 /// An existing cluster is named by `KUBECONFIG`, and a registry that it and this
 /// machine reach over plain HTTP by `ASSAY_REGISTRY` (host and port).
 pub fn connect() -> Result<Kubeconfig> {
-    if std::env::var_os("ASSAY_USE_KUBECONFIG").is_none_or(|value| value != "1") {
-        return Cluster::open()?.up();
+    let named = std::env::var_os("KUBECONFIG")
+        .filter(|path| !path.is_empty())
+        .map(PathBuf::from);
+    if !wants_existing(std::env::var_os("ASSAY_USE_KUBECONFIG").as_deref())? {
+        let cluster = Cluster::open()?;
+        if let Some(path) = named.filter(|path| *path != cluster.layout.kubeconfig()) {
+            say(format!(
+                "KUBECONFIG={} is not used: this is about the local cluster, unless \
+                 ASSAY_USE_KUBECONFIG=1 and ASSAY_REGISTRY are set",
+                path.display()
+            ));
+        }
+        return cluster.up();
     }
-    let path = std::env::var_os("KUBECONFIG")
-        .map(PathBuf::from)
+    let path = named
         .filter(|path| path.is_file())
         .context("ASSAY_USE_KUBECONFIG=1 needs KUBECONFIG to name a file")?;
     let registry = std::env::var("ASSAY_REGISTRY").context(
@@ -48,7 +59,22 @@ pub fn connect() -> Result<Kubeconfig> {
         .args(["get", "--raw", "/readyz"]);
     command::output(&mut kubectl).context("ask the existing cluster whether it is ready")?;
     say(format!("using the cluster of {}", path.display()));
-    Ok(Kubeconfig { path, registry })
+    Ok(Kubeconfig {
+        path,
+        registry,
+        ours: false,
+    })
+}
+
+/// What the value of `ASSAY_USE_KUBECONFIG` says.
+fn wants_existing(value: Option<&OsStr>) -> Result<bool> {
+    match value.map(OsStr::to_string_lossy).as_deref() {
+        None | Some("" | "0") => Ok(false),
+        Some("1") => Ok(true),
+        Some(other) => {
+            bail!("ASSAY_USE_KUBECONFIG is {other:?}: say 1 to use the cluster of KUBECONFIG, or 0")
+        }
+    }
 }
 
 /// How to reach a cluster.
@@ -59,6 +85,26 @@ pub struct Kubeconfig {
     /// Host and port of a registry that this machine, the cluster's nodes and
     /// its pods all reach by this name, over plain HTTP.
     pub registry: String,
+    /// Whether it is the local cluster, which we may stop.
+    pub ours: bool,
+}
+
+impl Kubeconfig {
+    /// Lines for a shell: the cluster, and kubectl and helm as far as they are
+    /// built.
+    pub fn exports(&self, cache: &Cache) -> String {
+        let path: Vec<String> = [&programs::KUBERNETES, &programs::HELM]
+            .into_iter()
+            .filter_map(|recipe| cache.built(recipe))
+            .map(|bin| bin.display().to_string())
+            .chain(["$PATH".to_owned()])
+            .collect();
+        format!(
+            "export KUBECONFIG={}\nexport PATH={}\n",
+            self.path.display(),
+            path.join(":")
+        )
+    }
 }
 
 /// The cluster of this machine and user, whether it runs or not.
@@ -122,6 +168,7 @@ impl Cluster {
         Kubeconfig {
             path: self.layout.kubeconfig(),
             registry: format!("{HOST_ADDRESS}:{REGISTRY_PORT}"),
+            ours: true,
         }
     }
 
@@ -157,20 +204,19 @@ impl Cluster {
         Ok(())
     }
 
-    /// What runs and whether it answers.
-    pub fn status(&self) -> Result<Status> {
-        let mut components = Vec::new();
-        if self.layout.root().exists() {
-            // Only names and questions are used, so the programs' places do not matter.
-            let nowhere = Programs::all_in(Path::new("/nonexistent"));
-            for component in components::waves(&self.layout, &nowhere)
-                .into_iter()
-                .flatten()
-            {
-                let running = Record::read(&self.layout.record(component.name))
-                    .filter(Record::is_alive)
-                    .map(|record| record.pid);
-                let problem = match running {
+    /// What runs and whether it answers; none where there is no cluster.
+    pub fn status(&self) -> Option<Status> {
+        if !self.layout.root().exists() {
+            return None;
+        }
+        // Only names and questions are used, so the programs' places do not matter.
+        let nowhere = Programs::all_in(Path::new("/nonexistent"));
+        let components = components::waves(&self.layout, &nowhere)
+            .into_iter()
+            .flatten()
+            .map(|component| {
+                let pid = self.running(&component).map(|record| record.pid);
+                let problem = match pid {
                     None => Some("not running".to_owned()),
                     Some(_) => component
                         .probe
@@ -178,17 +224,22 @@ impl Cluster {
                         .err()
                         .map(|error| format!("{error:#}")),
                 };
-                components.push(ComponentStatus {
+                ComponentStatus {
                     name: component.name,
-                    pid: running,
+                    pid,
                     problem,
-                });
-            }
-        }
-        Ok(Status {
+                }
+            })
+            .collect();
+        Some(Status {
             kubeconfig: self.kubeconfig(),
             components,
         })
+    }
+
+    /// The component's process, if it was started and still runs.
+    fn running(&self, component: &Component) -> Option<Record> {
+        Record::read(&self.layout.record(component.name)).filter(Record::is_alive)
     }
 
     fn programs(&self) -> Result<Programs> {
@@ -276,6 +327,10 @@ impl Cluster {
             say(format!("restarting {}: {why}", component.name));
             record.stop(STOP_PATIENCE);
         }
+        for address in &component.listens {
+            machine::ensure_free(address)
+                .with_context(|| format!("{} cannot listen", component.name))?;
+        }
         for (relative, text) in &component.files {
             let file = self.layout.path(relative);
             if let Some(dir) = file.parent() {
@@ -312,13 +367,12 @@ impl Cluster {
             )
         };
         loop {
+            if self.running(component).is_none() {
+                bail!(fail("ended"));
+            }
             let Err(error) = component.probe.ask(&self.layout) else {
                 break;
             };
-            let record = Record::read(&self.layout.record(component.name));
-            if !record.is_some_and(|record| record.is_alive()) {
-                bail!(fail("ended"));
-            }
             if Instant::now() > deadline {
                 return Err(error).with_context(|| fail("does not answer in time"));
             }
@@ -395,13 +449,11 @@ pub struct Status {
 }
 
 impl Status {
-    /// Whether there is a cluster and all of it works.
+    /// Whether all of it works.
     pub fn is_healthy(&self) -> bool {
-        !self.components.is_empty()
-            && self
-                .components
-                .iter()
-                .all(|component| component.problem.is_none())
+        self.components
+            .iter()
+            .all(|component| component.problem.is_none())
     }
 }
 
@@ -418,12 +470,6 @@ pub struct ComponentStatus {
 
 impl fmt::Display for Status {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.components.is_empty() {
-            return writeln!(
-                f,
-                "no cluster here; start one with `cargo xtask cluster up`"
-            );
-        }
         writeln!(f, "{:<26}{:<9}STATE", "COMPONENT", "PID")?;
         for component in &self.components {
             let pid = component
@@ -434,5 +480,44 @@ impl fmt::Display for Status {
         }
         writeln!(f, "node {NODE}, registry {}", self.kubeconfig.registry)?;
         writeln!(f, "export KUBECONFIG={}", self.kubeconfig.path.display())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_existing_cluster_is_used_only_when_asked_for() {
+        let wants = |value: &str| wants_existing(Some(OsStr::new(value)));
+        assert!(!wants_existing(None).unwrap());
+        assert!(!wants("").unwrap());
+        assert!(!wants("0").unwrap());
+        assert!(wants("1").unwrap());
+        assert!(wants("true").unwrap_err().to_string().contains("say 1"));
+    }
+
+    #[test]
+    fn exports_name_only_programs_that_are_built() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = Cache::at(dir.path()).unwrap();
+        let cluster = Kubeconfig {
+            path: PathBuf::from("/state/kubeconfig"),
+            registry: String::new(),
+            ours: true,
+        };
+        assert_eq!(
+            cluster.exports(&cache),
+            "export KUBECONFIG=/state/kubeconfig\nexport PATH=$PATH\n"
+        );
+        let helm = cache.entry(
+            "programs",
+            &crate::cache::key(&programs::HELM),
+            "helm",
+            |scratch| Ok(fs::create_dir(scratch.join("bin"))?),
+        );
+        let bin = helm.unwrap().join("bin");
+        let line = format!("export PATH={}:$PATH\n", bin.display());
+        assert!(cluster.exports(&cache).ends_with(&line));
     }
 }

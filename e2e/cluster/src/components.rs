@@ -47,6 +47,8 @@ pub(crate) struct Component {
     pub(crate) environment: Vec<(&'static str, String)>,
     /// Configuration files, relative to the state directory.
     pub(crate) files: Vec<(&'static str, String)>,
+    /// TCP addresses that it listens on.
+    pub(crate) listens: Vec<String>,
     pub(crate) probe: Probe,
 }
 
@@ -58,6 +60,7 @@ impl Component {
             args: vec![],
             environment: vec![],
             files: vec![],
+            listens: vec![],
             probe,
         }
     }
@@ -69,6 +72,12 @@ impl Component {
 
     fn environment(mut self, name: &'static str, value: impl Into<String>) -> Self {
         self.environment.push((name, value.into()));
+        self
+    }
+
+    fn listens(mut self, host: &str, ports: impl IntoIterator<Item = u16>) -> Self {
+        let addresses = ports.into_iter().map(|port| format!("{host}:{port}"));
+        self.listens.extend(addresses);
         self
     }
 
@@ -108,9 +117,12 @@ pub(crate) fn waves(layout: &Layout, programs: &Programs) -> [Vec<Component>; 3]
     ]
 }
 
+/// Where what only this machine asks for is served.
+const LOOPBACK: &str = "127.0.0.1";
+
 fn loopback(port: u16, path: &'static str) -> Probe {
     Probe::Http {
-        address: format!("127.0.0.1:{port}"),
+        address: format!("{LOOPBACK}:{port}"),
         path,
     }
 }
@@ -129,6 +141,7 @@ fn etcd(layout: &Layout, programs: &Programs) -> Component {
         programs.etcd.join("etcd"),
         loopback(2379, "/health"),
     )
+    .listens(LOOPBACK, [2379, 2380])
     .args([
         format!("--data-dir={}", layout.text("etcd")),
         format!("--listen-client-urls={client}"),
@@ -149,6 +162,7 @@ fn apiserver(layout: &Layout, programs: &Programs) -> Component {
         programs.kubernetes.join("kube-apiserver"),
         Probe::ApiReady,
     )
+    .listens(HOST_ADDRESS, [API_PORT])
     .args([
         "--etcd-servers=http://127.0.0.1:2379".to_owned(),
         format!("--bind-address={HOST_ADDRESS}"),
@@ -179,19 +193,21 @@ fn controller_manager(layout: &Layout, programs: &Programs) -> Component {
     let pki = |file: &str| layout.text(&format!("pki/{file}"));
     let program = programs.kubernetes.join("kube-controller-manager");
     // What it does is asked for, since pods need it: a service account.
-    Component::new("kube-controller-manager", program, Probe::ServiceAccount).args([
-        format!("--kubeconfig={}", pki("controller-manager.kubeconfig")),
-        format!(
-            "--service-account-private-key-file={}",
-            pki("service-account.key")
-        ),
-        format!("--root-ca-file={}", pki("ca.crt")),
-        format!("--cluster-signing-cert-file={}", pki("ca.crt")),
-        format!("--cluster-signing-key-file={}", pki("ca.key")),
-        "--bind-address=127.0.0.1".to_owned(),
-        "--leader-elect=false".to_owned(),
-        "--use-service-account-credentials=true".to_owned(),
-    ])
+    Component::new("kube-controller-manager", program, Probe::ServiceAccount)
+        .listens(LOOPBACK, [10257])
+        .args([
+            format!("--kubeconfig={}", pki("controller-manager.kubeconfig")),
+            format!(
+                "--service-account-private-key-file={}",
+                pki("service-account.key")
+            ),
+            format!("--root-ca-file={}", pki("ca.crt")),
+            format!("--cluster-signing-cert-file={}", pki("ca.crt")),
+            format!("--cluster-signing-key-file={}", pki("ca.key")),
+            "--bind-address=127.0.0.1".to_owned(),
+            "--leader-elect=false".to_owned(),
+            "--use-service-account-credentials=true".to_owned(),
+        ])
 }
 
 fn scheduler(layout: &Layout, programs: &Programs) -> Component {
@@ -200,6 +216,7 @@ fn scheduler(layout: &Layout, programs: &Programs) -> Component {
         programs.kubernetes.join("kube-scheduler"),
         Probe::Listening("127.0.0.1:10259"),
     )
+    .listens(LOOPBACK, [10259])
     .args([
         format!("--kubeconfig={}", layout.text("pki/scheduler.kubeconfig")),
         "--bind-address=127.0.0.1".to_owned(),
@@ -231,6 +248,7 @@ fn kube_proxy(layout: &Layout, programs: &Programs) -> Component {
         programs.kubernetes.join("kube-proxy"),
         loopback(10256, "/healthz"),
     )
+    .listens(LOOPBACK, [10256, 10249])
     .args([format!(
         "--config={}",
         layout.text("config/kube-proxy.json")
@@ -261,6 +279,7 @@ fn coredns(layout: &Layout, programs: &Programs) -> Component {
         programs.coredns.join("coredns"),
         Probe::Dns(format!("{HOST_ADDRESS}:53")),
     )
+    .listens(HOST_ADDRESS, [53])
     .args(["-conf".to_owned(), layout.text("config/Corefile")])
     .file("config/Corefile", corefile)
 }
@@ -312,6 +331,8 @@ fn kubelet(layout: &Layout, programs: &Programs) -> Component {
         programs.kubernetes.join("kubelet"),
         Probe::NodeReady(NODE),
     )
+    .listens(HOST_ADDRESS, [10250])
+    .listens(LOOPBACK, [10248])
     .args([
         format!("--config={}", layout.text("config/kubelet.json")),
         format!("--kubeconfig={}", pki("kubelet.kubeconfig")),
@@ -418,6 +439,7 @@ fn registry(layout: &Layout, programs: &Programs) -> Component {
         programs.registry.join("registry"),
         on_bridge(REGISTRY_PORT, "/v2/"),
     )
+    .listens(HOST_ADDRESS, [REGISTRY_PORT])
     .args(["serve".to_owned(), layout.text("config/registry.json")])
     // Else it looks for a collector of traces.
     .environment("OTEL_TRACES_EXPORTER", "none")
@@ -447,6 +469,29 @@ mod tests {
             .flat_map(|c| c.files.iter().map(|(path, _)| *path))
             .collect();
         assert_eq!(files.iter().collect::<BTreeSet<_>>().len(), files.len());
+    }
+
+    #[test]
+    fn no_two_listen_on_one_address_and_each_is_asked_where_it_listens() {
+        let components = all();
+        let mut addresses = BTreeSet::new();
+        for component in &components {
+            for address in &component.listens {
+                assert!(addresses.insert(address.clone()), "{address} twice");
+            }
+            let asked = match &component.probe {
+                Probe::Http { address, .. } | Probe::Dns(address) => Some(address.as_str()),
+                Probe::Listening(address) => Some(*address),
+                _ => None,
+            };
+            if let Some(asked) = asked {
+                assert!(
+                    component.listens.iter().any(|address| address == asked),
+                    "{} is asked at {asked}",
+                    component.name
+                );
+            }
+        }
     }
 
     #[test]

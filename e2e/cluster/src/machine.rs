@@ -5,10 +5,12 @@
 use crate::command;
 use crate::layout::{BRIDGE, CGROUP, HOST_ADDRESS, Layout, POD_CIDR};
 use crate::process;
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::io::ErrorKind;
+use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 
 /// Kernel parameters that the cluster's programs set (the kubelet the first
@@ -25,7 +27,7 @@ const KERNEL_PARAMETERS: &[&str] = &[
 ];
 
 /// nft tables that kube-proxy and the portmap plugin create.
-const NFT_TABLES: &[(&str, &str)] = &[
+const NFT_TABLES: [(&str, &str); 3] = [
     ("ip", "kube-proxy"),
     ("ip6", "kube-proxy"),
     ("inet", "cni_hostport"),
@@ -47,11 +49,11 @@ const FIXED_PATHS: &[&str] = &[
 pub struct Footprint {
     /// Kernel parameters with their values.
     pub kernel_parameters: BTreeMap<String, String>,
-    /// Names of network interfaces.
+    /// The bridge, and the network interfaces that are attached to it.
     pub interfaces: BTreeSet<String>,
-    /// nft tables, as `family name`.
+    /// Those of [`NFT_TABLES`] that exist, as `family name`.
     pub nft_tables: BTreeSet<String>,
-    /// Mount points of a cluster: below its directory or of a kind it makes.
+    /// Mount points below the cluster's directory.
     pub mounts: BTreeSet<String>,
     /// Control groups directly below a hierarchy's root.
     pub cgroups: BTreeSet<String>,
@@ -71,22 +73,16 @@ impl Footprint {
                 Some(((*name).to_owned(), value.trim().to_owned()))
             })
             .collect();
-        let interfaces = names_in(Path::new("/sys/class/net"));
+        let mut interfaces = attached();
+        if bridge().exists() {
+            interfaces.insert(BRIDGE.to_owned());
+        }
         let tables = command::output(&mut command::with_args("nft", ["list", "tables"]))
             .context("list nft tables")?;
-        let nft_tables = String::from_utf8_lossy(&tables)
-            .lines()
-            .filter_map(|line| line.strip_prefix("table "))
-            .map(str::to_owned)
-            .collect();
-        let roots = [
-            layout.root(),
-            Path::new("/run/netns"),
-            Path::new("/run/containerd"),
-        ];
+        let nft_tables = our_tables(&String::from_utf8_lossy(&tables));
         let mounts = mount_points()?
             .into_iter()
-            .filter(|mount| roots.iter().any(|root| mount.starts_with(root)))
+            .filter(|mount| mount.starts_with(layout.root()))
             .map(|mount| mount.display().to_string())
             .collect();
         let hierarchies = parse_cgroups(&mountinfo()?);
@@ -147,7 +143,7 @@ impl Footprint {
 
 /// Makes the bridge, lets the kernel forward, and makes the control groups.
 pub(crate) fn prepare() -> Result<()> {
-    if !Path::new("/sys/class/net").join(BRIDGE).exists() {
+    if !bridge().exists() {
         // An explicit hardware address, or the kernel changes it with each pod.
         let address = "0a:58:0a:f4:00:01";
         ip(&[
@@ -195,10 +191,10 @@ pub(crate) fn prepare() -> Result<()> {
 /// what fails shows in the comparison afterwards.
 pub(crate) fn restore(layout: &Layout, before: &Footprint) -> Result<()> {
     unmount_below(layout.root())?;
-    for interface in names_in(&Path::new("/sys/class/net").join(BRIDGE).join("brif")) {
+    for interface in attached() {
         attempt(ip(&["link", "delete", &interface]));
     }
-    if !before.interfaces.contains(BRIDGE) && Path::new("/sys/class/net").join(BRIDGE).exists() {
+    if !before.interfaces.contains(BRIDGE) && bridge().exists() {
         attempt(ip(&["link", "delete", BRIDGE]));
     }
     let now = Footprint::observe(layout)?;
@@ -247,9 +243,60 @@ fn ip(args: &[&str]) -> Result<()> {
     command::output(&mut command::with_args("ip", args)).map(drop)
 }
 
+/// Writes only what differs: where /proc/sys is read-only, the right value may
+/// be there already.
 fn set_kernel_parameter(name: &str, value: &str) -> Result<()> {
     let path = Path::new("/proc/sys").join(name);
+    if fs::read_to_string(&path).is_ok_and(|now| now.trim() == value) {
+        return Ok(());
+    }
     fs::write(&path, value).with_context(|| format!("set kernel parameter {name} to {value}"))
+}
+
+/// The bridge's directory in sysfs, which exists when it does.
+fn bridge() -> PathBuf {
+    Path::new("/sys/class/net").join(BRIDGE)
+}
+
+/// Names of the interfaces that are attached to the bridge.
+fn attached() -> BTreeSet<String> {
+    names_in(&bridge().join("brif"))
+}
+
+/// Those of [`NFT_TABLES`] that `nft list tables` names.
+fn our_tables(listed: &str) -> BTreeSet<String> {
+    let ours = NFT_TABLES.map(|(family, name)| format!("{family} {name}"));
+    listed
+        .lines()
+        .filter_map(|line| line.strip_prefix("table "))
+        .filter(|table| ours.iter().any(|our| our == table))
+        .map(str::to_owned)
+        .collect()
+}
+
+/// Fails when somebody listens on the TCP address: whatever is asked there
+/// would be answered by another program than ours.
+pub(crate) fn ensure_free(address: &str) -> Result<()> {
+    let Err(error) = TcpListener::bind(address) else {
+        return Ok(());
+    };
+    if error.kind() != ErrorKind::AddrInUse {
+        return Err(error).with_context(|| format!("listen on {address}"));
+    }
+    let (_, port) = address.rsplit_once(':').unwrap_or_default();
+    let mut ss = command::with_args("ss", ["-Hltnp", &format!("sport = :{port}")]);
+    let listeners = command::output(&mut ss).unwrap_or_default();
+    let holder = holder(&String::from_utf8_lossy(&listeners))
+        .unwrap_or_else(|| "a program that cannot be seen from here".to_owned());
+    bail!("{address} is taken by {holder}: stop it and try again")
+}
+
+/// The program in ss's column `users:(("etcd",pid=7,fd=3))`.
+fn holder(listeners: &str) -> Option<String> {
+    let (_, users) = listeners.split_once("users:((\"")?;
+    let (name, rest) = users.split_once("\",pid=")?;
+    let (pid, _) = rest.split_once(',')?;
+    Some(format!("{name} (process {pid})"))
 }
 
 fn mountinfo() -> Result<String> {
@@ -339,6 +386,33 @@ mod tests {
         );
         // Something that went away is not ours to explain.
         assert_eq!(before.left_since(&after).len(), 1);
+    }
+
+    #[test]
+    fn tables_of_others_are_not_ours() {
+        let listed = "table inet firewalld\ntable ip kube-proxy\ntable ip kube-proxy-2\n";
+        assert_eq!(
+            our_tables(listed),
+            BTreeSet::from(["ip kube-proxy".to_owned()])
+        );
+    }
+
+    #[test]
+    fn a_taken_address_is_refused() {
+        let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = taken.local_addr().unwrap().to_string();
+        let error = ensure_free(&address).unwrap_err().to_string();
+        assert!(error.contains(&address), "{error}");
+        drop(taken);
+        ensure_free(&address).unwrap();
+    }
+
+    #[test]
+    fn the_holder_of_a_port_is_named() {
+        let line = "LISTEN 0 4096 127.0.0.1:2379 0.0.0.0:* users:((\"etcd\",pid=7,fd=3))\n";
+        assert_eq!(holder(line).as_deref(), Some("etcd (process 7)"));
+        assert_eq!(holder("LISTEN 0 4096 127.0.0.1:2379 0.0.0.0:*\n"), None);
+        assert_eq!(holder(""), None);
     }
 
     #[test]
