@@ -8,14 +8,15 @@ use assay_cluster::{Cache, Kubeconfig};
 use assay_e2e::Environment;
 use assay_e2e::environment::Images;
 
-use crate::images::{self, Target};
+use crate::destination::Destination;
+use crate::images;
 
 /// Builds and pushes the images, finds the programs and describes them all.
 /// With `oracles`, fetches other people's tools as well.
 pub(crate) fn prepare(checkout: &Path, cluster: &Kubeconfig, oracles: bool) -> Result<Environment> {
     let cache = Cache::open()?;
-    let target = Target::plain_http(&cluster.registry);
-    let pushed = images::push(&cache, &target)?;
+    let mut registry = Destination::plain_http(&cluster.registry)?;
+    let pushed = images::store_all(&cache, &mut registry)?;
     let scratch = checkout.join("dist");
     fs::create_dir_all(&scratch).context("create dist/")?;
     Ok(Environment {

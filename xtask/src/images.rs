@@ -1,18 +1,18 @@
 //! The container images: our programs, the boot kit and the quickstart's web
-//! server, packed and pushed by our own writers, without a container engine.
+//! server, packed and stored by our own writers, without a container engine.
 
+use crate::destination::Destination;
 use crate::layers;
 use crate::tree::Tree;
 use anyhow::{Context, Result};
 use assay_cluster::{Cache, command, progress::say};
 use assay_image::oci::{ImageOptions, Layer, OciImage, RunConfig};
-use assay_registry::{DockerConfig, Registry, RegistryOptions};
 use serde::{Deserialize, Serialize};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-/// References by digest of everything that was pushed.
+/// References by digest of everything that was stored.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Images {
@@ -57,62 +57,15 @@ const PACKAGES: &[&str] = &[
     "assay-operator",
 ];
 
-/// A registry to push to.
-pub(crate) struct Target {
-    /// `host[:port]`, and the path below which all repositories are.
-    prefix: String,
-    options: RegistryOptions,
-}
-
-impl Target {
-    /// A registry without TLS and without users, as the local cluster's.
-    pub(crate) fn plain_http(prefix: &str) -> Self {
-        let host = prefix.split('/').next().unwrap_or(prefix);
-        Self {
-            prefix: prefix.to_owned(),
-            options: RegistryOptions {
-                plain_http_hosts: vec![host.to_owned()],
-                ..RegistryOptions::default()
-            },
-        }
-    }
-
-    /// A registry with TLS, with the credentials that `docker login` and the
-    /// like keep in `config.json`.
-    pub(crate) fn https(prefix: &str) -> Result<Self> {
-        let directory = std::env::var_os("DOCKER_CONFIG")
-            .map(PathBuf::from)
-            .or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".docker")));
-        let file = directory
-            .map(|directory| directory.join("config.json"))
-            .filter(|file| file.is_file());
-        let docker_config = match file {
-            None => None,
-            Some(file) => {
-                let bytes = fs::read(&file).with_context(|| format!("read {}", file.display()))?;
-                let config = DockerConfig::parse(&bytes);
-                Some(config.with_context(|| format!("read {}", file.display()))?)
-            }
-        };
-        Ok(Self {
-            prefix: prefix.to_owned(),
-            options: RegistryOptions {
-                docker_config,
-                ..RegistryOptions::default()
-            },
-        })
-    }
-}
-
-/// Builds everything and pushes it.
-pub(crate) fn push(cache: &Cache, target: &Target) -> Result<Images> {
-    let inputs = push_inputs(cache, target)?;
-    let programs = push_programs(cache, target)?;
+/// Builds everything and stores it.
+pub(crate) fn store_all(cache: &Cache, to: &mut Destination) -> Result<Images> {
+    let inputs = store_inputs(cache, to)?;
+    let programs = store_programs(cache, to)?;
     Ok(Images { inputs, programs })
 }
 
-/// Packs and pushes what comes from Debian alone.
-pub(crate) fn push_inputs(cache: &Cache, target: &Target) -> Result<InputImages> {
+/// Packs and stores what comes from Debian alone.
+pub(crate) fn store_inputs(cache: &Cache, to: &mut Destination) -> Result<InputImages> {
     let web = RunConfig {
         user: Some(NONROOT.to_owned()),
         env: Some(vec![path_variable()]),
@@ -132,24 +85,30 @@ pub(crate) fn push_inputs(cache: &Cache, target: &Target) -> Result<InputImages>
         entrypoint: Some(strings(&["/bin/sh"])),
         ..RunConfig::default()
     };
-    let pusher = Pusher::new(target)?;
     Ok(InputImages {
-        boot_kit: pusher.push(
+        boot_kit: store(
+            to,
             "boot-kit",
             RunConfig::default(),
             &[layers::layer(cache, &layers::BOOT_KIT)?],
         )?,
-        quickstart_web: pusher.push(
+        quickstart_web: store(
+            to,
             "quickstart-web",
             web,
             &[layers::layer(cache, &layers::WEB_SERVER)?],
         )?,
-        busybox: pusher.push("busybox", shell, &[layers::layer(cache, &layers::BUSYBOX)?])?,
+        busybox: store(
+            to,
+            "busybox",
+            shell,
+            &[layers::layer(cache, &layers::BUSYBOX)?],
+        )?,
     })
 }
 
-/// Builds our programs, and packs and pushes their images.
-fn push_programs(cache: &Cache, target: &Target) -> Result<ProgramImages> {
+/// Builds our programs, and packs and stores their images.
+fn store_programs(cache: &Cache, to: &mut Destination) -> Result<ProgramImages> {
     let release = build()?;
     let program = |name: &str| -> Result<Vec<u8>> {
         let path = release.join(name);
@@ -170,7 +129,6 @@ fn push_programs(cache: &Cache, target: &Target) -> Result<ProgramImages> {
         ..RunConfig::default()
     };
     let certificates = layers::layer(cache, &layers::CA_CERTIFICATES)?;
-    let pusher = Pusher::new(target)?;
     let mut base = Tree::default();
     layers::accounts(&mut base);
     base.directory("tmp", 0o777);
@@ -181,17 +139,20 @@ fn push_programs(cache: &Cache, target: &Target) -> Result<ProgramImages> {
     let mut builder = binaries(&["assay"])?;
     builder.file(AGENT_PATH, 0o755, program("assay-agent")?);
     Ok(ProgramImages {
-        assay: pusher.push(
+        assay: store(
+            to,
             "assay",
             run("assay"),
             &[base.clone(), certificates.clone(), assay],
         )?,
-        launcher: pusher.push(
+        launcher: store(
+            to,
             "assay-launcher",
             run("assay-launcher"),
             &[layers::layer(cache, &layers::LAUNCHER_ROOT)?, launcher],
         )?,
-        builder: pusher.push(
+        builder: store(
+            to,
             "assay-builder",
             run("assay"),
             &[base, certificates, builder.to_layer()],
@@ -255,46 +216,19 @@ pub(crate) fn workspace_root() -> PathBuf {
     here.parent().unwrap_or(here).to_owned()
 }
 
-/// Pushes to one registry.
-struct Pusher {
-    prefix: String,
-    registry: Registry,
-    runtime: tokio::runtime::Runtime,
-}
-
-impl Pusher {
-    fn new(target: &Target) -> Result<Self> {
-        Ok(Self {
-            prefix: target.prefix.clone(),
-            registry: Registry::new(target.options.clone())
-                .context("set up the registry client")?,
-            runtime: tokio::runtime::Builder::new_current_thread()
-                .enable_all()
-                .build()
-                .context("start the async runtime")?,
-        })
-    }
-
-    /// Assembles an image and pushes it as `<prefix>/<name>:dev`.
-    fn push(&self, name: &str, run: RunConfig, layers: &[Layer]) -> Result<String> {
-        let start = Instant::now();
-        let image = OciImage::assemble(
-            ImageOptions {
-                run,
-                ..ImageOptions::default()
-            },
-            layers,
-        )
+/// Assembles an image and stores it.
+fn store(to: &mut Destination, name: &str, run: RunConfig, layers: &[Layer]) -> Result<String> {
+    let start = Instant::now();
+    let options = ImageOptions {
+        run,
+        ..ImageOptions::default()
+    };
+    let image = OciImage::assemble(options, layers)
         .with_context(|| format!("assemble the image {name}"))?;
-        let tag = format!("{}/{name}:dev", self.prefix);
-        let reference = self
-            .runtime
-            .block_on(self.registry.push(&tag, &image))
-            .with_context(|| format!("push {tag}"))?;
-        say(format!(
-            "pushed {reference} ({:.1} s)",
-            start.elapsed().as_secs_f64()
-        ));
-        Ok(reference)
-    }
+    let reference = to.store(name, &image)?;
+    say(format!(
+        "stored {reference} ({:.1} s)",
+        start.elapsed().as_secs_f64()
+    ));
+    Ok(reference)
 }

@@ -7,6 +7,7 @@ mod check_deps;
 mod crdgen;
 mod debian;
 mod demo;
+mod destination;
 mod environment;
 mod images;
 mod layers;
@@ -17,7 +18,9 @@ mod tree;
 use anyhow::{Context, Result, bail};
 use assay_cluster::{Cache, Cluster};
 use clap::{Parser, Subcommand};
-use images::Target;
+use destination::Destination;
+use serde::Serialize;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 #[derive(Parser)]
@@ -92,6 +95,12 @@ enum ImagesCommand {
         #[arg(long)]
         inputs: bool,
     },
+    /// Build and pack all images into a directory as an OCI image layout, for
+    /// where no registry is in reach; prints their digests as JSON.
+    Save {
+        /// The directory; it is made.
+        directory: PathBuf,
+    },
 }
 
 fn main() -> ExitCode {
@@ -161,20 +170,28 @@ fn run(command: Command) -> Result<()> {
             plain_http,
             inputs,
         }) => {
-            let target = match registry {
-                Some(registry) if plain_http => Target::plain_http(&registry),
-                Some(registry) => Target::https(&registry)?,
-                None => Target::plain_http(&Cluster::open()?.kubeconfig().registry),
+            let mut registry = match registry {
+                Some(registry) if plain_http => Destination::plain_http(&registry)?,
+                Some(registry) => Destination::https(&registry)?,
+                None => Destination::plain_http(&Cluster::open()?.kubeconfig().registry)?,
             };
             let cache = Cache::open()?;
-            let pushed = if inputs {
-                serde_json::to_string_pretty(&images::push_inputs(&cache, &target)?)
+            if inputs {
+                print_json(&images::store_inputs(&cache, &mut registry)?)
             } else {
-                serde_json::to_string_pretty(&images::push(&cache, &target)?)
-            };
-            println!("{}", pushed.context("encode the references")?);
-            Ok(())
+                print_json(&images::store_all(&cache, &mut registry)?)
+            }
+        }
+        Command::Images(ImagesCommand::Save { directory }) => {
+            let mut layout = Destination::directory(&directory)?;
+            print_json(&images::store_all(&Cache::open()?, &mut layout)?)
         }
         Command::CheckDeps => check_deps::run(),
     }
+}
+
+fn print_json(references: &impl Serialize) -> Result<()> {
+    let json = serde_json::to_string_pretty(references).context("encode the references")?;
+    println!("{json}");
+    Ok(())
 }
