@@ -6,9 +6,9 @@ use std::marker::PhantomData;
 
 use assay_tee::page_info::{PAGE_SIZE, PAGE_SIZE_U64, PageInfo, PageType};
 use assay_tee::{LaunchDigest, Sha384Digest};
-use sha2::{Digest as _, Sha384};
 use zerocopy::IntoBytes as _;
 
+use crate::sha384::sha384;
 use crate::trace::{MeasuredRegion, RegionKind};
 
 /// Pages may still be added; there is no digest to compare with anything yet.
@@ -135,7 +135,7 @@ impl LaunchContext<Updating> {
             }
             // Four of five pages of an OVMF image are empty, one after another.
             if page != before {
-                page_digest = Sha384Digest::of(page);
+                page_digest = sha384(page);
                 before = page;
             }
             self.extend(PageType::Normal, page_gpa, page_digest.as_bytes());
@@ -212,7 +212,7 @@ impl LaunchContext<Updating> {
 
     fn extend(&mut self, page_type: PageType, gpa: u64, contents: &[u8; 48]) {
         let info = PageInfo::new(self.digest, page_type, gpa, *contents);
-        self.digest = Sha384::digest(info.as_bytes()).into();
+        self.digest = *sha384(info.as_bytes()).as_bytes();
     }
 
     fn record(

@@ -16,13 +16,14 @@ use assay_tee::igvm::{
 };
 use assay_tee::page_info::{PAGE_SIZE, PageType};
 use assay_tee::vmsa::{DroppedRegisterError, KVM_VMSA_GPA};
-use assay_tee::{GuestFeatures, LaunchDigest, Sha256Digest, Sha384Digest, VcpuCount};
+use assay_tee::{GuestFeatures, LaunchDigest, Sha256Digest, VcpuCount};
 use serde::{Deserialize, Serialize};
 use sha2::Digest as _;
 use zerocopy::IntoBytes as _;
 
 use crate::context::{LaunchContext, UpdateError, Updating};
 use crate::sev::{Stream, StreamMeasurement};
+use crate::sha384::sha384;
 use crate::snp::Measurement;
 use crate::trace::RegionKind;
 use crate::vcpus::measure_counts;
@@ -267,7 +268,7 @@ pub fn measure_igvm_snp(
         }
         IgvmLaunch::QemuSvsm => {
             let area = IgvmSaveAreas::boot_processor(file)?;
-            let contents = Sha384Digest::of(area.as_bytes());
+            let contents = sha384(area.as_bytes());
             context
                 .update_vmsa(0, KVM_VMSA_GPA, contents)
                 .map_err(MeasureIgvmError::Update)?;
@@ -416,7 +417,7 @@ fn measure_steps(
                 length,
             ),
             Step::SaveArea { vcpu, gpa, vmsa } => {
-                context.update_vmsa(vcpu.into(), gpa, Sha384Digest::of(vmsa.as_bytes()))
+                context.update_vmsa(vcpu.into(), gpa, sha384(vmsa.as_bytes()))
             }
         };
         updated.map_err(MeasureIgvmError::Update)?;

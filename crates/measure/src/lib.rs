@@ -24,6 +24,7 @@ pub mod igvm;
 pub mod inputs;
 pub mod matrix;
 pub mod sev;
+mod sha384;
 pub mod snp;
 pub mod svsm;
 pub mod trace;

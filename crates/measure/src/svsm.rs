@@ -14,11 +14,12 @@ use assay_tee::ovmf::{ParseOvmfError, Section, parse_ovmf};
 use assay_tee::page_info::PAGE_SIZE_U64;
 use assay_tee::svsm::{ParseSvsmError, parse_svsm};
 use assay_tee::vmsa::{KVM_VMSA_GPA, SvsmFpu, Vmm, build_svsm_vmsa};
-use assay_tee::{LaunchDigest, Sha384Digest, VcpuCount};
+use assay_tee::{LaunchDigest, VcpuCount};
 use serde::{Deserialize, Serialize};
 use zerocopy::IntoBytes as _;
 
 use crate::context::{LaunchContext, UpdateError, Updating};
+use crate::sha384::sha384;
 use crate::snp::{MeasureError, Measurement, update_sections};
 use crate::trace::RegionKind;
 use crate::vcpus::measure_counts;
@@ -210,7 +211,7 @@ fn add_save_area(
     profile: &SvsmProfile,
 ) -> impl Fn(&mut LaunchContext<Updating>, u32) -> Result<(), MeasureSvsmError> {
     let vmsa = build_svsm_vmsa(profile.fpu, inputs.entry, profile.cpu_signature);
-    let contents = Sha384Digest::of(vmsa.as_bytes());
+    let contents = sha384(vmsa.as_bytes());
     move |context, index| {
         context
             .update_vmsa(index, KVM_VMSA_GPA, contents)

@@ -7,6 +7,7 @@ use assay_tee::vmsa::{Vcpu, Vmsa, build_svsm_vmsa, build_vmsa};
 use assay_tee::{GuestFeatures, Sha384Digest, VcpuCount};
 use zerocopy::IntoBytes as _;
 
+use crate::sha384::sha384;
 use crate::snp::VcpuProfile;
 use crate::svsm::SvsmProfile;
 
@@ -66,7 +67,7 @@ impl SaveAreas {
 
     /// The digests of the pages, for a measurement of many virtual CPUs.
     pub(crate) fn digests(&self) -> SaveAreaDigests {
-        let digest = |vmsa: &Vmsa| Sha384Digest::of(vmsa.as_bytes());
+        let digest = |vmsa: &Vmsa| sha384(vmsa.as_bytes());
         SaveAreaDigests {
             boot: digest(&self.boot),
             application: self.application.as_ref().map(digest),

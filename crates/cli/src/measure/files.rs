@@ -1,13 +1,15 @@
-//! Reading what is measured. Firmware is parsed and so held in memory; kernels
-//! and initrds are only hashed, and never are.
+//! Reading what is measured. Firmware is parsed and so mapped; kernels and initrds
+//! are only hashed, piece by piece.
 
-use std::fs::{self, File};
-use std::io::Read as _;
+use std::fs::File;
+use std::io::{self, Read as _};
+use std::ops::Deref;
 use std::path::Path;
 
 use anyhow::{Context as _, Result};
 use assay_tee::Sha256Digest;
 use assay_tee::hashes_table::KernelHashes;
+use memmap2::{Mmap, MmapOptions};
 use serde::de::DeserializeOwned;
 use sha2::{Digest as _, Sha256};
 
@@ -17,9 +19,46 @@ use super::request::{Blob, Cmdline, DirectBoot};
 /// nothing, small enough to stay in the processor's cache.
 const CHUNK: usize = 256 * 1024;
 
+/// The content of a file.
+pub(super) enum Content {
+    Mapped(Mmap),
+    /// Of what cannot be mapped: pipes, and empty files.
+    Read(Vec<u8>),
+}
+
+impl Deref for Content {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Self::Mapped(map) => map,
+            Self::Read(bytes) => bytes,
+        }
+    }
+}
+
 /// A whole file.
-pub(super) fn read(path: &Path) -> Result<Vec<u8>> {
-    fs::read(path).with_context(|| format!("read {}", path.display()))
+pub(super) fn read(path: &Path) -> Result<Content> {
+    let open = || -> io::Result<Content> {
+        let file = File::open(path)?;
+        let metadata = file.metadata()?;
+        if !metadata.is_file() || metadata.len() == 0 {
+            let mut bytes = Vec::new();
+            (&file).read_to_end(&mut bytes)?;
+            return Ok(Content::Read(bytes));
+        }
+        map(&file).map(Content::Mapped)
+    };
+    open().with_context(|| format!("read {}", path.display()))
+}
+
+#[expect(unsafe_code, reason = "a mapping takes neither a copy nor its time")]
+fn map(file: &File) -> io::Result<Mmap> {
+    // SAFETY: nothing here writes to the file. Whoever else writes to it while it
+    // is measured gets a digest of what was there at one moment or another, as
+    // with a copy; whoever truncates it ends this program with SIGBUS, before
+    // anything is printed.
+    unsafe { MmapOptions::new().populate().map(file) }
 }
 
 /// A JSON document.

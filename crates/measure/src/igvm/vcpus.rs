@@ -11,6 +11,7 @@ use zerocopy::IntoBytes as _;
 
 use super::plan::platform_mask;
 use super::{MeasureIgvmError, ResetState};
+use crate::sha384::sha384;
 
 /// The save areas of a launch from an IGVM file.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -64,7 +65,7 @@ impl IgvmSaveAreas {
 
     /// The digests of the pages, for a measurement of many virtual CPUs.
     pub(super) fn digests(&self) -> SaveAreaDigests {
-        let digest = |vmsa: &Vmsa| Sha384Digest::of(vmsa.as_bytes());
+        let digest = |vmsa: &Vmsa| sha384(vmsa.as_bytes());
         SaveAreaDigests {
             contexts: self
                 .contexts
