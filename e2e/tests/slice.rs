@@ -85,6 +85,22 @@ fn the_published_digest_equals_the_oracles(environment: &Environment, image: &Va
         format!("sha384:{}", stdout(&mut ours)?) == published,
         "assay measure differs"
     );
+    // As years later, without the files.
+    let mut from_manifest = Command::new(&environment.assay);
+    from_manifest
+        .args([
+            "measure",
+            "--vcpus",
+            "1",
+            "--vcpu-type",
+            "EPYC-v4",
+            "--inputs",
+        ])
+        .arg(files.join("manifest.json"));
+    ensure!(
+        format!("sha384:{}", stdout(&mut from_manifest)?) == published,
+        "the digest of the manifest's inputs differs"
+    );
 
     let Some(program) = &environment.sev_snp_measure else {
         println!("skipped: sev-snp-measure is not there");

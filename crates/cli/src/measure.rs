@@ -243,7 +243,7 @@ fn snp_inputs<'a>(
     let cmdline = kernel.and_then(DirectBoot::cmdline_text);
     match source {
         SnpSource::Inputs(path) => {
-            let mut inputs: MeasurementInputs = files::read_json(path)?;
+            let mut inputs = files::read_inputs(path)?;
             ensure!(
                 inputs.kernel_hashes.is_none() || kernel_hashes.is_none(),
                 "{} holds the hashes of a kernel already; leave the options of the kernel out",

@@ -6,8 +6,11 @@
 
 use std::collections::BTreeMap;
 
+use assay_measure::MeasurementInputs;
+use assay_measure::inputs::FirmwareInputsError;
 use assay_tee::canonical::{EncodeCanonicalError, encode_canonical};
 use assay_tee::guest_config::RootFs;
+use assay_tee::hashes_table::KernelHashes;
 use assay_tee::{GuestConfig, Sha256Digest};
 use bytes::Bytes;
 
@@ -104,6 +107,9 @@ pub enum BuildError {
     /// The UKI that was written cannot be read back.
     #[error("cannot read back the UKI")]
     ReadBack(#[source] ParseUkiError),
+    /// No launch digest can be told from the firmware.
+    #[error("bootKit: cannot measure the firmware")]
+    Measure(#[source] FirmwareInputsError),
     /// What boots it cannot be told from the UKI.
     #[error("cannot predict the PCRs of the UKI")]
     Pcrs(#[source] PredictPcrError),
@@ -185,6 +191,7 @@ pub fn build(inputs: &BuildInputs) -> Result<Artifact, BuildError> {
     };
     let uki_entry = entry(UKI_PATH, &uki);
     let uki_bytes = uki.to_bytes();
+    let measurement = measurement(&firmware.to_bytes(), uki_entry.sha256);
     let disk_entry = entry(ROOT_DISK_PATH, &root_disk);
     let manifest = Manifest {
         version: Manifest::VERSION,
@@ -204,6 +211,7 @@ pub fn build(inputs: &BuildInputs) -> Result<Artifact, BuildError> {
             size: disk_entry.size,
             root,
         },
+        measurement: measurement.map_err(BuildError::Measure)?,
         inputs: Inputs {
             rootfs: recipe.rootfs.clone(),
             boot_kit: recipe.boot_kit.clone(),
@@ -234,6 +242,15 @@ pub(crate) fn uki_sections(uki: &Bytes) -> Result<Vec<Section>, ParseUkiError> {
         sha256: Sha256Digest::of(content),
     };
     Ok(content.sections.iter().map(row).collect())
+}
+
+/// What the launch digests follow from: nothing is handed to the guest but the
+/// UKI.
+pub(crate) fn measurement(
+    firmware: &[u8],
+    uki: Sha256Digest,
+) -> Result<MeasurementInputs, FirmwareInputsError> {
+    MeasurementInputs::from_bytes(firmware, Some(KernelHashes::from_digests(uki, None, "")))
 }
 
 /// The manifest's PCRs of a UKI.

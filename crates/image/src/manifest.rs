@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 
+use assay_measure::MeasurementInputs;
 use assay_tee::Sha256Digest;
 use assay_tee::guest_config::RootFs;
 use serde::{Deserialize, Serialize};
@@ -34,6 +35,9 @@ pub struct Manifest {
     pub firmware: FileEntry,
     /// The root disk.
     pub root_disk: RootDisk,
+    /// What the launch digests of the artifact follow from, for every launch
+    /// shape, without its files.
+    pub measurement: MeasurementInputs,
     /// What it was made of.
     pub inputs: Inputs,
     /// What made it.

@@ -4,11 +4,12 @@
 //! will enforce (`guest.json`) is read from the UKI itself. An artifact whose
 //! manifest says anything else is refused as a whole.
 
+use assay_measure::inputs::FirmwareInputsError;
 use assay_tee::guest_config::{GUEST_CONFIG_PATH, RootFs};
 use assay_tee::{GuestConfig, Sha256Digest};
 use bytes::Bytes;
 
-use crate::artifact::{uki_pcrs, uki_sections};
+use crate::artifact::{measurement, uki_pcrs, uki_sections};
 use crate::boot_kit::{BootKitError, check_firmware};
 use crate::bzimage::{ParseKernelReleaseError, parse_kernel_release};
 use crate::flatten::{FlattenError, StoredLayer, flatten};
@@ -90,6 +91,9 @@ pub enum ReadArtifactError {
     /// The UKI is not one of ours.
     #[error("artifact: cannot read the UKI")]
     Uki(#[source] ParseUkiError),
+    /// No launch digest can be told from the firmware.
+    #[error("artifact: cannot measure the firmware")]
+    Measure(#[source] FirmwareInputsError),
     /// What boots it cannot be told from the UKI.
     #[error("cannot predict the PCRs of the UKI")]
     Pcrs(#[source] PredictPcrError),
@@ -157,6 +161,9 @@ pub fn read_artifact_content(content: &ArtifactContent) -> Result<ReadArtifact, 
     check_firmware(&content.firmware).map_err(ReadArtifactError::Firmware)?;
     let uki = parse_uki(&content.uki).map_err(ReadArtifactError::Uki)?;
     check_uki(&manifest, content, &uki)?;
+    let measurement =
+        measurement(&content.firmware, manifest.uki.sha256).map_err(ReadArtifactError::Measure)?;
+    same("measurement", &manifest.measurement, &measurement)?;
     let guest_config = check_initrd(&manifest, &uki)?;
     check_root_disk(&guest_config.root, &content.root_disk)?;
     Ok(ReadArtifact {

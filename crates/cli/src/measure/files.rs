@@ -7,6 +7,8 @@ use std::ops::Deref;
 use std::path::Path;
 
 use anyhow::{Context as _, Result};
+use assay_image::manifest::Manifest;
+use assay_measure::MeasurementInputs;
 use assay_tee::Sha256Digest;
 use assay_tee::hashes_table::KernelHashes;
 use memmap2::{Mmap, MmapOptions};
@@ -59,6 +61,16 @@ fn map(file: &File) -> io::Result<Mmap> {
     // with a copy; whoever truncates it ends this program with SIGBUS, before
     // anything is printed.
     unsafe { MmapOptions::new().populate().map(file) }
+}
+
+/// What stands for the files of an SEV-SNP launch: recorded inputs, or the
+/// manifest of an artifact, which holds them.
+pub(super) fn read_inputs(path: &Path) -> Result<MeasurementInputs> {
+    let bytes = read(path)?;
+    match serde_json::from_slice::<Manifest>(&bytes) {
+        Ok(manifest) => Ok(manifest.measurement),
+        Err(_) => read_json(path),
+    }
 }
 
 /// A JSON document.

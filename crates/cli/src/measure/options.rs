@@ -74,8 +74,8 @@ pub(crate) struct Args {
     /// mode snp:ovmf-hash; the OVMF file is then read for its metadata only
     #[arg(long, value_name = "HASH", value_parser = parse_launch_digest)]
     pub(super) snp_ovmf_hash: Option<LaunchDigest>,
-    /// Recorded inputs (modes snp and snp:svsm), instead of the files that they
-    /// stand for
+    /// Recorded inputs (modes snp and snp:svsm) or an artifact's manifest.json
+    /// (mode snp), instead of the files that they stand for
     #[arg(long, value_name = "FILE")]
     pub(super) inputs: Option<PathBuf>,
     /// Record what stands for the files (modes snp and snp:svsm), for --inputs
