@@ -152,6 +152,7 @@ fn kind(cause: &Cause) -> &'static str {
             Part::Cmdline => "OtherCommandLine",
         },
         Some(Change::KernelHashesOff) => "KernelHashesOff",
+        Some(Change::KernelHashesOn { .. }) => "KernelHashesOn",
         Some(Change::InitrdLeftOut) => "OtherInitrd",
         Some(Change::Cmdline(_)) => "OtherCommandLine",
         Some(

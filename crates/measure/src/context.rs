@@ -165,12 +165,6 @@ impl LaunchContext<Updating> {
         Ok(())
     }
 
-    /// As [`Self::update_vmsa`] at an address that is page-aligned, without a
-    /// trace: for a search over thousands of launches.
-    pub(crate) fn extend_vmsa(&mut self, gpa: u64, contents: &Sha384Digest) {
-        self.extend(PageType::Vmsa, gpa, contents.as_bytes());
-    }
-
     /// The digest as it would be if the launch ended here.
     pub(crate) const fn digest_so_far(&self) -> LaunchDigest {
         LaunchDigest::new(self.digest)
@@ -210,7 +204,9 @@ impl LaunchContext<Updating> {
         }
     }
 
-    fn extend(&mut self, page_type: PageType, gpa: u64, contents: &[u8; 48]) {
+    /// Measures one page at an address that is page-aligned, without a trace: by
+    /// itself for a search over thousands of launches.
+    pub(crate) fn extend(&mut self, page_type: PageType, gpa: u64, contents: &[u8; 48]) {
         let info = PageInfo::new(self.digest, page_type, gpa, *contents);
         self.digest = *sha384(info.as_bytes()).as_bytes();
     }

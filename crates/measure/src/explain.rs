@@ -9,7 +9,9 @@
 //! An explanation is advice for a person. It is no verdict, and nothing may
 //! accept a guest because its digest was explained.
 
+mod budget;
 mod cmdline;
+mod memory;
 mod neighbours;
 mod search;
 mod sentence;
@@ -25,10 +27,12 @@ use crate::snp::{MeasureError, VcpuProfile, measure_snp_launch};
 
 pub use cmdline::CmdlineChange;
 
-/// Most measured pages of one explanation: a page costs one hash of 112 bytes,
-/// about a third of a microsecond. Twenty images take a quarter of it, and fit
-/// even where 512 virtual CPUs are expected. A search that would need more leaves
-/// out the rest and says so ([`Gap::WorkLimit`]).
+/// Most measured pages of one explanation. A page costs the hash of its PAGE_INFO:
+/// 112 bytes and their padding are two blocks of SHA-512, which take a third of a
+/// microsecond, and less than half of one on slow processors. Everything else
+/// that is hashed counts as the pages that take as long, so the whole stays below
+/// a second. A search that would need more leaves out the rest and says so
+/// ([`Gap::WorkLimit`]).
 pub const MAX_WORK: u64 = 2_000_000;
 /// Most known images that are tried.
 pub const MAX_KNOWN: usize = 256;
@@ -132,6 +136,11 @@ pub enum Change {
     },
     /// No kernel was hashed: `kernel-hashes=off`, or no kernel at all.
     KernelHashesOff,
+    /// A kernel was hashed where none was expected to be: `kernel-hashes=on`.
+    KernelHashesOn {
+        /// Name of the known image that has the kernel.
+        of: String,
+    },
     /// There was no initrd, or an empty one.
     InitrdLeftOut,
     /// Another command line.
@@ -149,6 +158,8 @@ pub enum Change {
         signature: CpuSignature,
         /// Every model with that signature, by QEMU's names.
         models: Vec<&'static str>,
+        /// The processors that have it under `-cpu host`, where no model has.
+        host: Option<&'static str>,
     },
     /// Other guest features.
     GuestFeatures {
@@ -234,6 +245,16 @@ pub enum Gap {
     CmdlineUnknown,
     /// The command line is too long to try every mistyped character.
     CmdlineTooLong,
+    /// Words of the command line beyond those that were changed.
+    WordLimit {
+        /// How many.
+        left_out: usize,
+    },
+    /// Further words beyond those that were added.
+    TokenLimit {
+        /// How many.
+        left_out: usize,
+    },
     /// Known images beyond [`MAX_KNOWN`].
     KnownLimit {
         /// How many.
@@ -245,23 +266,28 @@ pub enum Gap {
         /// The expected launch or the name of a known image.
         name: String,
     },
-    /// [`MAX_WORK`] was reached.
-    WorkLimit,
+    /// Launches beyond [`MAX_WORK`], or beyond the share of it that their part
+    /// of the search has.
+    WorkLimit {
+        /// What differs in them.
+        area: Area,
+    },
 }
 
 /// Finds the neighbouring launch that has the observed digest.
 ///
-/// The search goes from few changes to many: every other shape of the expected
-/// launch, every single change of what is measured, pairs of both, and known
-/// images in every shape. It ends with the first group that has the digest. The
-/// order depends on the question alone, so the same question has the same
-/// answer.
+/// The search goes from what is likely to what is not: every other shape of the
+/// expected launch, likely changes of what is measured, known images in every
+/// shape, likely changes in other shapes, and unlikely command lines. It ends
+/// with the first group that has the digest. The order depends on the question
+/// alone, so the same question has the same answer.
 ///
-/// Tried are: 1 to 512 virtual CPUs, every CPU model, the common guest features
-/// and each named one switched, every VMM and era; the kernel hashes left out,
-/// the initrd left out, the command line with each word removed, added or
-/// replaced, mistyped, with blanks or a newline, without or with a second NUL;
-/// every known image, and each part of one.
+/// Tried are: 1 to 512 virtual CPUs, every CPU model and the signatures of real
+/// processors, the common guest features and up to two named ones switched, every
+/// VMM and era; the kernel hashes left out or put in, the initrd left out, the
+/// command line with each word removed, doubled, added, replaced or swapped, with
+/// one slip of the hand, with blanks or a newline, without or with a second NUL;
+/// every known image, its firmware alone, and each part of it.
 pub fn explain(question: &Question<'_>) -> Explanation {
     search::search(question)
 }

@@ -1,9 +1,14 @@
 //! Command lines that people and scripts make out of the expected one.
 
 use std::collections::HashSet;
+use std::ops::Range;
 
 use assay_tee::Sha256Digest;
 use serde::Serialize;
+use sha2::{Digest as _, Sha256};
+
+use super::Gap;
+use super::budget::{Budget, pages_of};
 
 /// Words that distributions, debugging and scripts put on command lines.
 const COMMON_WORDS: [&str; 16] = [
@@ -24,10 +29,13 @@ const COMMON_WORDS: [&str; 16] = [
     "rd.break",
     "init=/bin/sh",
 ];
+/// What people type in command lines, besides capital letters.
+const TYPED: &str = "0123456789abcdefghijklmnopqrstuvwxyz ._=/,:-";
 /// Most further words that are tried.
 const MAX_TOKENS: usize = 64;
-/// Most words of a command line for further words to be tried between them.
-const MAX_WORDS: usize = 32;
+/// Most words of a command line that are changed, and that further words are
+/// tried before.
+const MAX_WORDS: usize = 64;
 /// Most characters of a command line for each to be mistyped.
 const MAX_TYPED: usize = 512;
 
@@ -60,6 +68,24 @@ pub enum CmdlineChange {
         /// The word.
         word: String,
     },
+    /// A word is missing, but not the blank beside it: a variable of a script
+    /// was empty.
+    WordEmptied {
+        /// The word.
+        word: String,
+    },
+    /// A word is there twice.
+    WordDoubled {
+        /// The word.
+        word: String,
+    },
+    /// Two words are in each other's place.
+    WordsSwapped {
+        /// The word that is expected first.
+        first: String,
+        /// The other one.
+        second: String,
+    },
     /// There is a further word.
     WordAdded {
         /// The word.
@@ -74,95 +100,263 @@ pub enum CmdlineChange {
         /// The word in its place.
         by: String,
     },
-    /// A character is missing, doubled, in the other case, another digit, or
-    /// swapped with the next.
+    /// A slip of the hand: a character is missing, doubled, inserted, another
+    /// one, or swapped with the next.
     Mistyped {
-        /// The command line.
-        text: String,
+        /// The expected word, or two where the blank between them is concerned.
+        words: String,
+        /// What is in their place.
+        by: String,
     },
 }
 
+/// A change of a text: a range of its bytes is replaced.
+#[derive(Debug, Clone)]
+pub(super) struct Edit {
+    range: Range<usize>,
+    by: String,
+    /// What ends the bytes that are hashed.
+    end: &'static [u8],
+}
+
+impl Edit {
+    fn new(range: Range<usize>, by: impl Into<String>) -> Self {
+        Self {
+            range,
+            by: by.into(),
+            end: &[0],
+        }
+    }
+
+    /// Nothing but another end.
+    const fn ended(end: &'static [u8]) -> Self {
+        Self {
+            range: 0..0,
+            by: String::new(),
+            end,
+        }
+    }
+
+    /// The hash of the text after the change.
+    pub(super) fn digest(&self, text: &str) -> Sha256Digest {
+        let (before, after) = self.around(text);
+        let digest = Sha256::new_with_prefix(before)
+            .chain_update(&self.by)
+            .chain_update(after)
+            .chain_update(self.end);
+        Sha256Digest::new(digest.finalize().into())
+    }
+
+    /// What [`Self::digest`] costs, as pages.
+    pub(super) fn cost(&self, text: &str) -> u64 {
+        // SHA-256 is slower than SHA-384 where the processor has no instruction
+        // for it.
+        2 * pages_of(text.len() + self.by.len())
+    }
+
+    /// The text after the change. `None` where it is not one NUL that ends what
+    /// is hashed.
+    pub(super) fn apply(&self, text: &str) -> Option<String> {
+        let (before, after) = self.around(text);
+        (self.end == [0]).then(|| [before, &self.by, after].concat())
+    }
+
+    /// What is left of the text on both sides of the range.
+    fn around<'a>(&self, text: &'a str) -> (&'a str, &'a str) {
+        let before = text.get(..self.range.start).unwrap_or_default();
+        (before, text.get(self.range.end..).unwrap_or_default())
+    }
+
+    /// The change as one of the words that the range touches.
+    fn mistyped(&self, text: &str) -> CmdlineChange {
+        let (before, after) = self.around(text);
+        let head = before.rsplit(' ').next().unwrap_or_default();
+        let tail = after.split(' ').next().unwrap_or_default();
+        let replaced = text.get(self.range.clone()).unwrap_or_default();
+        CmdlineChange::Mistyped {
+            words: [head, replaced, tail].concat(),
+            by: [head, &self.by, tail].concat(),
+        }
+    }
+}
+
 /// A command line to be tried.
-pub(super) struct Variant {
-    pub(super) change: CmdlineChange,
-    pub(super) digest: Sha256Digest,
-    /// The text, where the digest is of it and one NUL.
-    pub(super) text: Option<String>,
-    /// Whether it is tried in other shapes, too.
-    pub(super) likely: bool,
+pub(super) type Neighbour = (CmdlineChange, Edit);
+
+/// The expected command line.
+pub(super) struct Line<'a> {
+    text: &'a str,
+    /// Where its words are.
+    words: Vec<Range<usize>>,
+    /// Words that it may have in addition.
+    tokens: Vec<&'a str>,
+}
+
+impl<'a> Line<'a> {
+    /// Takes a text apart. What is too much to be tried is noted in `budget`.
+    pub(super) fn new(
+        text: &'a str,
+        tokens: impl Iterator<Item = &'a str>,
+        budget: &mut Budget,
+    ) -> Self {
+        if !is_typed(text) {
+            budget.gap(Gap::CmdlineTooLong);
+        }
+        let mut words = words(text);
+        let line = Self {
+            text,
+            words: words.by_ref().take(MAX_WORDS).collect(),
+            tokens: Vec::new(),
+        };
+        let left_out = words.count();
+        if left_out > 0 {
+            budget.gap(Gap::WordLimit { left_out });
+        }
+        let mut tried = HashSet::new();
+        let mut tokens = tokens.filter(|token| !token.is_empty() && tried.insert(*token));
+        let taken = tokens.by_ref().take(MAX_TOKENS);
+        let line = Self {
+            tokens: taken.chain(COMMON_WORDS).collect(),
+            ..line
+        };
+        let left_out = tokens.count();
+        if left_out > 0 {
+            budget.gap(Gap::TokenLimit { left_out });
+        }
+        line
+    }
+
+    pub(super) const fn text(&self) -> &'a str {
+        self.text
+    }
+
+    /// What is tried in other shapes, too.
+    pub(super) fn likely(&self) -> impl Iterator<Item = Neighbour> {
+        let words = (0..self.words.len()).flat_map(move |index| self.changed_word(index));
+        let tokens = self.tokens.iter().flat_map(move |token| self.token(token));
+        self.whole().into_iter().chain(words).chain(tokens)
+    }
+
+    /// What is tried in the expected shape only.
+    pub(super) fn unlikely(&self) -> impl Iterator<Item = Neighbour> {
+        let inserted = self.tokens.iter().flat_map(move |token| {
+            self.words.iter().map(move |word| {
+                let change = CmdlineChange::WordAdded {
+                    word: (*token).to_owned(),
+                    before: Some(self.slice(word)),
+                };
+                let edit = Edit::new(word.start..word.start, format!("{token} "));
+                (change, edit)
+            })
+        });
+        let swapped = (0..self.words.len()).flat_map(move |first| {
+            let others = first + 2..self.words.len();
+            others.filter_map(move |second| self.swapped(first, second))
+        });
+        let typed = Some(self.text).filter(|text| is_typed(text));
+        let slips = typed.into_iter().flat_map(slips);
+        let slips = slips.map(move |edit| (edit.mistyped(self.text), edit));
+        swapped.chain(inserted).chain(slips)
+    }
+
+    /// Changes that have nothing to do with words.
+    fn whole(&self) -> [Neighbour; 8] {
+        let all = 0..self.text.len();
+        let end = all.end..all.end;
+        [
+            (CmdlineChange::Newline, Edit::new(end.clone(), "\n")),
+            (
+                CmdlineChange::CarriageReturn,
+                Edit::new(end.clone(), "\r\n"),
+            ),
+            (CmdlineChange::TrailingBlank, Edit::new(end, " ")),
+            (CmdlineChange::LeadingBlank, Edit::new(0..0, " ")),
+            (
+                CmdlineChange::Trimmed,
+                Edit::new(all.clone(), self.text.trim()),
+            ),
+            (CmdlineChange::WithoutNul, Edit::ended(&[])),
+            (CmdlineChange::SecondNul, Edit::ended(&[0, 0])),
+            (CmdlineChange::Empty, Edit::new(all, "")),
+        ]
+    }
+
+    /// Changes of a word without another one.
+    fn changed_word(&self, index: usize) -> impl Iterator<Item = Neighbour> {
+        let range = self.words.get(index).cloned().unwrap_or_default();
+        let word = self.slice(&range);
+        // With the blank after it, or before it at the end.
+        let removed = if range.end < self.text.len() {
+            range.start..range.end + 1
+        } else {
+            range.start.saturating_sub(1)..range.end
+        };
+        let doubled = Edit::new(range.end..range.end, format!(" {word}"));
+        let alone = [
+            (
+                CmdlineChange::WordRemoved { word: word.clone() },
+                Edit::new(removed, ""),
+            ),
+            (
+                CmdlineChange::WordEmptied { word: word.clone() },
+                Edit::new(range, ""),
+            ),
+            (CmdlineChange::WordDoubled { word }, doubled),
+        ];
+        alone.into_iter().chain(self.swapped(index, index + 1))
+    }
+
+    fn swapped(&self, first: usize, second: usize) -> Option<Neighbour> {
+        let (first, second) = (self.words.get(first)?, self.words.get(second)?);
+        let between = self.slice(&(first.end..second.start));
+        let edit = first.start..second.end;
+        let (first, second) = (self.slice(first), self.slice(second));
+        let by = [second.as_str(), &between, &first].concat();
+        Some((
+            CmdlineChange::WordsSwapped { first, second },
+            Edit::new(edit, by),
+        ))
+    }
+
+    /// A further word at the end, and in place of each word for the same setting.
+    fn token<'t>(&'t self, token: &'t str) -> impl Iterator<Item = Neighbour> {
+        let end = self.text.len();
+        let blank = if end == 0 { "" } else { " " };
+        let added = CmdlineChange::WordAdded {
+            word: token.to_owned(),
+            before: None,
+        };
+        let added = (added, Edit::new(end..end, format!("{blank}{token}")));
+        let replaced = self.words.iter().filter_map(move |range| {
+            let word = self.slice(range);
+            if setting(token).is_none() || setting(&word) != setting(token) {
+                return None;
+            }
+            let by = token.to_owned();
+            let change = CmdlineChange::WordReplaced { word, by };
+            Some((change, Edit::new(range.clone(), token)))
+        });
+        std::iter::once(added).chain(replaced)
+    }
+
+    fn slice(&self, range: &Range<usize>) -> String {
+        self.text.get(range.clone()).unwrap_or_default().to_owned()
+    }
 }
 
 /// Whether every mistyped character is tried.
-pub(super) fn is_typed(text: &str) -> bool {
+fn is_typed(text: &str) -> bool {
     text.chars().count() <= MAX_TYPED
 }
 
-/// The variants of `text`, likely ones first, each text once.
-pub(super) fn variants<'a>(text: &str, tokens: impl Iterator<Item = &'a str>) -> Vec<Variant> {
-    let mut found = Found {
-        seen: HashSet::from([Sha256Digest::of(&terminated(text))]),
-        variants: Vec::new(),
-    };
-    found.add(CmdlineChange::Newline, format!("{text}\n"), true);
-    found.add(CmdlineChange::CarriageReturn, format!("{text}\r\n"), true);
-    found.add(CmdlineChange::TrailingBlank, format!("{text} "), true);
-    found.add(CmdlineChange::LeadingBlank, format!(" {text}"), true);
-    found.add(CmdlineChange::Trimmed, text.trim().to_owned(), true);
-    found.add_hashed(CmdlineChange::WithoutNul, text.as_bytes(), None, true);
-    let twice = [text.as_bytes(), &[0, 0]].concat();
-    found.add_hashed(CmdlineChange::SecondNul, &twice, None, true);
-    found.add(CmdlineChange::Empty, String::new(), true);
-
-    let words: Vec<&str> = text.split(' ').collect();
-    for (index, word) in words
-        .iter()
-        .enumerate()
-        .filter(|(_, word)| !word.is_empty())
-    {
-        let word = (*word).to_owned();
-        let without = splice(&words, index, 1, &[]);
-        found.add(CmdlineChange::WordRemoved { word }, without, true);
-    }
-    let mut tried = HashSet::new();
-    let tokens = tokens.filter(|token| !token.is_empty() && tried.insert(*token));
-    let tokens: Vec<&str> = tokens.take(MAX_TOKENS).chain(COMMON_WORDS).collect();
-    for token in &tokens {
-        add_word(&mut found, &words, token);
-    }
-    if is_typed(text) {
-        mistype(&mut found, text);
-    }
-    found.variants
-}
-
-/// Adds a word at each place, and in place of each word for the same setting.
-fn add_word(found: &mut Found, words: &[&str], token: &str) {
-    let owned = |word: &&str| (*word).to_owned();
-    let word = token.to_owned();
-    let text = words.join(" ");
-    let end = if text.is_empty() {
-        token.to_owned()
-    } else {
-        format!("{text} {token}")
-    };
-    let at_end = CmdlineChange::WordAdded { word, before: None };
-    found.add(at_end, end, true);
-    for (index, word) in words.iter().enumerate() {
-        if setting(token).is_some_and(|name| setting(word) == Some(name)) {
-            let change = CmdlineChange::WordReplaced {
-                word: owned(word),
-                by: token.to_owned(),
-            };
-            found.add(change, splice(words, index, 1, &[token]), true);
-        }
-        if !word.is_empty() && (index == 0 || words.len() <= MAX_WORDS) {
-            let change = CmdlineChange::WordAdded {
-                word: token.to_owned(),
-                before: Some(owned(word)),
-            };
-            found.add(change, splice(words, index, 0, &[token]), false);
-        }
-    }
+/// The words between blanks.
+fn words(text: &str) -> impl Iterator<Item = Range<usize>> {
+    let mut start = 0;
+    text.split(' ').filter_map(move |word| {
+        let range = start..start + word.len();
+        start = range.end + 1;
+        (!word.is_empty()).then_some(range)
+    })
 }
 
 /// The name of the setting that a word is for, if it has another value than to be
@@ -174,77 +368,39 @@ fn setting(word: &str) -> Option<&str> {
     }
 }
 
-/// The line with `removed` words at `index` replaced by `by`.
-fn splice(words: &[&str], index: usize, removed: usize, by: &[&str]) -> String {
-    let before = words.iter().take(index);
-    let after = words.iter().skip(index + removed);
-    let words: Vec<&str> = before.chain(by).chain(after).copied().collect();
-    words.join(" ")
-}
-
 /// Every text that differs by one slip of the hand.
-fn mistype(found: &mut Found, text: &str) {
-    let chars: Vec<char> = text.chars().collect();
-    let mut add = |index: usize, removed: usize, by: &[char]| {
-        let before = chars.iter().take(index);
-        let after = chars.iter().skip(index + removed);
-        let text: String = before.chain(by).chain(after).collect();
-        let change = CmdlineChange::Mistyped { text: text.clone() };
-        found.add(change, text, false);
+fn slips(text: &str) -> impl Iterator<Item = Edit> {
+    let chars = || {
+        text.char_indices()
+            .map(|(start, char)| (start..start + char.len_utf8(), char))
     };
-    for (index, &char) in chars.iter().enumerate() {
-        add(index, 1, &[]);
-        add(index, 1, &[char, char]);
-        if let Some(&next) = chars.get(index + 1) {
-            add(index, 2, &[next, char]);
-        }
-        if char.is_ascii_alphabetic() {
-            let other = if char.is_ascii_lowercase() {
-                char.to_ascii_uppercase()
-            } else {
-                char.to_ascii_lowercase()
-            };
-            add(index, 1, &[other]);
-        }
-        if char.is_ascii_digit() {
-            for digit in '0'..='9' {
-                add(index, 1, &[digit]);
-            }
-        }
-    }
+    let omitted = chars().map(|(range, _)| Edit::new(range, ""));
+    let doubled = chars().map(|(range, char)| Edit::new(range.end..range.end, char));
+    let pairs = chars().zip(chars().skip(1));
+    let swapped = pairs.map(|((first, one), (second, other))| {
+        Edit::new(first.start..second.end, String::from_iter([other, one]))
+    });
+    let replaced = chars()
+        .flat_map(|(range, char)| typed_for(char).map(move |by| Edit::new(range.clone(), by)));
+    let end = (text.len()..text.len(), ' ');
+    let places = chars().chain([end]);
+    let inserted = places.flat_map(|(range, char)| {
+        typed_for(char).map(move |by| Edit::new(range.start..range.start, by))
+    });
+    let few = omitted.chain(doubled).chain(swapped);
+    few.chain(replaced).chain(inserted)
 }
 
-fn terminated(text: &str) -> Vec<u8> {
-    [text.as_bytes(), &[0]].concat()
-}
-
-/// Variants, each digest once: the first description of a text is the simplest.
-struct Found {
-    seen: HashSet<Sha256Digest>,
-    variants: Vec<Variant>,
-}
-
-impl Found {
-    fn add(&mut self, change: CmdlineChange, text: String, likely: bool) {
-        let bytes = terminated(&text);
-        self.add_hashed(change, &bytes, Some(text), likely);
-    }
-
-    fn add_hashed(
-        &mut self,
-        change: CmdlineChange,
-        bytes: &[u8],
-        text: Option<String>,
-        likely: bool,
-    ) {
-        let digest = Sha256Digest::of(bytes);
-        if self.seen.insert(digest) {
-            self.variants.push(Variant {
-                change,
-                digest,
-                text,
-                likely,
-            });
-        }
-    }
+/// What may be typed in place of a character, or before it: capital letters only
+/// where there is one.
+fn typed_for(char: char) -> impl Iterator<Item = char> {
+    let other_case = if char.is_ascii_lowercase() {
+        char.to_ascii_uppercase()
+    } else {
+        char.to_ascii_lowercase()
+    };
+    let capitals = ('A'..='Z').filter(move |_| char.is_ascii_uppercase());
+    std::iter::once(other_case)
+        .chain(TYPED.chars())
+        .chain(capitals)
 }

@@ -1,96 +1,89 @@
-//! The search: groups of launches, those with few changes first.
+//! The search: groups of launches, likely ones first.
 //!
-//! What is measured before the save areas is measured once for each variant and
-//! VMM, and a further virtual CPU extends the digest, so every number of virtual
-//! CPUs of a profile costs 512 hashes together. The digest is compared with the
-//! observed one only: nothing of what was tried is kept.
+//! What is measured before the kernel hashes is measured once for each firmware
+//! and VMM, and a further virtual CPU extends the digest, so every number of
+//! virtual CPUs of a profile costs 512 hashes together. The digest is compared
+//! with the observed one only: nothing of what was tried is kept.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 
 use assay_tee::VcpuCount;
-use assay_tee::page_info::PAGE_SIZE_U64;
+use assay_tee::page_info::{PAGE_SIZE, PAGE_SIZE_U64, PageType};
 use assay_tee::vmsa::Vmm;
 
-use super::neighbours::{Reach, Variant, Variants};
+use super::budget::{Budget, pages_of};
+use super::memory::Memory;
+use super::neighbours::{Reach, Variant, Variants, named};
 use super::{
-    Area, Cause, Change, Explanation, Gap, Launch, MAX_SECTION_PAGES, MAX_WORK, Question, RuledOut,
+    Area, Cause, Change, Explanation, Gap, Launch, MAX_SECTION_PAGES, Question, RuledOut,
     RuledOutArea, shapes,
 };
 use crate::context::{LaunchContext, Updating};
 use crate::snp::{VcpuProfile, measure_memory};
 use crate::vcpus::{SaveAreaDigests, SaveAreas};
 
-/// What hashing one page's content costs, in hashes of PAGE_INFO.
-const PAGE_COST: u64 = 17;
-
 /// Compares a group of launches.
-type Group = fn(&mut Search<'_>, &[Variant<'_>], &[shapes::Variant]);
+type Group = fn(&mut Search<'_>, &mut Variants<'_>, &[shapes::Variant]);
 
 /// Finds the launch, see [`super::explain`].
 pub(super) fn search(question: &Question<'_>) -> Explanation {
-    let variants = Variants::of(question);
+    let mut budget = Budget::new();
+    let mut variants = Variants::of(question, &mut budget);
     let shapes = shapes::variants(&question.expected.profile);
     let mut search = Search {
         question,
-        work: MAX_WORK,
+        budget,
+        memories: HashMap::new(),
         save_areas: HashMap::new(),
         hits: Vec::new(),
         ruled_out: BTreeMap::new(),
-        gaps: variants.gaps.clone(),
     };
-    let groups: [Group; 5] = [
+    let groups: [Group; 6] = [
         other_shapes,
         other_inputs,
         further_shapes,
-        near_shapes,
         far_shapes,
+        near_shapes,
+        unlikely_cmdlines,
     ];
-    for group in groups {
-        group(&mut search, &variants.all, &shapes);
+    for (index, group) in groups.iter().enumerate() {
+        search.budget.begin(index + 1 == groups.len());
+        group(&mut search, &mut variants, &shapes);
         if let Some(explanation) = search.found() {
             return explanation;
         }
     }
-    search.unexplained(&variants.all)
+    search.unexplained()
 }
 
 /// The expected inputs in every number of virtual CPUs, with at most one other
 /// change of the shape.
-fn other_shapes(search: &mut Search<'_>, inputs: &[Variant<'_>], shapes: &[shapes::Variant]) {
-    for variant in inputs.iter().take(1) {
-        search.launches(variant, near(shapes), Counts::All);
+fn other_shapes(search: &mut Search<'_>, inputs: &mut Variants<'_>, shapes: &[shapes::Variant]) {
+    for variant in inputs.all.iter().take(1) {
+        let single = shapes.iter().take_while(|shape| shape.changes.len() < 2);
+        search.launches(variant, single, Counts::All);
     }
 }
 
 /// Other inputs in the expected shape.
-fn other_inputs(search: &mut Search<'_>, inputs: &[Variant<'_>], shapes: &[shapes::Variant]) {
-    for variant in inputs.iter().skip(1) {
+fn other_inputs(search: &mut Search<'_>, inputs: &mut Variants<'_>, shapes: &[shapes::Variant]) {
+    for variant in inputs.all.iter().skip(1) {
         search.launches(variant, shapes.iter().take(1), Counts::Expected);
     }
 }
 
 /// The expected inputs in every other shape.
-fn further_shapes(search: &mut Search<'_>, inputs: &[Variant<'_>], shapes: &[shapes::Variant]) {
-    let further = || shapes.iter().filter(|shape| shape.changes.len() > 1);
-    for variant in inputs.iter().take(1) {
-        search.launches(variant, further(), Counts::All);
-    }
-}
-
-/// Other inputs with one change of the shape.
-fn near_shapes(search: &mut Search<'_>, inputs: &[Variant<'_>], shapes: &[shapes::Variant]) {
-    for variant in inputs.iter().skip(1) {
-        if variant.reach == Reach::Near {
-            search.launches(variant, shapes.iter().take(1), Counts::Others);
-            search.launches(variant, near(shapes).skip(1), Counts::Expected);
-        }
+fn further_shapes(search: &mut Search<'_>, inputs: &mut Variants<'_>, shapes: &[shapes::Variant]) {
+    for variant in inputs.all.iter().take(1) {
+        let further = shapes.iter().filter(|shape| shape.changes.len() > 1);
+        search.launches(variant, further, Counts::All);
     }
 }
 
 /// Other images in every number of virtual CPUs, with at most one other change
 /// of the shape.
-fn far_shapes(search: &mut Search<'_>, inputs: &[Variant<'_>], shapes: &[shapes::Variant]) {
-    for variant in inputs.iter().skip(1) {
+fn far_shapes(search: &mut Search<'_>, inputs: &mut Variants<'_>, shapes: &[shapes::Variant]) {
+    for variant in inputs.all.iter().skip(1) {
         if variant.reach == Reach::Far {
             search.launches(variant, shapes.iter().take(1), Counts::Others);
             search.launches(variant, near(shapes).skip(1), Counts::All);
@@ -98,9 +91,39 @@ fn far_shapes(search: &mut Search<'_>, inputs: &[Variant<'_>], shapes: &[shapes:
     }
 }
 
-/// The expected shape, then those with one change.
+/// Other inputs with one change of the shape.
+fn near_shapes(search: &mut Search<'_>, inputs: &mut Variants<'_>, shapes: &[shapes::Variant]) {
+    let is_near = |variant: &&Variant<'_>| variant.reach == Reach::Near;
+    for variant in inputs.all.iter().filter(is_near) {
+        search.launches(variant, shapes.iter().take(1), Counts::Others);
+    }
+    for variant in inputs.all.iter().filter(is_near) {
+        search.launches(variant, near(shapes).skip(1), Counts::Expected);
+    }
+}
+
+/// Command lines that nobody means, in the expected shape. They are many, so none
+/// is kept.
+fn unlikely_cmdlines(
+    search: &mut Search<'_>,
+    inputs: &mut Variants<'_>,
+    shapes: &[shapes::Variant],
+) {
+    let Some(line) = inputs.line.take() else {
+        return;
+    };
+    for neighbour in line.unlikely() {
+        let budget = &mut search.budget;
+        if let Some(variant) = inputs.cmdline(line.text(), neighbour, Reach::Point, budget) {
+            search.launches(&variant, shapes.iter().take(1), Counts::Expected);
+        }
+    }
+}
+
+/// The expected shape, then those with one change that is not rare.
 fn near(shapes: &[shapes::Variant]) -> impl Iterator<Item = &shapes::Variant> {
-    shapes.iter().take_while(|shape| shape.changes.len() < 2)
+    let is_near = |shape: &&shapes::Variant| shape.changes.len() < 2 && !shape.is_rare;
+    shapes.iter().take_while(is_near)
 }
 
 /// Numbers of virtual CPUs that are compared.
@@ -116,13 +139,12 @@ enum Counts {
 
 struct Search<'a> {
     question: &'a Question<'a>,
-    /// Pages that may still be measured.
-    work: u64,
+    budget: Budget,
+    /// By firmware and VMM; `None` where there is no launch with kernel hashes.
+    memories: HashMap<(usize, Vmm), Option<Memory>>,
     save_areas: HashMap<(VcpuProfile, Option<u32>), SaveAreaDigests>,
     hits: Vec<Vec<Cause>>,
-    /// Launches by area.
-    ruled_out: BTreeMap<Area, u64>,
-    gaps: Vec<Gap>,
+    ruled_out: BTreeMap<Area, RuledOutArea>,
 }
 
 impl Search<'_> {
@@ -148,26 +170,45 @@ impl Search<'_> {
     }
 
     /// All that is measured before the save areas; `None` where there is no such
-    /// launch.
+    /// launch, or no work left for it.
     fn measure_memory(
         &mut self,
         variant: &Variant<'_>,
         profile: &VcpuProfile,
     ) -> Option<LaunchContext<Updating>> {
-        let sections = &variant.firmware.sections;
-        let bytes: u64 = sections.iter().map(|section| u64::from(section.size)).sum();
+        let firmware = variant.firmware.inputs;
+        let sections = firmware.sections.iter();
+        let bytes: u64 = sections.map(|section| u64::from(section.size)).sum();
         let pages = bytes / PAGE_SIZE_U64;
         if pages > MAX_SECTION_PAGES {
             self.unmeasurable(variant);
             return None;
         }
-        self.spend(pages + PAGE_COST)?;
-        let measured = measure_memory(variant.firmware, variant.kernel_hashes.as_ref(), profile);
-        // A part of one launch in another need not be possible; a whole one must.
-        if measured.is_err() && matches!(variant.area, Area::Shape | Area::Image) {
-            self.unmeasurable(variant);
+        let area = variant.area;
+        let Some(hashes) = &variant.kernel_hashes else {
+            self.budget.spend(pages, area)?;
+            let measured = measure_memory(firmware, None, profile).ok();
+            return measured.or_else(|| {
+                self.unmeasurable(variant);
+                None
+            });
+        };
+        let key = (variant.firmware.number, profile.vmm);
+        if !self.memories.contains_key(&key) {
+            self.budget.spend(pages + pages_of(PAGE_SIZE), area)?;
+            let memory = Memory::measure(firmware, hashes, profile);
+            self.memories.insert(key, memory);
         }
-        measured.ok()
+        let Some(Some(memory)) = self.memories.get(&key) else {
+            // A part of one launch in another need not be possible; a whole one
+            // must.
+            if matches!(area, Area::Shape | Area::Image) {
+                self.unmeasurable(variant);
+            }
+            return None;
+        };
+        self.budget.spend(memory.cost(), area)?;
+        Some(memory.with(hashes))
     }
 
     fn vcpus(
@@ -178,15 +219,16 @@ impl Search<'_> {
         counts: Counts,
     ) {
         let expected = self.question.expected.vcpus.get();
-        let most = match (counts, variant.firmware.reset_eip) {
+        let reset_eip = variant.firmware.inputs.reset_eip;
+        let most = match (counts, reset_eip) {
             (Counts::Expected, _) => expected,
             (_, Some(_)) => VcpuCount::MAX,
             (_, None) => 1,
         };
-        if self.spend(u64::from(most)).is_none() {
+        if self.budget.spend(u64::from(most), variant.area).is_none() {
             return;
         }
-        let Some(areas) = self.save_areas(&shape.profile, variant.firmware.reset_eip) else {
+        let Some(areas) = self.save_areas(&shape.profile, reset_eip, variant.area) else {
             return;
         };
         let gpa = shape.profile.vmm.vmsa_gpa();
@@ -195,7 +237,7 @@ impl Search<'_> {
         let mut found = None;
         for index in 0..most {
             let Some(area) = areas.get(index) else { break };
-            context.extend_vmsa(gpa, &area);
+            context.extend(PageType::Vmsa, gpa, area.as_bytes());
             let count = index + 1;
             let is_asked = match counts {
                 Counts::Expected => count == expected,
@@ -209,7 +251,8 @@ impl Search<'_> {
                 }
             }
         }
-        *self.ruled_out.entry(variant.area).or_default() += compared;
+        let is_first = shape.changes.is_empty() && counts != Counts::Others;
+        self.rule_out(variant.area, u64::from(is_first), compared);
         if let Some(count) = found {
             self.hits.push(self.causes(variant, shape, count));
         }
@@ -219,44 +262,33 @@ impl Search<'_> {
         &mut self,
         profile: &VcpuProfile,
         reset_eip: Option<u32>,
+        area: Area,
     ) -> Option<SaveAreaDigests> {
         let key = (*profile, reset_eip);
         if !self.save_areas.contains_key(&key) {
-            self.spend(2 * PAGE_COST)?;
+            self.budget.spend(pages_of(2 * PAGE_SIZE), area)?;
             let digests = SaveAreas::snp(profile, reset_eip).digests();
             self.save_areas.insert(key, digests);
         }
         self.save_areas.get(&key).copied()
     }
 
-    /// Takes `pages` off what may be measured. `None` where there is not enough
-    /// left.
-    fn spend(&mut self, pages: u64) -> Option<()> {
-        if let Some(left) = self.work.checked_sub(pages) {
-            self.work = left;
-            return Some(());
-        }
-        self.gap(Gap::WorkLimit);
-        None
-    }
-
-    fn gap(&mut self, gap: Gap) {
-        if !self.gaps.contains(&gap) {
-            self.gaps.push(gap);
-        }
+    fn rule_out(&mut self, area: Area, variants: u64, launches: u64) {
+        let none = RuledOutArea {
+            area,
+            variants: 0,
+            launches: 0,
+        };
+        let ruled_out = self.ruled_out.entry(area).or_insert(none);
+        ruled_out.variants += variants;
+        ruled_out.launches += launches;
     }
 
     fn unmeasurable(&mut self, variant: &Variant<'_>) {
-        let names = variant.changes.iter().filter_map(|change| match change {
-            Change::Image { name } | Change::Part { of: name, .. } => Some(name.clone()),
-            _ => None,
-        });
-        let mut names: Vec<_> = names.collect();
-        if variant.changes.is_empty() {
-            names.push("the expected launch".to_owned());
-        }
-        for name in names {
-            self.gap(Gap::Unmeasurable { name });
+        for description in &variant.descriptions {
+            let name = description.iter().find_map(named);
+            let name = name.unwrap_or("the expected launch").to_owned();
+            self.budget.gap(Gap::Unmeasurable { name });
         }
     }
 
@@ -278,17 +310,12 @@ impl Search<'_> {
             profile: shape.profile,
             vcpus: count,
         };
-        let cause = |of_inputs: &[Change]| Cause {
-            changes: [of_inputs, &of_shape].concat(),
+        let descriptions = variant.descriptions.iter();
+        let causes = descriptions.map(|of_inputs| Cause {
+            changes: [of_inputs.as_slice(), &of_shape].concat(),
             launch: launch.clone(),
-        };
-        if variant.changes.is_empty() {
-            return vec![cause(&[])];
-        }
-        let of_inputs = variant.changes.iter();
-        of_inputs
-            .map(|change| cause(std::slice::from_ref(change)))
-            .collect()
+        });
+        causes.collect()
     }
 
     /// The hits of the groups so far with the fewest changes.
@@ -305,19 +332,10 @@ impl Search<'_> {
         })
     }
 
-    fn unexplained(self, variants: &[Variant<'_>]) -> Explanation {
-        let areas: BTreeSet<Area> = self.ruled_out.keys().copied().collect();
-        let areas = areas.into_iter().map(|area| {
-            let of_area = variants.iter().filter(|variant| variant.area == area);
-            RuledOutArea {
-                area,
-                variants: u64::try_from(of_area.count()).unwrap_or(u64::MAX),
-                launches: self.ruled_out.get(&area).copied().unwrap_or_default(),
-            }
-        });
+    fn unexplained(self) -> Explanation {
         Explanation::Unexplained(RuledOut {
-            areas: areas.collect(),
-            gaps: self.gaps,
+            areas: self.ruled_out.into_values().collect(),
+            gaps: self.budget.into_gaps(),
         })
     }
 }

@@ -56,6 +56,9 @@ impl fmt::Display for Change {
             Self::Image { name } => write!(f, "replaced by image {name}"),
             Self::Part { part, of } => write!(f, "with the {part} of {of}"),
             Self::KernelHashesOff => f.write_str("booted without kernel hashes"),
+            Self::KernelHashesOn { of } => {
+                write!(f, "with kernel hashes on and the kernel of {of}")
+            }
             Self::InitrdLeftOut => f.write_str("with the initrd left out"),
             Self::Cmdline(change) => change.fmt(f),
             Self::Vcpus { found, expected } => {
@@ -63,10 +66,15 @@ impl fmt::Display for Change {
                 let (found, expected) = (found.get(), expected.get());
                 write!(f, "with {found} vCPU{plural} instead of {expected}")
             }
-            Self::CpuModel { signature, models } => match models.split_last() {
-                None => write!(f, "on a CPU of signature {signature}"),
-                Some((only, [])) => write!(f, "on {only}"),
-                Some((last, others)) => write!(f, "on {} or {last}", others.join(", ")),
+            Self::CpuModel {
+                signature,
+                models,
+                host,
+            } => match (models.split_last(), host) {
+                (None, None) => write!(f, "on a CPU of signature {signature}"),
+                (None, Some(host)) => write!(f, "with -cpu host on {host}"),
+                (Some((only, [])), _) => write!(f, "on {only}"),
+                (Some((last, others)), _) => write!(f, "on {} or {last}", others.join(", ")),
             },
             Self::GuestFeatures { found, expected } => write!(
                 f,
@@ -129,6 +137,17 @@ impl fmt::Display for CmdlineChange {
             Self::SecondNul => f.write_str("with the command line ended by a second NUL"),
             Self::Empty => f.write_str("with an empty command line"),
             Self::WordRemoved { word } => write!(f, "without the word {}", Quoted(word)),
+            Self::WordEmptied { word } => {
+                write!(
+                    f,
+                    "with a blank alone in place of the word {}",
+                    Quoted(word)
+                )
+            }
+            Self::WordDoubled { word } => write!(f, "with the word {} twice", Quoted(word)),
+            Self::WordsSwapped { first, second } => {
+                write!(f, "with {} and {} swapped", Quoted(first), Quoted(second))
+            }
             Self::WordAdded { word, before: None } => {
                 write!(f, "with the word {} added", Quoted(word))
             }
@@ -141,10 +160,9 @@ impl fmt::Display for CmdlineChange {
                 Quoted(word),
                 Quoted(before)
             ),
-            Self::WordReplaced { word, by } => {
+            Self::WordReplaced { word, by } | Self::Mistyped { words: word, by } => {
                 write!(f, "with {} instead of {}", Quoted(by), Quoted(word))
             }
-            Self::Mistyped { text } => write!(f, "with the command line {}", Quoted(text)),
         }
     }
 }
@@ -159,7 +177,7 @@ impl fmt::Display for Quoted<'_> {
         if self.0.chars().count() > MAX_QUOTED {
             let start: String = self.0.chars().take(MAX_QUOTED).collect();
             write!(f, "{start:?}…")
-        } else if self.0.chars().all(is_plain) {
+        } else if !self.0.is_empty() && self.0.chars().all(is_plain) {
             f.write_str(self.0)
         } else {
             write!(f, "{:?}", self.0)
@@ -191,7 +209,7 @@ impl fmt::Display for RuledOutArea {
         };
         let what = match self.area {
             Area::Shape => return write!(f, "this image in {launches} shapes"),
-            Area::KernelHashes => "no kernel hashes".to_owned(),
+            Area::KernelHashes => plural("firmware") + " without kernel hashes",
             Area::Initrd => "no initrd".to_owned(),
             Area::Cmdline => plural("other command line"),
             Area::Image => plural("other image"),
@@ -206,9 +224,28 @@ impl fmt::Display for Gap {
         match self {
             Self::CmdlineUnknown => f.write_str("other command lines, as only its hash is known"),
             Self::CmdlineTooLong => f.write_str("typing errors in so long a command line"),
+            Self::WordLimit { left_out } => {
+                write!(
+                    f,
+                    "changes of the last {left_out} words of the command line"
+                )
+            }
+            Self::TokenLimit { left_out } => {
+                write!(f, "{left_out} further words in the command line")
+            }
             Self::KnownLimit { left_out } => write!(f, "{left_out} further images"),
             Self::Unmeasurable { name } => write!(f, "{name}, which cannot be measured"),
-            Self::WorkLimit => f.write_str("the rest, as the limit of work was reached"),
+            Self::WorkLimit { area } => {
+                let what = match area {
+                    Area::Shape => "shapes of this image",
+                    Area::KernelHashes => "launches without kernel hashes",
+                    Area::Initrd => "launches without an initrd",
+                    Area::Cmdline => "launches with other command lines",
+                    Area::Image => "launches of other images",
+                    Area::Part => "launches with parts of other images",
+                };
+                write!(f, "some {what}, as the limit of work was reached")
+            }
         }
     }
 }
