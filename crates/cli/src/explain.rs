@@ -6,13 +6,17 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use assay_image::manifest::{FIRMWARE_PATH, MANIFEST_PATH, Manifest};
 use assay_measure::explain::{Known, Launch, Question};
 use assay_measure::{Explanation, FirmwareInputs, MeasurementInputs, explain};
 use assay_tee::hashes_table::KernelHashes;
+use assay_tee::report::AttestationReport;
 use assay_tee::{LaunchDigest, Sha256Digest};
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
 use serde::Serialize;
+use serde_json::Value;
 
 use crate::measure::{self, SingleLaunch, parse_launch_digest};
 
@@ -26,7 +30,9 @@ const USAGE: u8 = 2;
 // Flattened options have a group of the same name.
 #[group(id = "explain")]
 #[command(
-    after_help = "Exit status: 0 explained, 1 error, 2 usage, 3 not explained",
+    after_help = "For SEV-SNP guests that start from OVMF, with or without --kernel: no digest of an \
+                  IGVM file, an SVSM, SEV or SEV-ES is among those that are tried.\n\n\
+                  Exit status: 0 explained, 1 error, 2 usage, 3 not explained",
     mut_arg("json", |arg| arg.help("Print sentence, changes and launch as JSON")),
     mut_arg("mode", |arg| arg.hide(true)),
     mut_arg("igvm", |arg| arg.hide(true)),
@@ -37,14 +43,26 @@ const USAGE: u8 = 2;
     mut_arg("verbose", |arg| arg.hide(true))
 )]
 pub(crate) struct Args {
-    /// Launch digest that the guest reported, in hexadecimal
-    #[arg(long, value_name = "HEX", value_parser = parse_launch_digest)]
-    observed: LaunchDigest,
-    /// What else may have been launched: recorded inputs, an artifact's
-    /// manifest or directory, a firmware file, or a directory of recorded
-    /// inputs
+    /// Launch digest that the guest reported, in hexadecimal or base64
+    #[arg(
+        long,
+        value_name = "DIGEST",
+        value_parser = parse_observed,
+        required_unless_present = "observed_report"
+    )]
+    observed: Option<LaunchDigest>,
+    /// The guest's attestation report, instead of --observed; it is not
+    /// verified
+    #[arg(long, value_name = "FILE", conflicts_with = "observed")]
+    observed_report: Option<PathBuf>,
+    /// What else may have been launched: what `assay measure` prints with --json
+    /// or records with --write-inputs, an artifact's manifest or directory, a
+    /// firmware file, or a directory of recorded inputs
     #[arg(long, value_name = "PATH", num_args = 1..)]
     known: Vec<PathBuf>,
+    /// The guest was to start with kernel-hashes=off, the kernel unmeasured
+    #[arg(long)]
+    no_kernel_hashes: bool,
     /// Further words that the command line may have
     #[arg(long, value_name = "WORD", num_args = 1..)]
     token: Vec<String>,
@@ -63,12 +81,12 @@ pub(crate) fn run(args: &Args) -> ExitCode {
         Ok(expected) => expected,
         Err(error) => return fail(&error, USAGE),
     };
-    let explanation = match answer(args, &expected) {
-        Ok(explanation) => explanation,
+    let (observed, explanation) = match answer(args, &expected) {
+        Ok(answer) => answer,
         Err(error) => return fail(&error, 1),
     };
     if args.expected.is_json() {
-        match to_json(args.observed, &explanation) {
+        match to_json(observed, &explanation) {
             Ok(json) => println!("{json}"),
             Err(error) => return fail(&error, 1),
         }
@@ -81,31 +99,75 @@ pub(crate) fn run(args: &Args) -> ExitCode {
     }
 }
 
-fn answer(args: &Args, expected: &SingleLaunch) -> Result<Explanation> {
-    let expected = expected.read()?;
-    expected.measure().context("measure what was expected")?;
+fn answer(args: &Args, expected: &SingleLaunch) -> Result<(LaunchDigest, Explanation)> {
+    let observed = observed(args)?;
+    let mut expected = expected.read()?;
     let mut known = Vec::new();
+    if args.no_kernel_hashes {
+        let without = MeasurementInputs {
+            kernel_hashes: None,
+            cmdline: None,
+            ..expected.inputs.clone()
+        };
+        let inputs = std::mem::replace(&mut expected.inputs, without);
+        ensure!(
+            inputs.kernel_hashes.is_some(),
+            "--no-kernel-hashes is about a kernel; give one with --kernel or --inputs, or leave \
+             the option out"
+        );
+        known.push(Known {
+            name: "the given options".to_owned(),
+            inputs,
+        });
+    }
+    expected.measure().context("measure what was expected")?;
     for path in &args.known {
         known.extend(read_known(path)?);
     }
-    Ok(explain(&Question {
-        observed: args.observed,
+    let explanation = explain(&Question {
+        observed,
         expected: &expected,
         known: &known,
         tokens: &args.token,
-    }))
+    });
+    Ok((observed, explanation))
+}
+
+fn observed(args: &Args) -> Result<LaunchDigest> {
+    match (args.observed, &args.observed_report) {
+        (Some(digest), _) => Ok(digest),
+        (None, Some(path)) => {
+            let bytes = fs::read(path).with_context(|| format!("read {}", path.display()))?;
+            let report = AttestationReport::parse(&bytes)
+                .with_context(|| format!("read the attestation report {}", path.display()))?;
+            Ok(report.launch_digest())
+        }
+        (None, None) => bail!("neither --observed nor --observed-report"),
+    }
+}
+
+/// A digest as reports and tools print it.
+fn parse_observed(text: &str) -> Result<LaunchDigest, String> {
+    let decoded = BASE64_STANDARD.decode(text).ok();
+    match decoded.and_then(|bytes| bytes.try_into().ok()) {
+        Some(bytes) => Ok(LaunchDigest::new(bytes)),
+        None => parse_launch_digest(text)
+            .map_err(|expected| format!("{expected}, or base64 of 48 bytes")),
+    }
 }
 
 /// What a path stands for.
 fn read_known(path: &Path) -> Result<Vec<Known>> {
     if !path.is_dir() {
-        return Ok(vec![read_known_file(path)?]);
+        return read_known_file(path);
     }
     let manifest = path.join(MANIFEST_PATH);
     if manifest.is_file() {
         let mut known = read_known_file(&manifest)?;
-        known.name = path.display().to_string();
-        return Ok(vec![known]);
+        for known in &mut known {
+            known.name = path.display().to_string();
+        }
+        return Ok(known);
     }
     let listing = || format!("list {}", path.display());
     let mut files = Vec::new();
@@ -124,22 +186,23 @@ fn read_known(path: &Path) -> Result<Vec<Known>> {
         "{} holds neither {MANIFEST_PATH} nor recorded inputs (*.json)",
         path.display()
     );
-    files.iter().map(|file| read_known_file(file)).collect()
+    let known = files.iter().map(|file| read_known_file(file));
+    Ok(known.collect::<Result<Vec<_>>>()?.concat())
 }
 
 /// Recorded inputs, a manifest beside its firmware, or firmware.
-fn read_known_file(path: &Path) -> Result<Known> {
+fn read_known_file(path: &Path) -> Result<Vec<Known>> {
     let read = |path: &Path| fs::read(path).with_context(|| format!("read {}", path.display()));
     let bytes = read(path)?;
     let is_json = bytes.trim_ascii_start().starts_with(b"{");
     let inputs = if !is_json {
         let firmware = FirmwareInputs::from_bytes(&bytes)
             .with_context(|| format!("read the firmware {}", path.display()))?;
-        MeasurementInputs {
+        vec![MeasurementInputs {
             firmware,
             kernel_hashes: None,
             cmdline: None,
-        }
+        }]
     } else if let Ok(manifest) = serde_json::from_slice::<Manifest>(&bytes) {
         let firmware = path.with_file_name(FIRMWARE_PATH);
         let bytes = read(&firmware)?;
@@ -150,20 +213,42 @@ fn read_known_file(path: &Path) -> Result<Known> {
             path.display()
         );
         let hashes = KernelHashes::from_digests(manifest.uki.sha256, None, "");
-        MeasurementInputs::from_bytes(&bytes, Some(hashes))
-            .with_context(|| format!("read the firmware {}", firmware.display()))?
+        let inputs = MeasurementInputs::from_bytes(&bytes, Some(hashes))
+            .with_context(|| format!("read the firmware {}", firmware.display()))?;
+        vec![inputs]
     } else {
-        serde_json::from_slice(&bytes).with_context(|| {
+        parse_recorded(&bytes).with_context(|| {
             format!(
-                "{} is neither a manifest nor recorded inputs of mode snp",
+                "{} is neither a manifest, nor recorded inputs or --json of `assay measure` in \
+                 mode snp",
                 path.display()
             )
         })?
     };
-    Ok(Known {
-        name: path.display().to_string(),
+    let is_single = inputs.len() == 1;
+    let known = inputs.into_iter().enumerate().map(|(index, inputs)| Known {
+        name: if is_single {
+            path.display().to_string()
+        } else {
+            format!("{}[{index}]", path.display())
+        },
         inputs,
-    })
+    });
+    Ok(known.collect())
+}
+
+/// Recorded inputs by themselves, or those of each firmware in a document of
+/// `assay measure --json`.
+fn parse_recorded(bytes: &[u8]) -> serde_json::Result<Vec<MeasurementInputs>> {
+    let mut document: Value = serde_json::from_slice(bytes)?;
+    let inputs = match document.get_mut("inputs") {
+        Some(inputs) => inputs.take(),
+        None => document,
+    };
+    match inputs {
+        Value::Array(_) => serde_json::from_value(inputs),
+        one => Ok(vec![serde_json::from_value(one)?]),
+    }
 }
 
 /// `--json`.

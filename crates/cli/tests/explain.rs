@@ -161,6 +161,17 @@ fn known_images_are_inputs_directories_and_artifacts() {
     assert_eq!(sentence("inputs/two.json"), "equals image inputs/two.json");
     assert_eq!(sentence("inputs"), "equals image inputs/two.json");
 
+    // What `assay measure --json` prints: of one launch, and of a matrix.
+    let single = files.measure(other, &["--json"]);
+    files.write("single.json", single.as_bytes());
+    assert_eq!(sentence("single.json"), "equals image single.json");
+    let matrix = other.replace("--ovmf", "--ovmf good.fd --ovmf");
+    let matrix = files.measure(&matrix, &["--json"]);
+    files.write("matrix.json", matrix.as_bytes());
+    assert_eq!(sentence("matrix.json"), "equals image matrix.json[1]");
+    files.write("other.json", b"{\"inputs\": [{}]}");
+    assert_eq!(files.explain(&observed, &["--known", "other.json"]).0, 1);
+
     let artifact = files.path().join("artifact");
     fs::create_dir(&artifact).unwrap();
     fs::write(artifact.join("firmware.fd"), firmware(0x33)).unwrap();
@@ -173,6 +184,62 @@ fn known_images_are_inputs_directories_and_artifacts() {
     );
     fs::write(artifact.join("firmware.fd"), firmware(0x34)).unwrap();
     assert_eq!(files.explain(&observed, &["--known", "artifact"]).0, 1);
+}
+
+#[test]
+fn digests_are_read_as_tools_print_them() {
+    let files = Files::new();
+    let launch = EXPECTED.replace("--vcpus 4", "--vcpus 2");
+    let append = ["--append", "ro quiet"];
+    let hex = files.measure(&launch, &append);
+    let base64 = files.measure(&format!("{launch} --output-format base64"), &append);
+    let sentence = "equals this image with 2 vCPUs instead of 4";
+    for observed in [&hex, &format!("sha384:{hex}"), &base64] {
+        let (status, text) = files.explain(observed, &[]);
+        assert_eq!((status, text.lines().next()), (0, Some(sentence)));
+    }
+
+    let mut report = assay_tee::report::AttestationReport::zeroed();
+    report.version.set(3);
+    report.measurement = hex::decode(&hex).unwrap().try_into().unwrap();
+    report.signature_algo.set(1);
+    files.write("report.bin", &report.encode());
+    files.write("short.bin", &report.encode()[1..]);
+    let explain = |arguments: &str| {
+        let start = ["explain", "--append", "ro quiet"].into_iter();
+        let output = files.run(&start.chain(arguments.split(' ')).collect::<Vec<_>>());
+        let text = String::from_utf8(output.stdout).unwrap();
+        let line = text.lines().next().unwrap_or_default().to_owned();
+        (output.status.code().unwrap(), line)
+    };
+    let of = |report: &str| explain(&format!("{EXPECTED} --observed-report {report}"));
+    assert_eq!(of("report.bin"), (0, sentence.to_owned()));
+    assert_eq!(of("short.bin").0, 1);
+    assert_eq!(of(&format!("report.bin --observed {hex}")).0, 2);
+    assert_eq!(explain(EXPECTED).0, 2, "no digest");
+    let longer = base64 + "AA==";
+    assert_eq!(explain(&format!("{EXPECTED} --observed {longer}")).0, 2);
+}
+
+#[test]
+fn a_kernel_that_was_not_to_be_hashed_is_named() {
+    let files = Files::new();
+    let off = "--ovmf good.fd --vcpu-type EPYC-v4 --vcpus 4";
+    let further = ["--no-kernel-hashes"];
+    let on = files.measure(EXPECTED, &["--append", "ro quiet"]);
+    for (observed, sentence) in [
+        (files.measure(off, &[]), "equals what was expected"),
+        (
+            on.clone(),
+            "equals this image with kernel hashes on and the kernel of the given options",
+        ),
+    ] {
+        let (status, text) = files.explain(&observed, &further);
+        assert_eq!((status, text.lines().next()), (0, Some(sentence)));
+    }
+    let arguments = ["explain", "--no-kernel-hashes", "--observed", &on].into_iter();
+    let arguments: Vec<_> = arguments.chain(off.split(' ')).collect();
+    assert_eq!(files.run(&arguments).status.code(), Some(1), "no kernel");
 }
 
 /// The manifest of an artifact with these two files.

@@ -42,8 +42,9 @@ impl SingleLaunch {
         );
         ensure!(
             args.igvm.is_empty() && args.igvm_loader.is_none(),
-            "the digests of IGVM files cannot be explained; give what the file was made of \
-             (--ovmf, --kernel, ...), or compare with `assay measure --igvm`"
+            "the digests of IGVM files cannot be explained, and none equals the digest of a guest \
+             that starts from --ovmf; compare with `assay measure --igvm FILE --vcpus 1-512`, and \
+             with other models and files"
         );
         let request = Request::from_args(args)?;
         let shapes = request.shapes();
