@@ -4,6 +4,7 @@
 //! is not there is named and left out; nothing is compared with figures of
 //! another day or machine.
 
+mod explain;
 mod hashing;
 mod launch_digest;
 mod matrix;
@@ -37,6 +38,8 @@ enum Benchmark {
     Matrix,
     /// Digests in memory against the machine's limit
     Hashing,
+    /// `assay explain` where nothing explains the digest
+    Explain,
 }
 
 /// What the program runs of itself.
@@ -79,6 +82,7 @@ fn run(arguments: &Arguments) -> Result<()> {
             Benchmark::LaunchDigest => launch_digest::run(&peers)?,
             Benchmark::Matrix => matrix::run(&peers)?,
             Benchmark::Hashing => hashing::run(&peers)?,
+            Benchmark::Explain => explain::run(&peers)?,
         }
     }
     Ok(())
