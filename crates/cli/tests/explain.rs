@@ -338,6 +338,7 @@ fn exit_statuses_tell_the_outcomes_apart() {
         "--ovmf good.fd --vcpus 4 --vcpu-type EPYC-v4 --mode seves",
         "--ovmf good.fd --vcpus 4 --vcpu-type EPYC-v4 --verbose",
         "--ovmf good.fd --vcpus 0 --vcpu-type EPYC-v4",
+        "--igvm guest.igvm --vcpus 4",
         "--no-such-option",
     ] {
         assert_eq!(status(usage), 2, "{usage}");

@@ -3,8 +3,8 @@
 //!
 //! A digest says nothing about what was measured, so the cause is found by
 //! trying: each small change of the expected launch is measured and compared.
-//! Launches that start alike are measured together ([`search`]), and the work is
-//! bounded by [`MAX_WORK`], whatever the inputs.
+//! Launches that start alike are measured together, and the work is bounded by
+//! [`MAX_WORK`], whatever the inputs.
 //!
 //! An explanation is advice for a person. It is no verdict, and nothing may
 //! accept a guest because its digest was explained.

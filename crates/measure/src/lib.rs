@@ -7,7 +7,7 @@
 //! - [`inputs`]: what of the files matters, small enough to keep in a manifest;
 //! - [`snp`]: SEV-SNP, the digest of an attestation report;
 //! - [`matrix`]: the same for many firmwares, CPU models and vCPU counts at once;
-//! - [`explain`]: which neighbouring launch has a digest that was not expected;
+//! - [`mod@explain`]: which neighbouring launch has a digest that was not expected;
 //! - [`svsm`]: SEV-SNP with a Coconut SVSM that is started without IGVM;
 //! - [`sev`]: SEV and SEV-ES, the digest inside their launch measurement;
 //! - [`igvm`]: all of them for guests that start from an IGVM file;

@@ -202,28 +202,25 @@ impl<'a> Line<'a> {
         if !is_typed(text) {
             budget.gap(Gap::CmdlineTooLong);
         }
-        let mut words = words(text);
-        let line = Self {
-            text,
-            words: words.by_ref().take(MAX_WORDS).collect(),
-            tokens: Vec::new(),
-        };
-        let left_out = words.count();
+        let mut all_words = words(text);
+        let words: Vec<_> = all_words.by_ref().take(MAX_WORDS).collect();
+        let left_out = all_words.count();
         if left_out > 0 {
             budget.gap(Gap::WordLimit { left_out });
         }
-        let mut tried = HashSet::new();
-        let mut tokens = tokens.filter(|token| !token.is_empty() && tried.insert(*token));
-        let taken = tokens.by_ref().take(MAX_TOKENS);
-        let line = Self {
-            tokens: taken.chain(COMMON_WORDS).collect(),
-            ..line
-        };
-        let left_out = tokens.count();
+        let mut seen = HashSet::new();
+        let mut all_tokens = tokens.filter(|token| !token.is_empty() && seen.insert(*token));
+        let tokens = all_tokens.by_ref().take(MAX_TOKENS);
+        let tokens = tokens.chain(COMMON_WORDS).collect();
+        let left_out = all_tokens.count();
         if left_out > 0 {
             budget.gap(Gap::TokenLimit { left_out });
         }
-        line
+        Self {
+            text,
+            words,
+            tokens,
+        }
     }
 
     pub(super) const fn text(&self) -> &'a str {
