@@ -7,18 +7,18 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context as _, Result, bail, ensure};
-use assay_image::manifest::{FIRMWARE_PATH, MANIFEST_PATH, Manifest};
+use assay_image::manifest::{MANIFEST_PATH, Manifest};
 use assay_measure::explain::{Known, Launch, Question};
 use assay_measure::{Explanation, FirmwareInputs, MeasurementInputs, explain};
-use assay_tee::hashes_table::KernelHashes;
+use assay_tee::LaunchDigest;
 use assay_tee::report::AttestationReport;
-use assay_tee::{LaunchDigest, Sha256Digest};
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use serde::Serialize;
 use serde_json::Value;
 
 use crate::measure::{self, SingleLaunch, parse_launch_digest};
+use crate::stdout;
 
 /// Exit status where nothing explains the digest.
 const UNEXPLAINED: u8 = 3;
@@ -85,18 +85,22 @@ pub(crate) fn run(args: &Args) -> ExitCode {
         Ok(answer) => answer,
         Err(error) => return fail(&error, 1),
     };
-    if args.expected.is_json() {
-        match to_json(observed, &explanation) {
-            Ok(json) => println!("{json}"),
-            Err(error) => return fail(&error, 1),
-        }
-    } else {
-        print!("{}", to_text(&explanation));
+    if let Err(error) = print(args, observed, &explanation) {
+        return fail(&error, 1);
     }
     match explanation {
         Explanation::Expected | Explanation::Found { .. } => ExitCode::SUCCESS,
         Explanation::Unexplained(_) => ExitCode::from(UNEXPLAINED),
     }
+}
+
+fn print(args: &Args, observed: LaunchDigest, explanation: &Explanation) -> Result<()> {
+    if args.expected.is_json() {
+        stdout::write_line(to_json(observed, explanation)?)?;
+    } else {
+        stdout::write(to_text(explanation))?;
+    }
+    Ok(())
 }
 
 fn answer(args: &Args, expected: &SingleLaunch) -> Result<(LaunchDigest, Explanation)> {
@@ -190,10 +194,9 @@ fn read_known(path: &Path) -> Result<Vec<Known>> {
     Ok(known.collect::<Result<Vec<_>>>()?.concat())
 }
 
-/// Recorded inputs, a manifest beside its firmware, or firmware.
+/// Recorded inputs, a manifest, or firmware.
 fn read_known_file(path: &Path) -> Result<Vec<Known>> {
-    let read = |path: &Path| fs::read(path).with_context(|| format!("read {}", path.display()));
-    let bytes = read(path)?;
+    let bytes = fs::read(path).with_context(|| format!("read {}", path.display()))?;
     let is_json = bytes.trim_ascii_start().starts_with(b"{");
     let inputs = if !is_json {
         let firmware = FirmwareInputs::from_bytes(&bytes)
@@ -204,18 +207,7 @@ fn read_known_file(path: &Path) -> Result<Vec<Known>> {
             cmdline: None,
         }]
     } else if let Ok(manifest) = serde_json::from_slice::<Manifest>(&bytes) {
-        let firmware = path.with_file_name(FIRMWARE_PATH);
-        let bytes = read(&firmware)?;
-        ensure!(
-            Sha256Digest::of(&bytes) == manifest.firmware.sha256,
-            "{} is not the firmware of {}; pull the artifact again",
-            firmware.display(),
-            path.display()
-        );
-        let hashes = KernelHashes::from_digests(manifest.uki.sha256, None, "");
-        let inputs = MeasurementInputs::from_bytes(&bytes, Some(hashes))
-            .with_context(|| format!("read the firmware {}", firmware.display()))?;
-        vec![inputs]
+        vec![manifest.measurement]
     } else {
         parse_recorded(&bytes).with_context(|| {
             format!(

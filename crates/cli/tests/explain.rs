@@ -174,16 +174,16 @@ fn known_images_are_inputs_directories_and_artifacts() {
 
     let artifact = files.path().join("artifact");
     fs::create_dir(&artifact).unwrap();
-    fs::write(artifact.join("firmware.fd"), firmware(0x33)).unwrap();
-    let manifest = manifest(&firmware(0x33), b"another kernel").to_string();
-    fs::write(artifact.join("manifest.json"), manifest).unwrap();
+    let inputs: Value =
+        serde_json::from_slice(&fs::read(files.path().join("inputs/two.json")).unwrap()).unwrap();
+    fs::write(artifact.join("manifest.json"), manifest(&inputs)).unwrap();
     assert_eq!(sentence("artifact"), "equals image artifact");
     assert_eq!(
         sentence("artifact/manifest.json"),
         "equals image artifact/manifest.json"
     );
-    fs::write(artifact.join("firmware.fd"), firmware(0x34)).unwrap();
-    assert_eq!(files.explain(&observed, &["--known", "artifact"]).0, 1);
+    let recorded = "--inputs artifact/manifest.json --vcpu-type EPYC-v4 --vcpus 4";
+    assert_eq!(files.measure(recorded, &[]), observed);
 }
 
 #[test]
@@ -242,15 +242,15 @@ fn a_kernel_that_was_not_to_be_hashed_is_named() {
     assert_eq!(files.run(&arguments).status.code(), Some(1), "no kernel");
 }
 
-/// The manifest of an artifact with these two files.
-fn manifest(firmware: &[u8], uki: &[u8]) -> Value {
-    let entry = |path: &str, bytes: &[u8]| json!({"path": path, "sha256": Sha256Digest::of(bytes), "size": bytes.len()});
-    let mut described = entry("uki.efi", uki);
+/// The manifest of an artifact whose launch digests follow from `inputs`.
+fn manifest(inputs: &Value) -> String {
+    let entry = |path: &str| json!({"path": path, "sha256": Sha256Digest::of(b""), "size": 0});
+    let mut described = entry("uki.efi");
     described["sections"] = json!([]);
     described["cmdline"] = json!("console=ttyS0");
     described["uname"] = json!("6.12");
     described["pcrs"] = json!({});
-    let mut root_disk = entry("rootfs.img", b"");
+    let mut root_disk = entry("rootfs.img");
     root_disk["root"] = json!({
         "type": "dmVerity",
         "serial": "assay-root",
@@ -264,11 +264,13 @@ fn manifest(firmware: &[u8], uki: &[u8]) -> Value {
     json!({
         "version": 1,
         "uki": described,
-        "firmware": entry("firmware.fd", firmware),
+        "firmware": entry("firmware.fd"),
         "rootDisk": root_disk,
+        "measurement": inputs,
         "inputs": {"rootfs": image, "bootKit": image, "agent": Sha256Digest::of(b"")},
         "builder": {"version": "0"},
     })
+    .to_string()
 }
 
 #[test]
