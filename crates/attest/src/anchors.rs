@@ -2,9 +2,12 @@
 //! one of them proves.
 
 use std::fmt;
+use std::sync::LazyLock;
 
 use assay_tee::{Product, Sha256Digest, Tee};
 use serde::{Deserialize, Serialize};
+
+use crate::certificate::Certificate;
 
 /// The roots that evidence may chain to. AMD's are part of the program; one
 /// simulated root may be added by configuration, never from evidence.
@@ -95,9 +98,51 @@ const fn amd_root(product: Product) -> Sha256Digest {
     })
 }
 
+/// DER of the certificates that AMD publishes; `anchors/README.md` says where
+/// they come from. The intermediates for VLEKs are not among them.
+const PUBLISHED: [&[u8]; 6] = [
+    include_bytes!("anchors/milan.ark.der"),
+    include_bytes!("anchors/milan.ask.der"),
+    include_bytes!("anchors/genoa.ark.der"),
+    include_bytes!("anchors/genoa.ask.der"),
+    include_bytes!("anchors/turin.ark.der"),
+    include_bytes!("anchors/turin.ask.der"),
+];
+
+/// The certificate that AMD publishes with this common name, if its name is the
+/// one that `issued` says issued it. It is a hint like those that a host
+/// supplies: signatures and anchors are checked all the same.
+pub(crate) fn published_issuer(
+    issued: &Certificate,
+    common_name: &str,
+) -> Option<&'static Certificate> {
+    static CERTIFICATES: LazyLock<Vec<Certificate>> = LazyLock::new(|| {
+        let parsed = PUBLISHED.iter().map(|der| Certificate::parse(der));
+        parsed.filter_map(Result::ok).collect()
+    });
+    CERTIFICATES.iter().find(|published| {
+        published.common_name == common_name && published.subject() == issued.issuer()
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn published_certificates_end_in_the_pinned_roots() {
+        for (product, [ark, ask]) in Product::ALL.into_iter().zip(PUBLISHED.as_chunks().0) {
+            assert_eq!(Sha256Digest::of(ark), amd_root(product));
+            let [ark, ask] = [ark, ask].map(|der| Certificate::parse(der).unwrap());
+            assert_eq!(ark.verify_issued_by(&ark), Ok(()));
+            assert_eq!(ask.verify_issued_by(&ark), Ok(()));
+            assert_eq!(ask.common_name, format!("SEV-{product}"));
+            let name = format!("ARK-{product}");
+            let found = published_issuer(&ask, &name).unwrap();
+            assert_eq!(found.fingerprint, amd_root(product));
+            assert!(published_issuer(&ask, "ARK-Other").is_none());
+        }
+    }
 
     #[test]
     fn a_root_counts_for_its_own_product_only() {

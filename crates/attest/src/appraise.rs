@@ -6,14 +6,14 @@ use jiff::Timestamp;
 
 use crate::anchors::TrustAnchors;
 use crate::certificate::EndorsementKey;
-use crate::chain::Supplied;
+use crate::chain::{RevocationRules, Supplied};
 use crate::crypto;
 use crate::evidence::{Binding, Evidence};
 use crate::ledger::{Finding, Ledger};
 use crate::platform;
 use crate::policy::{AppraisalPolicy, RevocationListMode, SigningKeyPolicy};
 use crate::reference::{ReferenceState, ReferenceValues};
-use crate::verdict::{CheckName, Claims, ReasonCode, Verdict};
+use crate::verdict::{CheckName, Claims, ReasonCode, TcbClaims, Verdict};
 
 /// Appraises evidence.
 ///
@@ -48,6 +48,7 @@ pub fn appraise(
             checks,
             claims: None,
             reference_value: None,
+            revocation_list_number: None,
         };
     };
 
@@ -56,14 +57,15 @@ pub fn appraise(
 
     let supplied = Supplied::parse(&evidence.certificates);
     let leaf = key_info.map(|info| supplied.endorsement_key(info.signing_key));
-    let named = leaf
-        .as_ref()
-        .and_then(|leaf| leaf.as_ref().ok())
-        .map(|(_, key)| key);
-    let product = ledger.take(CheckName::Product, find_product(&report, named));
+    let named = leaf.as_ref().and_then(|leaf| leaf.as_ref().ok());
+    let product = find_product(&report, named.map(|(_, key)| key));
+    let product = ledger.take(CheckName::Product, product);
 
-    let root = product
-        .and_then(|product| ledger.take(CheckName::TrustAnchor, supplied.root(product, anchors)));
+    let issued = named.map(|(certificate, key)| (*certificate, key.kind));
+    let root = product.zip(issued).and_then(|(product, (leaf, kind))| {
+        let root = supplied.root(leaf, kind, product, anchors);
+        ledger.take(CheckName::TrustAnchor, root)
+    });
     if let Some((_, domain)) = root {
         let tee = domain.tee();
         let finding = Finding::require(
@@ -83,22 +85,38 @@ pub fn appraise(
         ledger.take(CheckName::EndorsementKey, checked)
     });
 
-    let mut trust_domain = None;
+    let list = evidence.revocation_list.as_deref();
+    if list.is_none() && policy.revocation_list == RevocationListMode::NotRequired {
+        let finding = Finding::not_applicable("none was supplied and the policy requires none");
+        ledger.enter(CheckName::RevocationList, finding);
+    }
+    let (mut trust_domain, mut revocation_list_number) = (None, None);
     if let (Some(product), Some((root, domain)), Some((certificate, key))) = (product, root, &leaf)
     {
         let chain = supplied.verify_chain(root, certificate, key.kind, product);
         if let Some(chain) = ledger.take(CheckName::CertificateChain, chain) {
             trust_domain = Some(domain);
             ledger.enter(CheckName::CertificateDates, chain.check_dates(now));
-            if policy.revocation_list == RevocationListMode::Required {
-                let list = evidence.revocation_list.as_deref();
-                ledger.enter(CheckName::RevocationList, chain.check_revocation(list, now));
+            if let Some(list) = list {
+                let rules = RevocationRules {
+                    grace_seconds: policy.revocation_list_grace_seconds,
+                    minimum_number: policy
+                        .entries(product)
+                        .filter_map(|entry| entry.minimum_revocation_list)
+                        .max(),
+                };
+                let list = chain.read_revocation_list(list);
+                revocation_list_number = list.as_ref().ok().map(|list| list.number);
+                let finding = match list {
+                    Ok(list) => chain.check_revocation(&list, &rules, now),
+                    Err(reason) => Finding::fail(reason),
+                };
+                ledger.enter(CheckName::RevocationList, finding);
+            } else if policy.revocation_list == RevocationListMode::Required {
+                let finding = Finding::fail(ReasonCode::RevocationListMissing);
+                ledger.enter(CheckName::RevocationList, finding);
             }
         }
-    }
-    if policy.revocation_list == RevocationListMode::NotRequired {
-        let finding = Finding::not_applicable("the policy does without revocation lists");
-        ledger.enter(CheckName::RevocationList, finding);
     }
     if let (Some(product), Some((_, key))) = (product, &leaf) {
         ledger.enter(CheckName::DenyList, check_denied(&report, key, policy));
@@ -146,24 +164,28 @@ pub fn appraise(
         platform::check_vmpl(report.vmpl.get(), &policy.vmpls),
     );
     if let Some(product) = product {
-        let entry = platform::product_policy(policy, product);
-        ledger.enter(
-            CheckName::TcbOrder,
-            platform::check_tcb_order(&report, product),
-        );
-        ledger.enter(
-            CheckName::MinimumTcb,
-            platform::check_minimum_tcb(&report, product, policy),
-        );
+        match TcbClaims::of(&report, product) {
+            Err(error) => {
+                let finding = Finding::fail(ReasonCode::TcbInvalid).observed(error.to_string());
+                ledger.enter(CheckName::TcbOrder, finding);
+            }
+            Ok(tcb) => {
+                ledger.enter(CheckName::TcbOrder, platform::check_tcb_order(&tcb));
+                ledger.enter(
+                    CheckName::MinimumTcb,
+                    platform::check_minimum_tcb(&tcb, product, policy),
+                );
+            }
+        }
         ledger.enter(
             CheckName::FirmwareVersion,
-            platform::check_firmware(&report, entry),
+            platform::check_firmware(&report, product, policy),
+        );
+        ledger.enter(
+            CheckName::Mitigations,
+            platform::check_mitigations(&report, product, policy),
         );
     }
-    ledger.enter(
-        CheckName::Mitigations,
-        platform::check_mitigations(&report, policy.mitigations),
-    );
     ledger.enter(
         CheckName::IdBlock,
         platform::check_id_block(&report, &policy.id_block),
@@ -179,6 +201,7 @@ pub fn appraise(
         checks,
         claims: Some(claims),
         reference_value: reference.map(|value| value.id.clone()),
+        revocation_list_number,
     }
 }
 
@@ -247,8 +270,8 @@ fn check_key_info(
 }
 
 /// The product: from CPUID, or for version 2, whose reports have none, from the
-/// certificate of the endorsement key. The certificate's word is not compared
-/// where CPUID has spoken: the chain of the product decides.
+/// certificate of the endorsement key. Where CPUID has spoken, the certificate's
+/// word is compared later, as one of its extensions.
 fn find_product(
     report: &AttestationReport,
     key: Option<&EndorsementKey>,
@@ -321,19 +344,23 @@ fn check_endorsed_tcb(
 }
 
 fn check_chip_identity(report: &AttestationReport, key: &EndorsementKey) -> Finding {
+    let masked = report.chip_id == [0; 64];
+    let observed = hex::encode(report.chip_id);
+    // A VLEK names no chip, so that a chip in the report could be compared with
+    // nothing: processors leave it out then.
     let Some(hw_id) = &key.hw_id else {
-        return Finding::not_applicable("a VLEK names no chip");
+        return Finding::require(masked, ReasonCode::ChipIdMismatch, "no chip", observed);
     };
     let (id, rest) = report
         .chip_id
         .split_at(hw_id.len().min(report.chip_id.len()));
     let same = id == hw_id && rest.iter().all(|&byte| byte == 0);
-    let masked = report.chip_id == [0; 64];
+    let expected = hex::encode(hw_id);
     Finding::require(
         same && !masked,
         ReasonCode::ChipIdMismatch,
-        hex::encode(hw_id),
-        hex::encode(report.chip_id),
+        expected,
+        observed,
     )
 }
 

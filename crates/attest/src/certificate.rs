@@ -180,9 +180,13 @@ impl Certificate {
         self.tbs.subject()
     }
 
+    pub(crate) fn issuer(&self) -> &Name {
+        self.tbs.issuer()
+    }
+
     /// Verifies that `issuer` issued this certificate: names and signature.
     pub(crate) fn verify_issued_by(&self, issuer: &Self) -> Result<(), ReasonCode> {
-        if self.tbs.issuer() != issuer.tbs.subject() {
+        if self.issuer() != issuer.subject() {
             return Err(ReasonCode::CertificateNameWrong);
         }
         self.signed
@@ -207,13 +211,17 @@ impl Certificate {
         }
         let constraints = self.extension(BASIC_CONSTRAINTS)?.ok_or(wrong)?;
         let constraints = BasicConstraints::from_der(constraints).map_err(|_| wrong)?;
-        let usage = self.extension(KEY_USAGE)?.ok_or(wrong)?;
-        let usage = KeyUsage::from_der(usage).map_err(|_| wrong)?;
-        if constraints.ca && usage.key_cert_sign() {
+        if constraints.ca && self.key_usage()?.key_cert_sign() {
             Ok(())
         } else {
             Err(wrong)
         }
+    }
+
+    pub(crate) fn key_usage(&self) -> Result<KeyUsage, ReasonCode> {
+        let wrong = ReasonCode::CertificateExtensionsWrong;
+        let usage = self.extension(KEY_USAGE)?.ok_or(wrong)?;
+        KeyUsage::from_der(usage).map_err(|_| wrong)
     }
 
     /// Checks that the certificate is valid at `now`.
@@ -355,8 +363,12 @@ impl EndorsementKey {
         })
     }
 
-    /// Checks the rules that depend on the product.
+    /// Checks the rules that depend on the product: the certificate names it,
+    /// with or without a stepping, and has its form.
     pub(crate) fn check_product(&self, product: Product) -> Result<(), ReasonCode> {
+        if self.product_name.parse() != Ok(product) {
+            return Err(ReasonCode::CertificateProductWrong);
+        }
         let (struct_version, fmc) = match product {
             Product::Milan | Product::Genoa => (0, false),
             Product::Turin => (1, true),

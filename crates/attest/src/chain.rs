@@ -3,11 +3,14 @@
 
 use assay_tee::Product;
 use assay_tee::report::SigningKey;
+use der::oid::AssociatedOid;
 use der::{Decode, Encode};
 use jiff::Timestamp;
 use x509_cert::crl::TbsCertList;
+use x509_cert::ext::pkix::CrlNumber;
+use x509_cert::time::Time;
 
-use crate::anchors::{TrustAnchors, TrustDomain};
+use crate::anchors::{TrustAnchors, TrustDomain, published_issuer};
 use crate::certificate::{Certificate, EndorsementKey, SignedObject};
 use crate::ledger::Finding;
 use crate::verdict::ReasonCode;
@@ -33,34 +36,36 @@ impl Supplied {
         supplied
     }
 
-    /// The one certificate with this common name. The same certificate twice is
-    /// one.
-    fn by_common_name(&self, name: &str, missing: ReasonCode) -> Result<&Certificate, Finding> {
+    /// The one certificate with this common name, if it was supplied. The same
+    /// certificate twice is one.
+    fn by_common_name(&self, name: &str) -> Result<Option<&Certificate>, Finding> {
         let mut found = self
             .certificates
             .iter()
             .filter(|certificate| certificate.common_name == name);
-        let first = found.next().ok_or_else(|| {
-            let finding = Finding::fail(if self.malformed > 0 {
-                ReasonCode::CertificateMalformed
-            } else {
-                missing
-            });
-            let names: Vec<&str> = self
-                .certificates
-                .iter()
-                .map(|certificate| &*certificate.common_name)
-                .collect();
-            finding.expected(name).observed(format!(
-                "[{}], {} unreadable",
-                names.join(", "),
-                self.malformed
-            ))
-        })?;
-        if found.any(|other| other.fingerprint != first.fingerprint) {
+        let first = found.next();
+        if found.any(|other| Some(other.fingerprint) != first.map(|first| first.fingerprint)) {
             return Err(Finding::fail(ReasonCode::CertificateAmbiguous).observed(name));
         }
         Ok(first)
+    }
+
+    fn missing(&self, name: &str, reason: ReasonCode) -> Finding {
+        let reason = if self.malformed > 0 {
+            ReasonCode::CertificateMalformed
+        } else {
+            reason
+        };
+        let names: Vec<&str> = self
+            .certificates
+            .iter()
+            .map(|certificate| &*certificate.common_name)
+            .collect();
+        Finding::fail(reason).expected(name).observed(format!(
+            "[{}], {} unreadable",
+            names.join(", "),
+            self.malformed
+        ))
     }
 
     /// The endorsement key's certificate, by the kind of key that signed.
@@ -73,20 +78,49 @@ impl Supplied {
             SigningKey::Vlek => "SEV-VLEK",
             SigningKey::None => return Err(Finding::fail(ReasonCode::ReportUnsigned)),
         };
-        let certificate = self.by_common_name(name, ReasonCode::EndorsementKeyMissing)?;
+        let certificate = self
+            .by_common_name(name)?
+            .ok_or_else(|| self.missing(name, ReasonCode::EndorsementKeyMissing))?;
         let key = EndorsementKey::parse(certificate, kind)
             .map_err(|reason| Finding::fail(reason).observed(name))?;
         Ok((certificate, key))
     }
 
-    /// The root, if it is an anchor.
+    /// The intermediate: the supplied one, or else the one that the vendor
+    /// publishes under the name of the endorsement key's issuer.
+    fn intermediate(
+        &self,
+        leaf: &Certificate,
+        kind: SigningKey,
+        product: Product,
+    ) -> Result<&Certificate, Finding> {
+        let name = match kind {
+            SigningKey::Vlek => format!("SEV-VLEK-{product}"),
+            SigningKey::Vcek | SigningKey::None => format!("SEV-{product}"),
+        };
+        self.by_common_name(&name)?
+            .or_else(|| published_issuer(leaf, &name))
+            .ok_or_else(|| self.missing(&name, ReasonCode::IntermediateMissing))
+    }
+
+    /// The root, if it is an anchor: the supplied one, or else the one that the
+    /// vendor publishes under the name of the intermediate's issuer.
     pub(crate) fn root(
         &self,
+        leaf: &Certificate,
+        kind: SigningKey,
         product: Product,
         anchors: &TrustAnchors,
     ) -> Result<((&Certificate, TrustDomain), Finding), Finding> {
         let name = format!("ARK-{product}");
-        let root = self.by_common_name(&name, ReasonCode::RootMissing)?;
+        let published = || {
+            let intermediate = self.intermediate(leaf, kind, product).ok()?;
+            published_issuer(intermediate, &name)
+        };
+        let root = self
+            .by_common_name(&name)?
+            .or_else(published)
+            .ok_or_else(|| self.missing(&name, ReasonCode::RootMissing))?;
         match anchors.domain_of(product, root.fingerprint) {
             Some(domain) => Ok(((root, domain), Finding::pass(root.fingerprint.to_string()))),
             None => {
@@ -103,11 +137,7 @@ impl Supplied {
         kind: SigningKey,
         product: Product,
     ) -> Result<(Chain<'a>, Finding), Finding> {
-        let name = match kind {
-            SigningKey::Vlek => format!("SEV-VLEK-{product}"),
-            SigningKey::Vcek | SigningKey::None => format!("SEV-{product}"),
-        };
-        let intermediate = self.by_common_name(&name, ReasonCode::IntermediateMissing)?;
+        let intermediate = self.intermediate(leaf, kind, product)?;
         for (certificate, issuer) in [(root, root), (intermediate, root), (leaf, intermediate)] {
             issuer
                 .check_authority()
@@ -150,49 +180,95 @@ impl Chain<'_> {
             .unwrap_or_else(|| Finding::pass(now.to_string()))
     }
 
-    /// Checks a revocation list of the root against the intermediate.
-    pub(crate) fn check_revocation(&self, list: Option<&[u8]>, now: Timestamp) -> Finding {
-        let Some(list) = list else {
-            return Finding::fail(ReasonCode::RevocationListMissing);
-        };
-        self.read_revocation(list, now)
-            .unwrap_or_else(Finding::fail)
-    }
-
-    fn read_revocation(&self, list: &[u8], now: Timestamp) -> Result<Finding, ReasonCode> {
+    /// Reads a revocation list of the root. Gives it only if the root signed it:
+    /// then its number counts, even where it is out of date.
+    pub(crate) fn read_revocation_list(&self, list: &[u8]) -> Result<RevocationList, ReasonCode> {
         let invalid = ReasonCode::RevocationListInvalid;
         let signed = SignedObject::parse(list).map_err(|_| invalid)?;
         let tbs: TbsCertList = TbsCertList::from_der(&signed.body).map_err(|_| invalid)?;
         let inner = tbs.signature.to_der().map_err(|_| invalid)?;
+        let may_sign = self.root.key_usage()?.crl_sign();
         let key = self.root.rsa_public_key()?;
         signed.verify(&inner, &key).map_err(|_| invalid)?;
-        let critical = |extensions: &Vec<x509_cert::ext::Extension>| {
-            extensions.iter().any(|extension| extension.critical)
-        };
-        if tbs.issuer != *self.root.subject() || tbs.crl_extensions.as_ref().is_some_and(critical) {
+        let of_entries = tbs.revoked_certificates.iter().flatten();
+        let any_critical = of_entries
+            .filter_map(|entry| entry.crl_entry_extensions.as_ref())
+            .chain(&tbs.crl_extensions)
+            .flatten()
+            .any(|extension| extension.critical);
+        if !may_sign || tbs.issuer != *self.root.subject() || any_critical {
             return Err(invalid);
         }
-        let seconds = |time: x509_cert::time::Time| {
-            i64::try_from(time.to_unix_duration().as_secs()).unwrap_or(i64::MAX)
+        let mut numbers = tbs
+            .crl_extensions
+            .iter()
+            .flatten()
+            .filter(|extension| extension.extn_id == CrlNumber::OID);
+        let number = match (numbers.next(), numbers.next()) {
+            (Some(number), None) => number.extn_value.as_bytes(),
+            _ => return Err(invalid),
         };
-        let next_update = tbs.next_update.ok_or(invalid)?;
-        if now.as_second() < seconds(tbs.this_update) || now.as_second() >= seconds(next_update) {
-            return Ok(Finding::fail(ReasonCode::RevocationListStale)
-                .expected(format!("from {} to {next_update}", tbs.this_update))
-                .observed(now.to_string()));
+        Ok(RevocationList {
+            number: u64::from_der(number).map_err(|_| invalid)?,
+            next_update: tbs.next_update.ok_or(invalid)?,
+            tbs,
+        })
+    }
+
+    /// Checks a revocation list of the root against the intermediate.
+    pub(crate) fn check_revocation(
+        &self,
+        list: &RevocationList,
+        rules: &RevocationRules,
+        now: Timestamp,
+    ) -> Finding {
+        let seconds =
+            |time: Time| i64::try_from(time.to_unix_duration().as_secs()).unwrap_or(i64::MAX);
+        let RevocationList {
+            tbs,
+            number,
+            next_update,
+        } = list;
+        let end = seconds(*next_update).saturating_add(rules.grace_seconds.into());
+        if now.as_second() < seconds(tbs.this_update) || now.as_second() >= end {
+            let grace = rules.grace_seconds;
+            return Finding::fail(ReasonCode::RevocationListStale)
+                .expected(format!(
+                    "from {} to {next_update} and {grace} s",
+                    tbs.this_update
+                ))
+                .observed(now.to_string());
         }
-        let revoked = tbs.revoked_certificates.unwrap_or_default();
+        if let Some(minimum) = rules.minimum_number.filter(|minimum| number < minimum) {
+            return Finding::fail(ReasonCode::RevocationListSuperseded)
+                .expected(format!("CRL number {minimum} or later"))
+                .observed(number.to_string());
+        }
+        let revoked = tbs.revoked_certificates.as_deref().unwrap_or_default();
         let serial = self.intermediate.serial_number();
         if revoked
             .iter()
             .any(|entry| entry.serial_number.as_bytes() == serial)
         {
-            return Ok(Finding::fail(ReasonCode::IntermediateRevoked)
-                .observed(self.intermediate.common_name.clone()));
+            return Finding::fail(ReasonCode::IntermediateRevoked)
+                .observed(self.intermediate.common_name.clone());
         }
-        Ok(Finding::pass(format!(
-            "{} revoked, until {next_update}",
+        Finding::pass(format!(
+            "number {number}, {} revoked, until {next_update}",
             revoked.len()
-        )))
+        ))
     }
+}
+
+/// A revocation list that the root signed.
+pub(crate) struct RevocationList {
+    tbs: TbsCertList,
+    pub(crate) number: u64,
+    next_update: Time,
+}
+
+/// What a revocation list must be.
+pub(crate) struct RevocationRules {
+    pub(crate) grace_seconds: u32,
+    pub(crate) minimum_number: Option<u64>,
 }

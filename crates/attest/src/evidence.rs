@@ -1,7 +1,13 @@
 //! Evidence as it arrives, and what it must be bound to.
 
+mod coco;
+mod hcl;
+
 use assay_tee::guest_message::CertificateTable;
 use der::pem;
+
+pub use coco::ParseCocoError;
+pub use hcl::ParseHclError;
 
 /// Evidence of one guest, as it arrived: all of it is untrusted.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,6 +44,32 @@ pub struct Binding {
     pub report_data: [u8; 64],
     /// HOST_DATA: binds the instance data.
     pub host_data: [u8; 32],
+}
+
+/// Evidence of a known form cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub enum ParseEvidenceError {
+    /// It begins like an HCL report.
+    #[error("cannot read the HCL report")]
+    Hcl(#[from] ParseHclError),
+    /// It begins like JSON.
+    #[error("cannot read the JSON evidence")]
+    Coco(#[from] ParseCocoError),
+}
+
+/// Reads evidence in any of its forms: an HCL report of Azure, the JSON of
+/// Confidential Containers, or else a report as it came, which is not looked at.
+///
+/// # Errors
+/// When one of the first two is malformed.
+pub fn parse_evidence(bytes: Vec<u8>) -> Result<Evidence, ParseEvidenceError> {
+    if hcl::is_hcl(&bytes) {
+        Ok(Evidence::new(hcl::parse(&bytes)?, Vec::new()))
+    } else if bytes.trim_ascii_start().starts_with(b"{") {
+        Ok(coco::parse(&bytes)?)
+    } else {
+        Ok(Evidence::new(bytes, Vec::new()))
+    }
 }
 
 /// Certificates are neither DER nor PEM.

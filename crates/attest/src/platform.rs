@@ -2,12 +2,12 @@
 //! against the appraisal policy. They need no certificate.
 
 use assay_tee::report::{AttestationReport, PlatformInfo};
-use assay_tee::{GuestPolicy, Product, TcbVersion};
+use assay_tee::{GuestPolicy, Product, Sha384Digest};
 
 use crate::ledger::Finding;
 use crate::policy::{
-    AbiVersion, AppraisalPolicy, FirmwareVersion, GuestPolicyBit, GuestPolicyRules, IdBlockPolicy,
-    PlatformBit, PlatformRules, ProductPolicy, TcbKind,
+    AbiVersion, AppraisalPolicy, FirmwareVersion, GuestPolicyBit, GuestPolicyRules, IdBlockId,
+    IdBlockPolicy, PlatformBit, PlatformRules, TcbKind,
 };
 use crate::verdict::{ReasonCode, TcbClaims};
 
@@ -77,48 +77,33 @@ pub(crate) fn check_vmpl(vmpl: u32, allowed: &[u32]) -> Finding {
 
 /// Checks reported ≤ committed ≤ current. A current TCB above the committed
 /// one is provisional firmware: the host may still roll it back.
-pub(crate) fn check_tcb_order(report: &AttestationReport, product: Product) -> Finding {
-    match TcbClaims::of(report, product) {
-        Err(error) => Finding::fail(ReasonCode::TcbInvalid).observed(error.to_string()),
-        Ok(TcbClaims {
-            reported,
-            committed,
-            current,
-            ..
-        }) => Finding::require(
-            committed.covers(&reported) && current.covers(&committed),
-            ReasonCode::TcbOutOfOrder,
-            "reported <= committed <= current",
-            format!("{reported} <= {committed} <= {current}"),
-        ),
-    }
-}
-
-pub(crate) fn product_policy(policy: &AppraisalPolicy, product: Product) -> Option<&ProductPolicy> {
-    policy
-        .products
-        .iter()
-        .find(|entry| entry.product == product)
+pub(crate) fn check_tcb_order(tcb: &TcbClaims) -> Finding {
+    let TcbClaims {
+        reported,
+        committed,
+        current,
+        ..
+    } = tcb;
+    Finding::require(
+        committed.covers(reported) && current.covers(committed),
+        ReasonCode::TcbOutOfOrder,
+        "reported <= committed <= current",
+        format!("{reported} <= {committed} <= {current}"),
+    )
 }
 
 /// Checks the TCB versions that the policy names against the minimum of every
 /// entry for the product: two entries for one product must both hold.
 pub(crate) fn check_minimum_tcb(
-    report: &AttestationReport,
+    tcb: &TcbClaims,
     product: Product,
     policy: &AppraisalPolicy,
 ) -> Finding {
-    let tcb = match TcbClaims::of(report, product) {
-        Ok(tcb) => tcb,
-        Err(error) => return Finding::fail(ReasonCode::TcbInvalid).observed(error.to_string()),
-    };
-    let minima: Vec<&TcbVersion> = policy
-        .products
-        .iter()
-        .filter(|entry| entry.product == product)
+    let mut minima = policy
+        .entries(product)
         .map(|entry| &entry.minimum_tcb)
-        .collect();
-    if minima.is_empty() || policy.tcb_against.is_empty() {
+        .peekable();
+    if minima.peek().is_none() || policy.tcb_against.is_empty() {
         return Finding::fail(ReasonCode::ProductNotAllowed)
             .expected("a minimum TCB for the product")
             .observed(product.name());
@@ -143,11 +128,16 @@ pub(crate) fn check_minimum_tcb(
     Finding::pass(tcb.reported.to_string())
 }
 
+/// Checks the SNP firmware against the highest minimum of the product's entries.
 pub(crate) fn check_firmware(
     report: &AttestationReport,
-    policy: Option<&ProductPolicy>,
+    product: Product,
+    policy: &AppraisalPolicy,
 ) -> Finding {
-    let Some(minimum) = policy.and_then(|policy| policy.minimum_firmware) else {
+    let minima = policy
+        .entries(product)
+        .filter_map(|entry| entry.minimum_firmware);
+    let Some(minimum) = minima.max() else {
         return Finding::not_applicable("the policy has no minimum for the product");
     };
     let current = FirmwareVersion {
@@ -168,11 +158,18 @@ pub(crate) fn check_firmware(
     )
 }
 
-/// Mitigations are a set of bits, not a number: all that are required must be
-/// there, at launch and now. Reports before version 5 have none.
-pub(crate) fn check_mitigations(report: &AttestationReport, required: u64) -> Finding {
+/// Mitigations are a set of bits, not a number: all that any entry of the
+/// product requires must be there, at launch and now. Reports before version 5
+/// have none.
+pub(crate) fn check_mitigations(
+    report: &AttestationReport,
+    product: Product,
+    policy: &AppraisalPolicy,
+) -> Finding {
+    let entries = policy.entries(product);
+    let required = entries.fold(0, |bits, entry| bits | entry.mitigations);
     if required == 0 {
-        return Finding::not_applicable("the policy requires none");
+        return Finding::not_applicable("the policy requires none of the product");
     }
     let (launch, current) = (
         report.launch_mit_vector.get(),
@@ -186,33 +183,61 @@ pub(crate) fn check_mitigations(report: &AttestationReport, required: u64) -> Fi
     )
 }
 
+/// Checks each field that the policy asks for, by itself.
 pub(crate) fn check_id_block(report: &AttestationReport, policy: &IdBlockPolicy) -> Finding {
-    let IdBlockPolicy::Required {
+    if *policy == IdBlockPolicy::default() {
+        return Finding::not_applicable("the policy asks for nothing");
+    }
+    let author_enabled = report.key_info().is_ok_and(|info| info.author_key_enabled);
+    let IdBlockPolicy {
         id_key_digests,
         author_key_digests,
+        family_ids,
+        image_ids,
         minimum_guest_svn,
-    } = policy
-    else {
-        return Finding::not_applicable("the policy requires none");
+    } = policy;
+    // Zeros stand for no key, whatever a policy lists.
+    let signed_by = |keys: &Option<Vec<Sha384Digest>>, digest: [u8; 48]| match keys {
+        None => true,
+        Some(keys) => digest != [0; 48] && keys.contains(&Sha384Digest::new(digest)),
     };
-    let listed = |digests: &[String], digest: &[u8; 48]| {
-        *digest != [0; 48] && digests.contains(&hex::encode(digest))
+    let is_for = |ids: &Option<Vec<IdBlockId>>, id| match ids {
+        None => true,
+        Some(ids) => ids.contains(&IdBlockId(id)),
     };
-    let author_ok = author_key_digests.is_empty()
-        || (report.key_info().is_ok_and(|info| info.author_key_enabled)
-            && listed(author_key_digests, &report.author_key_digest));
-    if !listed(id_key_digests, &report.id_key_digest) {
-        return Finding::fail(ReasonCode::IdKeyNotAllowed)
-            .observed(hex::encode(report.id_key_digest));
-    }
-    if !author_ok {
-        return Finding::fail(ReasonCode::AuthorKeyNotAllowed)
-            .observed(hex::encode(report.author_key_digest));
+    let svn = report.guest_svn.get();
+    let fields: [(bool, ReasonCode, &[u8]); 4] = [
+        (
+            signed_by(id_key_digests, report.id_key_digest),
+            ReasonCode::IdKeyNotAllowed,
+            &report.id_key_digest,
+        ),
+        (
+            signed_by(author_key_digests, report.author_key_digest)
+                && (author_enabled || author_key_digests.is_none()),
+            ReasonCode::AuthorKeyNotAllowed,
+            &report.author_key_digest,
+        ),
+        (
+            is_for(family_ids, report.family_id),
+            ReasonCode::FamilyIdNotAllowed,
+            &report.family_id,
+        ),
+        (
+            is_for(image_ids, report.image_id),
+            ReasonCode::ImageIdNotAllowed,
+            &report.image_id,
+        ),
+    ];
+    for (holds, reason, observed) in fields {
+        if !holds {
+            return Finding::fail(reason).observed(hex::encode(observed));
+        }
     }
     Finding::require(
-        report.guest_svn.get() >= *minimum_guest_svn,
+        svn >= *minimum_guest_svn,
         ReasonCode::GuestSvnTooOld,
         minimum_guest_svn.to_string(),
-        report.guest_svn.get().to_string(),
+        svn.to_string(),
     )
 }

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use assay_tee::report::PlatformInfo;
-use assay_tee::{GuestPolicy, Product, Sha256Digest, TcbVersion, Tee};
+use assay_tee::{GuestPolicy, Product, Sha256Digest, Sha384Digest, TcbVersion, Tee};
 use serde::{Deserialize, Serialize};
 
 /// What evidence must show.
@@ -13,7 +13,8 @@ pub struct AppraisalPolicy {
     /// TEEs to accept. Simulated evidence needs `SimulatedSNP` here and an
     /// anchor in the configuration.
     pub tees: Vec<Tee>,
-    /// Products to accept; one without an entry is refused.
+    /// Products to accept; one without an entry is refused. Of several entries
+    /// for one product, all must hold.
     pub products: Vec<ProductPolicy>,
     /// Which TCB versions of the report must reach the product's minimum.
     pub tcb_against: Vec<TcbKind>,
@@ -25,15 +26,15 @@ pub struct AppraisalPolicy {
     pub guest_policy: GuestPolicyRules,
     /// What the platform must be.
     pub platform: PlatformRules,
-    /// Whether the vendor's revocation list is consulted.
+    /// Whether a revocation list of the vendor is needed.
     pub revocation_list: RevocationListMode,
+    /// How long after its next update a revocation list still counts as fresh.
+    #[serde(default)]
+    pub revocation_list_grace_seconds: u32,
     /// What is refused although the vendor vouches for it.
     #[serde(default)]
     pub denied: DenyList,
-    /// Mitigation bits that both vectors of a version 5 report must have.
-    #[serde(default)]
-    pub mitigations: u64,
-    /// Who must have signed the launch.
+    /// Who must have signed the launch, and for which guest.
     #[serde(default)]
     pub id_block: IdBlockPolicy,
 }
@@ -52,10 +53,16 @@ impl AppraisalPolicy {
             guest_policy: GuestPolicyRules::default(),
             platform: PlatformRules::default(),
             revocation_list: RevocationListMode::Required,
+            revocation_list_grace_seconds: 0,
             denied: DenyList::default(),
-            mitigations: 0,
-            id_block: IdBlockPolicy::NotRequired,
+            id_block: IdBlockPolicy::default(),
         }
+    }
+
+    /// Every entry for `product`.
+    pub(crate) fn entries(&self, product: Product) -> impl Iterator<Item = &ProductPolicy> {
+        let entries = self.products.iter();
+        entries.filter(move |entry| entry.product == product)
     }
 }
 
@@ -72,6 +79,28 @@ pub struct ProductPolicy {
     /// alone decides.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub minimum_firmware: Option<FirmwareVersion>,
+    /// Mitigation bits that both vectors of a version 5 report must have. What a
+    /// bit means depends on the product.
+    #[serde(default)]
+    pub mitigations: u64,
+    /// The least CRL number of the product's root: the newest that was ever seen
+    /// ([`crate::Verdict::revocation_list_number`]), so that no older list takes
+    /// its place.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub minimum_revocation_list: Option<u64>,
+}
+
+impl ProductPolicy {
+    /// A product of which only the TCB counts.
+    pub const fn new(product: Product, minimum_tcb: TcbVersion) -> Self {
+        Self {
+            product,
+            minimum_tcb,
+            minimum_firmware: None,
+            mitigations: 0,
+            minimum_revocation_list: None,
+        }
+    }
 }
 
 /// A version of the SNP firmware.
@@ -240,12 +269,13 @@ impl Default for PlatformRules {
     }
 }
 
-/// Whether the vendor's revocation list is consulted.
+/// Whether a revocation list of the vendor is needed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum RevocationListMode {
     /// A fresh list that does not name the intermediate is needed.
     Required,
-    /// No list is consulted; every verdict says so.
+    /// None is needed, and verdicts without one say so. One that is supplied is
+    /// checked all the same.
     NotRequired,
 }
 
@@ -262,20 +292,80 @@ pub struct DenyList {
     pub keys: Vec<Sha256Digest>,
 }
 
-/// Who must have signed the launch by an ID block.
+/// What the ID block of the launch must be. Nothing is asked for by default:
+/// the launch digest alone says what runs.
+///
+/// A host may sign an ID block with a key of its own, so the other fields prove
+/// something only beside the digest of a key.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "type", rename_all_fields = "camelCase", deny_unknown_fields)]
-pub enum IdBlockPolicy {
-    /// Nobody: the launch digest alone says what runs.
-    #[default]
-    NotRequired,
-    /// One of these keys.
-    Required {
-        /// ID_KEY_DIGEST to accept, 96 hex digits each.
-        id_key_digests: Vec<String>,
-        /// AUTHOR_KEY_DIGEST to accept; empty where no author key is asked for.
-        author_key_digests: Vec<String>,
-        /// The least GUEST_SVN.
-        minimum_guest_svn: u32,
-    },
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct IdBlockPolicy {
+    /// ID_KEY_DIGEST to accept, where the ID key matters.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id_key_digests: Option<Vec<Sha384Digest>>,
+    /// AUTHOR_KEY_DIGEST to accept, where the author key matters.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub author_key_digests: Option<Vec<Sha384Digest>>,
+    /// FAMILY_ID to accept, where it matters.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub family_ids: Option<Vec<IdBlockId>>,
+    /// IMAGE_ID to accept, where it matters.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image_ids: Option<Vec<IdBlockId>>,
+    /// The least GUEST_SVN.
+    #[serde(default)]
+    pub minimum_guest_svn: u32,
+}
+
+/// FAMILY_ID or IMAGE_ID of an ID block, written as 32 hexadecimal digits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct IdBlockId(pub [u8; 16]);
+
+impl TryFrom<String> for IdBlockId {
+    type Error = hex::FromHexError;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        let mut bytes = [0; 16];
+        hex::decode_to_slice(text, &mut bytes)?;
+        Ok(Self(bytes))
+    }
+}
+
+impl From<IdBlockId> for String {
+    fn from(id: IdBlockId) -> Self {
+        hex::encode(id.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_id_block_policy_is_written_in_digests_and_digits() {
+        let text = format!(
+            r#"{{"authorKeyDigests":["sha384:{}"],"familyIds":["{}"],"minimumGuestSvn":3}}"#,
+            "ab".repeat(48),
+            "cd".repeat(16),
+        );
+        let policy: IdBlockPolicy = serde_json::from_str(&text).unwrap();
+        assert_eq!(policy.id_key_digests, None);
+        assert_eq!(
+            policy.author_key_digests,
+            Some(vec![Sha384Digest::new([0xab; 48])])
+        );
+        assert_eq!(policy.family_ids, Some(vec![IdBlockId([0xcd; 16])]));
+        assert_eq!(serde_json::to_string(&policy).unwrap(), text);
+        for text in [
+            r#"{"idKeyDigests":["ab"]}"#,
+            r#"{"imageIds":["abcd"]}"#,
+            r#"{"familyId":[]}"#,
+        ] {
+            assert!(
+                serde_json::from_str::<IdBlockPolicy>(text).is_err(),
+                "{text}"
+            );
+        }
+    }
 }

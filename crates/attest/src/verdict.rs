@@ -65,13 +65,15 @@ names! {
         CertificateChain,
         /// Every certificate is valid now.
         CertificateDates,
-        /// A fresh list of the root does not revoke the intermediate.
+        /// A fresh list of the root, none older than any seen before, does not
+        /// revoke the intermediate.
         RevocationList,
         /// Chip, key and provider are not denied.
         DenyList,
         /// The endorsement key was issued for the reported TCB.
         EndorsedTcb,
-        /// The endorsement key was issued for the chip.
+        /// The endorsement key was issued for the chip, or is a provider's and
+        /// the report names no chip.
         ChipIdentity,
         /// The endorsement key signed the report.
         ReportSignature,
@@ -93,7 +95,7 @@ names! {
         FirmwareVersion,
         /// The required mitigations are in place.
         Mitigations,
-        /// The launch was signed by an acceptable key.
+        /// The launch was signed by an acceptable key, for an acceptable guest.
         IdBlock,
         /// The launch digest is an acceptable reference value.
         Measurement,
@@ -143,6 +145,8 @@ names! {
         CertificateNameWrong,
         /// A certificate's extensions are not the vendor's.
         CertificateExtensionsWrong,
+        /// The endorsement key's certificate names another product.
+        CertificateProductWrong,
         /// A certificate's key is not of the vendor's kind.
         CertificateKeyWrong,
         /// A certificate's signature parameters are not the vendor's.
@@ -155,10 +159,12 @@ names! {
         CertificateExpired,
         /// The policy asks for a revocation list and none was supplied.
         RevocationListMissing,
-        /// The revocation list cannot be read or is not the root's.
+        /// The revocation list cannot be read, or is not one of the root's.
         RevocationListInvalid,
         /// The revocation list is out of date.
         RevocationListStale,
+        /// A newer revocation list has been seen.
+        RevocationListSuperseded,
         /// The intermediate is revoked.
         IntermediateRevoked,
         /// The chip is denied.
@@ -213,6 +219,10 @@ names! {
         IdKeyNotAllowed,
         /// The author key is not one that the policy accepts.
         AuthorKeyNotAllowed,
+        /// FAMILY_ID is not one that the policy accepts.
+        FamilyIdNotAllowed,
+        /// IMAGE_ID is not one that the policy accepts.
+        ImageIdNotAllowed,
         /// GUEST_SVN is below the minimum.
         GuestSvnTooOld,
         /// No reference value has this launch digest.
@@ -281,6 +291,11 @@ pub struct Verdict {
     /// Id of the reference value that the launch digest equals, whatever its
     /// state.
     pub reference_value: Option<String>,
+    /// CRL number of the root's revocation list that was supplied: no older one
+    /// should be believed from now on (see
+    /// [`crate::policy::ProductPolicy::minimum_revocation_list`]).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub revocation_list_number: Option<u64>,
 }
 
 impl Verdict {

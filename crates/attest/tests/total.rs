@@ -6,7 +6,7 @@
 use std::sync::OnceLock;
 
 use assay_attest::describe::{CertificateRole, describe_certificate};
-use assay_attest::evidence::parse_certificates;
+use assay_attest::evidence::{parse_certificates, parse_evidence};
 use assay_attest::id_block::{PrivateKey, read_public_key, read_signature};
 use assay_psp_sim::Endorsement;
 use assay_psp_sim::pki::Chain;
@@ -42,6 +42,7 @@ fn check(bytes: &[u8]) {
         assert_eq!(read_signature(&signature.to_fixed()), Ok(signature));
     }
     let _ = describe_certificate(bytes);
+    let _ = parse_evidence(bytes.to_vec());
     for der in parse_certificates(bytes).unwrap_or_default() {
         let _ = describe_certificate(&der);
     }
@@ -73,9 +74,14 @@ proptest! {
         changes in prop::collection::vec(any::<(prop::sample::Index, u8)>(), 0..6),
         cut: prop::sample::Index,
     ) {
-        let Chain { vcek, ask, ark } = chain();
+        let Chain {
+            leaf,
+            intermediate,
+            ark,
+            ..
+        } = chain();
         let texts = [PRIVATE, SEC1, PUBLIC].map(str::as_bytes);
-        for good in [&vcek[..], ask, ark].into_iter().chain(texts) {
+        for good in [&leaf[..], intermediate, ark].into_iter().chain(texts) {
             check(&damaged(good, &changes, cut));
         }
     }
@@ -83,15 +89,20 @@ proptest! {
 
 #[test]
 fn a_chain_is_described() {
-    let Chain { vcek, ask, ark } = chain();
-    let roles = [vcek, ask, ark].map(|der| describe_certificate(der).unwrap().role);
+    let Chain {
+        leaf,
+        intermediate,
+        ark,
+        ..
+    } = chain();
+    let roles = [leaf, intermediate, ark].map(|der| describe_certificate(der).unwrap().role);
     let expected = [
         CertificateRole::Vcek,
         CertificateRole::Ask,
         CertificateRole::Ark,
     ];
     assert_eq!(roles, expected);
-    let found = describe_certificate(vcek).unwrap();
+    let found = describe_certificate(leaf).unwrap();
     assert_eq!(found.vendor.tcb.microcode, Some(200));
     assert_eq!(found.vendor.hw_id.unwrap().len(), 128);
     assert_eq!(found.problems, [""; 0]);

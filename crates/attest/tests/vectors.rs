@@ -4,11 +4,12 @@
 
 use std::path::PathBuf;
 
+use assay_attest::evidence::parse_evidence;
 use assay_attest::policy::{
     GuestPolicyRules, PlatformRules, ProductPolicy, RevocationListMode, SigningKeyPolicy,
 };
 use assay_attest::{
-    AppraisalPolicy, Binding, CheckName, CheckResult, Evidence, ReasonCode, ReferenceState,
+    AppraisalPolicy, Binding, Check, CheckName, CheckResult, Evidence, ReasonCode, ReferenceState,
     ReferenceValue, ReferenceValues, TrustAnchors, TrustDomain, Verdict, appraise,
 };
 use assay_tee::{AttestationReport, LaunchDigest, Product, TcbVersion};
@@ -56,11 +57,7 @@ impl Case {
             snp: 0,
             microcode: 0,
         };
-        let entry = ProductPolicy {
-            product,
-            minimum_tcb,
-            minimum_firmware: None,
-        };
+        let entry = ProductPolicy::new(product, minimum_tcb);
         let mut policy = AppraisalPolicy::strict(vec![entry]);
         policy.revocation_list = RevocationListMode::NotRequired;
         let mut certificates = vec![leaf];
@@ -162,20 +159,13 @@ fn debug_v2(vectors: &std::path::Path) -> Case {
 }
 
 fn good(vectors: &std::path::Path) -> Vec<(&'static str, Case)> {
-    let azure = std::fs::read(vectors.join("coco/azure-genoa-evidence.json")).unwrap();
-    let azure: serde_json::Value = serde_json::from_slice(&azure).unwrap();
-    let hcl: Vec<u8> = serde_json::from_value(azure["report"].clone()).unwrap();
-    let vcek = azure["vcek"].as_str().unwrap();
-    let vcek = Certificate::load_pem_chain(vcek.as_bytes()).unwrap()[0]
-        .to_der()
-        .unwrap();
-    let genoa_roots = roots(vectors, Product::Genoa);
-    let azure = Case::new(
-        Product::Genoa,
-        hcl[32..32 + 1184].to_vec(),
-        vcek,
-        &genoa_roots,
-    );
+    // These two bring their VCEK and nothing else.
+    let json = |file: &str| {
+        let bytes = std::fs::read(vectors.join("coco").join(file)).unwrap();
+        let evidence = parse_evidence(bytes).unwrap();
+        let [vcek] = <[Vec<u8>; 1]>::try_from(evidence.certificates).unwrap();
+        Case::new(Product::Genoa, evidence.report, vcek, &[])
+    };
     vec![
         (
             "milan-v3-endtoend",
@@ -200,7 +190,8 @@ fn good(vectors: &std::path::Path) -> Vec<(&'static str, Case)> {
         ("milan-v2-cloud", cloud_v2(vectors)),
         ("milan-v2-debug", debug_v2(vectors)),
         ("milan-v3-vlek", vlek(vectors)),
-        ("azure-genoa", azure),
+        ("azure-genoa", json("azure-genoa-evidence.json")),
+        ("coco-genoa", json("evidence-genoa-chain.json")),
     ]
 }
 
@@ -231,6 +222,49 @@ fn genuine_evidence_is_accepted() {
         assert_eq!(verdict.reference_value.as_deref(), Some("vector"), "{name}");
         assert_eq!(verdict.checks.len(), CheckName::ALL.len(), "{name}");
     }
+}
+
+#[test]
+fn genuine_evidence_needs_only_its_endorsement_key() {
+    let Some(vectors) = vectors() else { return };
+    for (name, mut case) in good(&vectors) {
+        // AMD's intermediate for VLEKs is not part of the program.
+        let needed = if name == "milan-v3-vlek" { 4 } else { 1 };
+        case.evidence.certificates.truncate(needed);
+        assert!(case.appraise().is_accepted(), "{name}");
+        case.evidence.certificates.clear();
+        let (check, reason) = (CheckName::EndorsementKey, ReasonCode::EndorsementKeyMissing);
+        if name.contains("v2") {
+            // Such reports do not even name the product.
+            assert_only_failure(name, &case, CheckName::Product, ReasonCode::ProductUnknown);
+        } else {
+            assert_only_failure(name, &case, check, reason);
+        }
+    }
+}
+
+/// A VCEK without a report: its chain holds, and it is not the report's key.
+#[test]
+fn another_chip_of_the_product_is_refused_by_the_key_alone() {
+    let Some(vectors) = vectors() else { return };
+    let mut case = load(&vectors, Product::Turin, "turin-v5", "vcek.der");
+    case.evidence.certificates[0] =
+        std::fs::read(vectors.join("snp/turin-vcek-only/vcek.der")).unwrap();
+    let verdict = case.appraise();
+    assert_eq!(verdict.trust_domain, Some(TrustDomain::Amd));
+    let failed = |check: &&Check| check.result == CheckResult::Fail;
+    let names: Vec<_> = verdict
+        .checks
+        .iter()
+        .filter(failed)
+        .map(|check| check.name)
+        .collect();
+    let expected = [
+        CheckName::EndorsedTcb,
+        CheckName::ChipIdentity,
+        CheckName::ReportSignature,
+    ];
+    assert_eq!(names, expected);
 }
 
 #[test]
@@ -312,18 +346,26 @@ fn chains_that_are_not_the_products_are_refused() {
     let Some(vectors) = vectors() else { return };
     let genoa = load(&vectors, Product::Genoa, "genoa-v5", "vcek.der");
     let milan = roots(&vectors, Product::Milan);
-
-    let mut other_root = genoa.clone();
-    other_root.evidence.certificates.truncate(1);
-    other_root.evidence.certificates.extend(milan);
-    let (check, reason) = (CheckName::TrustAnchor, ReasonCode::RootMissing);
-    assert_only_failure("other product", &other_root, check, reason);
+    let [milan_ask, milan_ark, _] = <[Vec<u8>; 3]>::try_from(milan).unwrap();
 
     // The bundle's order is ASK, ARK, ASVK.
-    let mut no_intermediate = genoa.clone();
-    no_intermediate.evidence.certificates.remove(1);
+    let mut other_chip = genoa.clone();
+    other_chip.evidence.certificates[0] =
+        std::fs::read(vectors.join("snp/milan-v3-a/vcek.der")).unwrap();
+    let verdict = other_chip.appraise();
+    let key = verdict.check(CheckName::EndorsementKey).unwrap();
+    assert_eq!(key.reason, Some(ReasonCode::CertificateProductWrong));
+
+    let mut provider = vlek(&vectors);
+    provider.evidence.certificates.pop();
     let (check, reason) = (CheckName::CertificateChain, ReasonCode::IntermediateMissing);
-    assert_only_failure("ASVK for ASK", &no_intermediate, check, reason);
+    assert_only_failure("no ASVK", &provider, check, reason);
+
+    // Another product's certificates are passed over, not put in place.
+    let mut hints = genoa.clone();
+    hints.evidence.certificates.truncate(1);
+    hints.evidence.certificates.extend([milan_ask, milan_ark]);
+    assert!(hints.appraise().is_accepted());
 
     for file in ["vcek-legacy-hwid.der", "vcek-octet-hwid.der"] {
         let mut case = cloud_v2(&vectors);
@@ -355,6 +397,12 @@ fn real_revocation_lists_are_understood() {
     case.evidence.revocation_list = Some(list.clone());
     let verdict = case.appraise();
     assert!(verdict.is_accepted(), "{:#?}", verdict.first_failure());
+
+    assert_eq!(verdict.revocation_list_number, Some(4));
+
+    case.policy.products[0].minimum_revocation_list = Some(5);
+    assert_only_failure("old", &case, check, ReasonCode::RevocationListSuperseded);
+    case.policy.products[0].minimum_revocation_list = Some(4);
 
     case.now = NOW.parse().unwrap();
     assert_only_failure("stale", &case, check, ReasonCode::RevocationListStale);

@@ -59,9 +59,9 @@ pub fn appraisal_policy(spec: &AttestationPolicySpec, machine: &Machine) -> Appr
             CrlMode::Require => RevocationListMode::Required,
             CrlMode::NotRequired => RevocationListMode::NotRequired,
         },
+        revocation_list_grace_seconds: 0,
         denied: DenyList::default(),
-        mitigations: 0,
-        id_block: IdBlockPolicy::NotRequired,
+        id_block: IdBlockPolicy::default(),
     }
 }
 
@@ -73,21 +73,19 @@ fn product_policy(policy: &api::ProductPolicy) -> ProductPolicy {
         microcode,
         fmc,
     } = policy.minimum_tcb;
-    ProductPolicy {
-        product: match policy.name {
-            api::Product::Milan => Product::Milan,
-            api::Product::Genoa => Product::Genoa,
-            api::Product::Turin => Product::Turin,
-        },
-        minimum_tcb: TcbVersion {
-            fmc,
-            bootloader: boot_loader,
-            tee,
-            snp,
-            microcode,
-        },
-        minimum_firmware: None,
-    }
+    let product = match policy.name {
+        api::Product::Milan => Product::Milan,
+        api::Product::Genoa => Product::Genoa,
+        api::Product::Turin => Product::Turin,
+    };
+    let minimum_tcb = TcbVersion {
+        fmc,
+        bootloader: boot_loader,
+        tee,
+        snp,
+        microcode,
+    };
+    ProductPolicy::new(product, minimum_tcb)
 }
 
 fn tcb_kind(kind: api::TcbKind) -> TcbKind {

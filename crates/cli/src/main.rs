@@ -66,7 +66,7 @@ fn main() -> ExitCode {
         Command::Measure(args) => measure::run(&args),
         Command::Pcrs(args) => pcrs::run(&args),
         Command::Pull(args) => pull::run(&args),
-        Command::Verify(args) => verify::run(&args),
+        Command::Verify(args) => return verify::run(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

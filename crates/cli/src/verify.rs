@@ -5,15 +5,17 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 use std::str::FromStr;
 
 use anyhow::{Context as _, bail};
-use assay_attest::evidence::parse_certificates;
+use assay_attest::evidence::{parse_certificates, parse_evidence};
 use assay_attest::policy::{ProductPolicy, RevocationListMode, SigningKeyPolicy};
 use assay_attest::{
     AppraisalPolicy, Binding, Check, CheckName, CheckResult, Evidence, ReferenceState,
     ReferenceValue, ReferenceValues, TrustAnchors, Verdict, appraise,
 };
+use assay_crds::v1alpha1::AttestationPolicy;
 use assay_tee::guest_message::CertificateTable;
 use assay_tee::{
     AttestationReport, InstanceData, LaunchDigest, Product, Sha256Digest, TcbVersion, Tee,
@@ -24,12 +26,19 @@ use jiff::Timestamp;
 use serde_json::Value;
 use sha2::{Digest as _, Sha384};
 
+/// Exit status where the evidence was appraised and refused; clap has 2 for
+/// options that make no sense together.
+const REFUSED: u8 = 3;
+
 /// What a person may type.
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Exit status: 0 accepted, 1 an input cannot be read, 2 usage, 3 refused")]
 pub(crate) struct Args {
-    /// Attestation report, 1184 bytes
+    /// Attestation report: 1184 bytes, or within an HCL report of Azure or JSON
+    /// evidence of Confidential Containers, whose certificates are taken too
     #[arg(
         long,
+        visible_alias = "evidence",
         value_name = "FILE",
         required_unless_present = "record",
         conflicts_with = "record"
@@ -39,19 +48,24 @@ pub(crate) struct Args {
     /// HOST_DATA are taken from its status
     #[arg(long, value_name = "FILE")]
     record: Option<PathBuf>,
+    /// AttestationPolicy, YAML or JSON, that the record must have been made under:
+    /// the hashes in its status and in its instance data are compared
+    #[arg(long, value_name = "FILE", requires = "record")]
+    attestation_policy: Option<PathBuf>,
     /// Certificate table of an extended report
     #[arg(long, value_name = "FILE", conflicts_with = "record")]
     certs: Option<PathBuf>,
     /// Endorsement key (VCEK or VLEK), PEM or DER
     #[arg(long, value_name = "FILE")]
     vek: Option<PathBuf>,
-    /// Intermediate (ASK or ASVK), PEM or DER
+    /// Intermediate (ASK or ASVK), PEM or DER; AMD's ASKs are known
     #[arg(long, value_name = "FILE")]
     ask: Option<PathBuf>,
-    /// Root (ARK), PEM or DER; believed only if it is AMD's or --simulated-root
+    /// Root (ARK), PEM or DER; believed only if it is AMD's, which are known, or
+    /// --simulated-root
     #[arg(long, value_name = "FILE")]
     ark: Option<PathBuf>,
-    /// Revocation list of the root, DER; consulted if given
+    /// Revocation list of the root, DER; checked if given
     #[arg(long, value_name = "FILE")]
     crl: Option<PathBuf>,
     /// Launch digest to accept, sha384:<hex>, or `any`; may be repeated
@@ -112,10 +126,22 @@ impl<const N: usize> FromStr for Hex<N> {
 }
 
 /// Appraises the evidence and prints every check.
-///
-/// # Errors
-/// When a file cannot be read, or the evidence is refused.
-pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
+pub(crate) fn run(args: &Args) -> ExitCode {
+    match verify(args) {
+        Ok(None) => ExitCode::SUCCESS,
+        Ok(Some(refusal)) => {
+            eprintln!("error: the evidence is refused{refusal}");
+            ExitCode::from(REFUSED)
+        }
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Why the evidence is refused, or nothing if it is accepted.
+fn verify(args: &Args) -> anyhow::Result<Option<String>> {
     let record = args.record.as_deref().map(Record::read).transpose()?;
     let evidence = evidence(args, record.as_ref())?;
     let anchors = match &args.simulated_root {
@@ -123,6 +149,8 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         None => TrustAnchors::amd(),
     };
     let policy = policy(args)?;
+    let policy_hash = args.attestation_policy.as_deref().map(policy_hash);
+    let policy_hash = policy_hash.transpose()?;
     let claimed = AttestationReport::read_layout(&evidence.report)
         .unwrap_or_else(|_| AttestationReport::zeroed());
 
@@ -173,20 +201,26 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     } else {
         print!("{}", render(&verdict));
     }
-    match (verdict.is_accepted(), verdict.first_failure()) {
-        (true, _) => Ok(()),
-        (
-            false,
-            Some(Check {
-                name,
-                reason: Some(reason),
-                ..
-            }),
-        ) => {
-            bail!("the evidence is refused: {name}: {reason}")
-        }
-        (false, _) => bail!("the evidence is refused"),
+    if !verdict.is_accepted() {
+        let refusal = verdict.first_failure().and_then(|check| {
+            let Check { name, reason, .. } = check;
+            Some(format!(": {name}: {}", (*reason)?))
+        });
+        return Ok(Some(refusal.unwrap_or_default()));
     }
+    match (&policy_hash, &record) {
+        (Some(hash), Some(record)) => record.policy_refusal(hash),
+        _ => Ok(None),
+    }
+}
+
+/// The hash that the cluster knows an AttestationPolicy by.
+fn policy_hash(path: &Path) -> anyhow::Result<String> {
+    let text = String::from_utf8(read(path)?)
+        .with_context(|| format!("{} is not text", path.display()))?;
+    let policy: AttestationPolicy = serde_saphyr::from_str(&text)
+        .with_context(|| format!("{} is not an AttestationPolicy", path.display()))?;
+    Ok(policy.spec.hash()?.to_string())
 }
 
 /// What the command line says, or else the record.
@@ -206,7 +240,8 @@ fn evidence(args: &Args, record: Option<&Record>) -> anyhow::Result<Evidence> {
         (Some(record), _) => {
             Evidence::from_table(record.report.clone(), record.certificates.clone())
         }
-        (None, Some(path)) => Evidence::new(read(path)?, Vec::new()),
+        (None, Some(path)) => parse_evidence(read(path)?)
+            .with_context(|| format!("cannot read {}", path.display()))?,
         (None, None) => bail!("neither --report nor --record"),
     };
     if let Some(path) = &args.certs {
@@ -232,16 +267,15 @@ fn policy(args: &Args) -> anyhow::Result<AppraisalPolicy> {
         return serde_saphyr::from_str(&text)
             .with_context(|| format!("{} is not an appraisal policy", path.display()));
     }
-    let any_tcb = |product| ProductPolicy {
-        product,
-        minimum_tcb: TcbVersion {
+    let any_tcb = |product| {
+        let minimum_tcb = TcbVersion {
             fmc: (product == Product::Turin).then_some(0),
             bootloader: 0,
             tee: 0,
             snp: 0,
             microcode: 0,
-        },
-        minimum_firmware: None,
+        };
+        ProductPolicy::new(product, minimum_tcb)
     };
     let mut policy = AppraisalPolicy::strict(Product::ALL.map(any_tcb).to_vec());
     policy.signing_keys = vec![SigningKeyPolicy::Vcek];
@@ -284,6 +318,9 @@ struct Record {
     certificates: CertificateTable,
     report_data: [u8; 64],
     host_data: [u8; 32],
+    /// The policy that the verifier says it appraised under.
+    policy_hash: Option<String>,
+    instance_data: String,
 }
 
 impl Record {
@@ -311,12 +348,36 @@ impl Record {
         let mut report_data = [0; 64];
         let (digest, _) = report_data.split_at_mut(48);
         digest.copy_from_slice(&Sha384::digest(text("runtimeData")?));
+        let instance_data = text("instanceData")?.to_owned();
         Ok(Self {
             report: bytes("report")?,
             certificates: CertificateTable::parse(&bytes("certificates")?)?,
             report_data,
-            host_data: *InstanceData::host_data(text("instanceData")?.as_bytes()).as_bytes(),
+            host_data: *InstanceData::host_data(instance_data.as_bytes()).as_bytes(),
+            policy_hash: document
+                .pointer("/status/policyHash")
+                .and_then(Value::as_str)
+                .map(ToOwned::to_owned),
+            instance_data,
         })
+    }
+
+    /// Why the record is not one of the policy with this hash, if it is not: both
+    /// the verifier and the guest, whose report binds the instance data, must
+    /// name it.
+    fn policy_refusal(&self, hash: &str) -> anyhow::Result<Option<String>> {
+        let instance: Value = serde_json::from_str(&self.instance_data)
+            .context("status.evidence.instanceData is not JSON")?;
+        let launched = instance.get("policyHash").and_then(Value::as_str);
+        let named = [
+            ("status.policyHash", self.policy_hash.as_deref()),
+            ("policyHash in the instance data", launched),
+        ];
+        let other = named.into_iter().find(|(_, found)| *found != Some(hash));
+        Ok(other.map(|(field, found)| {
+            let found = found.unwrap_or("absent");
+            format!(": {field} is {found}, the policy's hash is {hash}")
+        }))
     }
 }
 

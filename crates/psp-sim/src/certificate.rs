@@ -1,19 +1,22 @@
 //! Writing certificates and revocation lists as the vendor writes them. The
 //! usual builders refuse serial number 0 and other habits of the vendor.
 
+use std::time::Duration;
+
 use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::rsa::KeyPair as RsaKeyPair;
 use aws_lc_rs::signature::RSA_PSS_SHA384;
-use der::asn1::{AnyRef, BitString, Ia5String, OctetString};
+use der::asn1::{AnyRef, BitString, GeneralizedTime, Ia5String, OctetString, Uint};
 use der::oid::{AssociatedOid, ObjectIdentifier};
 use der::{Decode, Encode, Sequence};
+use jiff::Timestamp;
 use x509_cert::crl::{RevokedCert, TbsCertList};
 use x509_cert::ext::Extension;
 use x509_cert::ext::pkix::crl::dp::DistributionPoint;
 use x509_cert::ext::pkix::name::{DistributionPointName, GeneralName};
 use x509_cert::ext::pkix::{
-    AuthorityKeyIdentifier, BasicConstraints, CrlDistributionPoints, KeyUsage, KeyUsages,
-    SubjectKeyIdentifier,
+    AuthorityKeyIdentifier, BasicConstraints, CrlDistributionPoints, CrlNumber, CrlReason,
+    KeyUsage, SubjectKeyIdentifier,
 };
 use x509_cert::name::Name;
 use x509_cert::serial_number::SerialNumber;
@@ -85,33 +88,62 @@ pub(crate) fn issue(contents: Contents<'_>, key: &RsaKeyPair) -> Result<Vec<u8>,
     sign(&body.to_der()?, key)
 }
 
+/// What a revocation list says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RevocationListTemplate {
+    /// thisUpdate.
+    pub this_update: Timestamp,
+    /// nextUpdate.
+    pub next_update: Timestamp,
+    /// The CRL number.
+    pub number: Option<u64>,
+    /// Serial numbers of revoked certificates.
+    pub revoked: Vec<Vec<u8>>,
+    /// Gives every entry a critical extension, which the vendor does not use.
+    pub critical_entries: bool,
+}
+
 pub(crate) fn issue_revocation_list(
     issuer: &str,
-    (this_update, next_update): (Time, Time),
-    revoked: &[&[u8]],
+    template: &RevocationListTemplate,
     key: &RsaKeyPair,
 ) -> Result<Vec<u8>, PkiError> {
-    let entry = |serial: &&[u8]| {
+    let this_update = time(template.this_update)?;
+    let reason = || extension_of(true, &CrlReason::KeyCompromise);
+    let entry = |serial: &Vec<u8>| {
+        let critical = template.critical_entries.then(reason).transpose()?;
         Ok(RevokedCert {
             serial_number: SerialNumber::new(serial)?,
             revocation_date: this_update,
-            crl_entry_extensions: None,
+            crl_entry_extensions: critical.map(|extension| vec![extension]),
         })
     };
-    let entries = revoked
+    let entries = template
+        .revoked
         .iter()
         .map(entry)
         .collect::<Result<Vec<_>, der::Error>>()?;
+    let number = |number: u64| {
+        let number = Uint::new(&number.to_be_bytes())?;
+        extension_of(false, &CrlNumber(number)).map(|extension| vec![extension])
+    };
     let body = TbsCertList::<x509_cert::certificate::Rfc5280> {
         version: x509_cert::Version::V2,
         signature: x509_cert::AlgorithmIdentifier::from_der(RSA_PSS_SHA384_DER)?,
         issuer: name(issuer)?,
         this_update,
-        next_update: Some(next_update),
+        next_update: Some(time(template.next_update)?),
         revoked_certificates: (!entries.is_empty()).then_some(entries),
-        crl_extensions: None,
+        crl_extensions: template.number.map(number).transpose()?,
     };
     sign(&body.to_der()?, key)
+}
+
+pub(crate) fn time(at: Timestamp) -> Result<Time, PkiError> {
+    let seconds = u64::try_from(at.as_second()).map_err(|_| PkiError::Date(at))?;
+    let time = GeneralizedTime::from_unix_duration(Duration::from_secs(seconds))
+        .map_err(|_| PkiError::Date(at))?;
+    Ok(Time::from(time.to_date_time()))
 }
 
 fn sign(body: &[u8], key: &RsaKeyPair) -> Result<Vec<u8>, PkiError> {
@@ -130,15 +162,11 @@ fn sign(body: &[u8], key: &RsaKeyPair) -> Result<Vec<u8>, PkiError> {
 /// of a digest of the key.
 pub(crate) fn authority_extensions(
     product: &str,
+    usage: KeyUsage,
     subject_key_id: &[u8],
     authority_key_id: Option<&[u8]>,
 ) -> Result<Vec<Extension>, der::Error> {
     let is_root = authority_key_id.is_none();
-    let usage = if is_root {
-        KeyUsages::KeyCertSign | KeyUsages::CRLSign
-    } else {
-        KeyUsages::KeyCertSign.into()
-    };
     let constraints = BasicConstraints {
         ca: true,
         path_len_constraint: (!is_root).then_some(0),
@@ -152,7 +180,7 @@ pub(crate) fn authority_extensions(
         crl_issuer: None,
     };
     let mut extensions = vec![
-        extension_of(true, &KeyUsage(usage))?,
+        extension_of(true, &usage)?,
         extension_of(
             false,
             &SubjectKeyIdentifier(OctetString::new(subject_key_id)?),

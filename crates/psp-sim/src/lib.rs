@@ -19,5 +19,5 @@ pub mod pki;
 pub mod processor;
 
 pub use id_block::{IdBlockError, IdBlockInput};
-pub use pki::{Authority, Endorsement, PkiError, VcekTemplate};
+pub use pki::{Authority, Endorsement, KeyTemplate, PkiError, RevocationListTemplate};
 pub use processor::{Guest, LaunchError, Launching, Processor};

@@ -9,7 +9,7 @@ use assay_tee::guest_message::{
     STATUS_INVALID_PARAMETERS,
 };
 use assay_tee::page_info::{PAGE_SIZE, PAGE_SIZE_U64, PageInfo, PageType};
-use assay_tee::report::{PlatformInfo, SIGNATURE_ALGO_ECDSA_P384_SHA384};
+use assay_tee::report::{PlatformInfo, SIGNATURE_ALGO_ECDSA_P384_SHA384, SigningKey};
 use assay_tee::tcb::TcbError;
 use assay_tee::{AttestationReport, GuestPolicy, LaunchDigest, Product, Sha256Digest};
 use aws_lc_rs::rand::{SecureRandom as _, SystemRandom};
@@ -17,7 +17,7 @@ use sha2::{Digest as _, Sha384};
 use zerocopy::IntoBytes as _;
 
 use crate::id_block::{self, IdBlockError, IdBlockInput};
-use crate::pki::{ChipIdentity, Endorsement, PkiError};
+use crate::pki::{Endorsement, Identity, PkiError};
 
 /// The firmware that is simulated: 1.55.43, the first report version 5 known.
 const FIRMWARE: (u8, u8, u8) = (1, 55, 43);
@@ -30,8 +30,14 @@ const PLATFORM_INFO: u64 =
 const MITIGATIONS: u64 = 1;
 /// Privilege levels that a guest has.
 const VMPLS: u32 = 4;
-/// KEY_SEL of the VLEK, which no simulated processor has.
+/// KEY_SEL of the VLEK where one is loaded, and else the VCEK.
+const KEY_SEL_DEFAULT: u32 = 0;
+/// KEY_SEL of the VCEK.
+const KEY_SEL_VCEK: u32 = 1;
+/// KEY_SEL of the VLEK.
 const KEY_SEL_VLEK: u32 = 2;
+/// SIGNING_KEY of the VLEK, in the report's key information.
+const SIGNING_KEY_VLEK: u32 = 1 << 2;
 
 /// A launch command is refused.
 #[derive(Debug, thiserror::Error)]
@@ -75,8 +81,9 @@ pub enum LaunchError {
 /// A simulated processor.
 #[derive(Clone)]
 pub struct Processor {
-    endorsement: Endorsement,
-    identity: ChipIdentity,
+    vcek: Endorsement,
+    vlek: Option<Endorsement>,
+    identity: Identity,
 }
 
 impl Processor {
@@ -85,12 +92,29 @@ impl Processor {
     ///
     /// # Errors
     /// When the VCEK does not name them.
-    pub fn new(endorsement: Endorsement) -> Result<Self, PkiError> {
-        let identity = endorsement.identity()?;
+    pub fn new(vcek: Endorsement) -> Result<Self, PkiError> {
+        let identity = vcek.identity()?;
         Ok(Self {
-            endorsement,
+            vcek,
+            vlek: None,
             identity,
         })
+    }
+
+    /// SNP_VLEK_LOAD: guests that are launched from now on may have their
+    /// reports signed by the provider's key.
+    ///
+    /// # Errors
+    /// When the VLEK is not for this product and TCB.
+    pub fn load_vlek(&mut self, vlek: Endorsement) -> Result<(), PkiError> {
+        let Identity { product, tcb, .. } = vlek.identity()?;
+        if vlek.chain().kind != SigningKey::Vlek
+            || (product, tcb) != (self.identity.product, self.identity.tcb)
+        {
+            return Err(PkiError::VlekMismatch);
+        }
+        self.vlek = Some(vlek);
+        Ok(())
     }
 
     /// SNP_LAUNCH_START.
@@ -206,7 +230,7 @@ impl Launching {
         SystemRandom::new()
             .fill(&mut report_id)
             .map_err(|_| LaunchError::Random)?;
-        let ChipIdentity {
+        let Identity {
             product,
             tcb,
             chip_id,
@@ -248,7 +272,8 @@ impl Launching {
             id_block::apply(id_block, &mut report)?;
         }
         Ok(Guest {
-            endorsement: self.processor.endorsement,
+            vcek: self.processor.vcek,
+            vlek: self.processor.vlek,
             template: report,
         })
     }
@@ -256,8 +281,10 @@ impl Launching {
 
 /// A launched guest, as the processor knows it.
 pub struct Guest {
-    endorsement: Endorsement,
-    /// The guest's report but for REPORT_DATA, VMPL and signature.
+    vcek: Endorsement,
+    vlek: Option<Endorsement>,
+    /// The guest's report but for REPORT_DATA, VMPL, and what depends on the key
+    /// that signs; as for the VCEK.
     template: AttestationReport,
 }
 
@@ -273,7 +300,7 @@ impl Guest {
     /// # Errors
     /// When signing fails.
     pub fn guest_request(&self, request: &[u8]) -> Result<Vec<u8>, PkiError> {
-        self.respond(request, CertificateTable::default())
+        self.respond(request, |_| CertificateTable::default())
     }
 
     /// Answers an extended request: MSG_REPORT_RSP and the certificate table,
@@ -282,27 +309,38 @@ impl Guest {
     /// # Errors
     /// When signing fails.
     pub fn extended_guest_request(&self, request: &[u8]) -> Result<Vec<u8>, PkiError> {
-        self.respond(request, self.endorsement.chain().to_table())
+        self.respond(request, |key| key.chain().to_table())
     }
 
-    fn respond(&self, request: &[u8], certificates: CertificateTable) -> Result<Vec<u8>, PkiError> {
+    fn respond(
+        &self,
+        request: &[u8],
+        certificates: impl Fn(&Endorsement) -> CertificateTable,
+    ) -> Result<Vec<u8>, PkiError> {
         let refuse = |status| Ok(ReportResponse::encode_refusal(status));
         let Ok(request) = ReportRequest::parse(request) else {
             return refuse(STATUS_INVALID_PARAMETERS);
         };
-        if request.key_sel.get() == KEY_SEL_VLEK {
-            return refuse(STATUS_INVALID_KEY_SELECTION);
-        }
-        if request.vmpl.get() >= VMPLS || request.key_sel.get() > KEY_SEL_VLEK {
+        if request.vmpl.get() >= VMPLS {
             return refuse(STATUS_INVALID_PARAMETERS);
         }
+        let key = match (request.key_sel.get(), &self.vlek) {
+            (KEY_SEL_DEFAULT | KEY_SEL_VLEK, Some(vlek)) => vlek,
+            (KEY_SEL_DEFAULT | KEY_SEL_VCEK, _) => &self.vcek,
+            (KEY_SEL_VLEK, None) => return refuse(STATUS_INVALID_KEY_SELECTION),
+            _ => return refuse(STATUS_INVALID_PARAMETERS),
+        };
         let mut report = self.template;
         report.report_data = request.report_data;
         report.vmpl = request.vmpl;
-        self.endorsement.sign_report(&mut report)?;
+        if key.chain().kind == SigningKey::Vlek {
+            report.key_info |= SIGNING_KEY_VLEK;
+            report.chip_id = [0; 64];
+        }
+        key.sign_report(&mut report)?;
         let response = ReportResponse {
             report: report.encode(),
-            certificates,
+            certificates: certificates(key),
         };
         response.encode().map_err(|_| PkiError::Sign)
     }

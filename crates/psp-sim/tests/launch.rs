@@ -3,12 +3,13 @@
 
 use std::sync::OnceLock;
 
-use assay_psp_sim::{Endorsement, LaunchError, PkiError, Processor};
+use assay_psp_sim::{Authority, Endorsement, KeyTemplate, LaunchError, PkiError, Processor};
 use assay_tee::guest_message::{
     CertificateGuid, GuestMessageError, ReportRequest, ReportResponse,
     STATUS_INVALID_KEY_SELECTION, STATUS_INVALID_PARAMETERS,
 };
 use assay_tee::page_info::PageType;
+use assay_tee::report::SigningKey;
 use assay_tee::{AttestationReport, GuestPolicy, Product, Sha256Digest, TcbVersion};
 
 const TCB: TcbVersion = TcbVersion {
@@ -137,7 +138,7 @@ fn a_report_says_what_was_launched_and_asked() {
     let chain = endorsement().chain();
     assert_eq!(
         response.certificates.get(CertificateGuid::VCEK),
-        Some(&*chain.vcek)
+        Some(&*chain.leaf)
     );
     assert_eq!(
         response.certificates.get(CertificateGuid::ARK),
@@ -161,8 +162,11 @@ fn a_report_says_what_was_launched_and_asked() {
 fn requests_that_are_none_are_answered_by_a_status() {
     let launch = processor().launch_start(GuestPolicy::default()).unwrap();
     let guest = launch.launch_finish(Sha256Digest::of(b"")).unwrap();
-    let mut vlek = ReportRequest::new([0; 64], 0);
-    vlek.key_sel = 2.into();
+    let select = |key_sel: u32| {
+        let mut request = ReportRequest::new([0; 64], 0);
+        request.key_sel = key_sel.into();
+        request.encode().to_vec()
+    };
     for (request, status) in [
         (vec![], STATUS_INVALID_PARAMETERS),
         (vec![0; 95], STATUS_INVALID_PARAMETERS),
@@ -171,11 +175,57 @@ fn requests_that_are_none_are_answered_by_a_status() {
             ReportRequest::new([0; 64], 4).encode().to_vec(),
             STATUS_INVALID_PARAMETERS,
         ),
-        (vlek.encode().to_vec(), STATUS_INVALID_KEY_SELECTION),
+        (select(2), STATUS_INVALID_KEY_SELECTION),
+        (select(3), STATUS_INVALID_PARAMETERS),
     ] {
         let response = guest.extended_guest_request(&request).unwrap();
         let refused = ReportResponse::parse(&response);
         assert_eq!(refused, Err(GuestMessageError::Status { status }));
+    }
+}
+
+/// Key selections and, for each product, what the processor answers: the VLEK
+/// by default where one is loaded, without the chip's identity.
+#[test]
+fn a_processor_signs_with_the_key_that_is_selected() {
+    let start = "2026-01-01T00:00:00Z".parse().unwrap();
+    for product in Product::ALL {
+        let tcb = TcbVersion {
+            fmc: (product == Product::Turin).then_some(1),
+            ..TCB
+        };
+        let authority = Authority::generate(product, start).unwrap();
+        let vcek = KeyTemplate::vcek(product, "chip", tcb);
+        let mut processor = Processor::new(authority.issue_vcek(&vcek).unwrap()).unwrap();
+        let older = TcbVersion { snp: 24, ..tcb };
+        for (template, loads) in [
+            (KeyTemplate::vlek(product, "CN=provider", older), false),
+            (KeyTemplate::vlek(product, "CN=provider", tcb), true),
+        ] {
+            let vlek = authority.issue_vlek(&template).unwrap();
+            assert_eq!(processor.load_vlek(vlek).is_ok(), loads);
+        }
+        let launch = processor.launch_start(GuestPolicy::default()).unwrap();
+        let guest = launch.launch_finish(Sha256Digest::of(b"")).unwrap();
+        for (key_sel, kind, guid) in [
+            (0, SigningKey::Vlek, CertificateGuid::VLEK),
+            (1, SigningKey::Vcek, CertificateGuid::VCEK),
+            (2, SigningKey::Vlek, CertificateGuid::VLEK),
+        ] {
+            let mut request = ReportRequest::new([7; 64], 0);
+            request.key_sel = key_sel.into();
+            let response = guest.extended_guest_request(&request.encode()).unwrap();
+            let response = ReportResponse::parse(&response).unwrap();
+            let report = AttestationReport::parse(&response.report).unwrap();
+            assert_eq!(report.key_info().unwrap().signing_key, kind);
+            assert_eq!(report.chip_id == [0; 64], kind == SigningKey::Vlek);
+            assert!(
+                response.certificates.get(guid).is_some(),
+                "{product} {key_sel}"
+            );
+            let from_cpuid = Product::from_cpuid(report.cpuid_family, report.cpuid_model);
+            assert_eq!(from_cpuid, Ok(product));
+        }
     }
 }
 

@@ -169,7 +169,11 @@ fn every_mutation_has_its_reason() {
             |c| c.submission.evidence.report.push(0),
             "ReportLengthInvalid",
         ),
-        (|c| c.submission.certificates.0.clear(), "RootMissing"),
+        (
+            |c| c.submission.certificates.0.clear(),
+            "EndorsementKeyMissing",
+        ),
+        (|c| c.submission.certificates.0.truncate(1), "RootMissing"),
         (
             |c| {
                 let mut record = fixtures::record();
