@@ -3,7 +3,7 @@
 //! have, and the check that stops it.
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
-#[path = "fixtures/case.rs"]
+#[path = "support/case.rs"]
 mod case;
 
 use assay_attest::policy::SigningKeyPolicy;

@@ -2,7 +2,7 @@
 //! change per row, and the one check that must notice.
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
-#[path = "fixtures/case.rs"]
+#[path = "support/case.rs"]
 mod case;
 
 use assay_attest::describe::describe_certificate;
