@@ -6,7 +6,7 @@ use jiff::Timestamp;
 
 use crate::anchors::TrustAnchors;
 use crate::certificate::EndorsementKey;
-use crate::chain::{RevocationRules, Supplied};
+use crate::chain::{Chain, RevocationRules, Supplied};
 use crate::crypto;
 use crate::evidence::{Binding, Evidence};
 use crate::ledger::{Finding, Ledger};
@@ -78,18 +78,16 @@ pub fn appraise(
     }
     let leaf = leaf.zip(product).and_then(|(leaf, product)| {
         let checked = leaf.and_then(|(certificate, key)| {
-            key.check_product(product).map_err(Finding::fail)?;
             let shown = key.product_name.clone();
+            key.check_product(product).map_err(|reason| {
+                let finding = Finding::fail(reason).expected(product.name());
+                finding.observed(shown.clone())
+            })?;
             Ok(((certificate, key), Finding::pass(shown)))
         });
         ledger.take(CheckName::EndorsementKey, checked)
     });
 
-    let list = evidence.revocation_list.as_deref();
-    if list.is_none() && policy.revocation_list == RevocationListMode::NotRequired {
-        let finding = Finding::not_applicable("none was supplied and the policy requires none");
-        ledger.enter(CheckName::RevocationList, finding);
-    }
     let (mut trust_domain, mut revocation_list_number) = (None, None);
     if let (Some(product), Some((root, domain)), Some((certificate, key))) = (product, root, &leaf)
     {
@@ -97,25 +95,10 @@ pub fn appraise(
         if let Some(chain) = ledger.take(CheckName::CertificateChain, chain) {
             trust_domain = Some(domain);
             ledger.enter(CheckName::CertificateDates, chain.check_dates(now));
-            if let Some(list) = list {
-                let rules = RevocationRules {
-                    grace_seconds: policy.revocation_list_grace_seconds,
-                    minimum_number: policy
-                        .entries(product)
-                        .filter_map(|entry| entry.minimum_revocation_list)
-                        .max(),
-                };
-                let list = chain.read_revocation_list(list);
-                revocation_list_number = list.as_ref().ok().map(|list| list.number);
-                let finding = match list {
-                    Ok(list) => chain.check_revocation(&list, &rules, now),
-                    Err(reason) => Finding::fail(reason),
-                };
-                ledger.enter(CheckName::RevocationList, finding);
-            } else if policy.revocation_list == RevocationListMode::Required {
-                let finding = Finding::fail(ReasonCode::RevocationListMissing);
-                ledger.enter(CheckName::RevocationList, finding);
-            }
+            let list = evidence.revocation_list.as_deref();
+            let (finding, number) = check_revocation_list(&chain, list, product, policy, now);
+            ledger.enter(CheckName::RevocationList, finding);
+            revocation_list_number = number;
         }
     }
     if let (Some(product), Some((_, key))) = (product, &leaf) {
@@ -296,6 +279,40 @@ fn find_product(
             .observed("a chip identity of another length"));
     }
     Ok((product, Finding::pass(product.name())))
+}
+
+/// Checks the revocation list, asked for or not, and gives its number if it is
+/// the root's.
+fn check_revocation_list(
+    chain: &Chain<'_>,
+    list: Option<&[u8]>,
+    product: Product,
+    policy: &AppraisalPolicy,
+    now: Timestamp,
+) -> (Finding, Option<u64>) {
+    let Some(list) = list else {
+        let finding = match policy.revocation_list {
+            RevocationListMode::Required => Finding::fail(ReasonCode::RevocationListMissing),
+            RevocationListMode::NotRequired => {
+                Finding::not_applicable("none was supplied and the policy requires none")
+            }
+        };
+        return (finding, None);
+    };
+    let minima = policy.entries(product);
+    let rules = RevocationRules {
+        grace_seconds: policy.revocation_list_grace_seconds,
+        minimum_number: minima
+            .filter_map(|entry| entry.minimum_revocation_list)
+            .max(),
+    };
+    match chain.read_revocation_list(list) {
+        Ok(list) => (
+            chain.check_revocation(&list, &rules, now),
+            Some(list.number),
+        ),
+        Err(reason) => (Finding::fail(reason), None),
+    }
 }
 
 fn check_denied(
