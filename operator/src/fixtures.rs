@@ -337,6 +337,8 @@ pub(crate) fn record() -> AttestationRecord {
             diagnosis: None,
             evidence: EvidenceStatus::default(),
             history: Vec::new(),
+            used_nonces: Vec::new(),
+            secrets: Vec::new(),
             conditions: Vec::new(),
         }),
     }

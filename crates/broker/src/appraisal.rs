@@ -134,6 +134,8 @@ pub struct Appraisal {
     pub spec: AttestationRecordSpec,
     /// The verdict with every check.
     pub status: AttestationRecordStatus,
+    /// The nonce that the submission answers.
+    pub nonce: IssuedNonce,
     /// Root of trust, where the chain ends in one.
     pub trust_domain: Option<TrustDomain>,
     /// What the report says; to be believed only if it was accepted.
@@ -279,6 +281,8 @@ pub fn decide_attestation(
             runtime_data: String::from_utf8_lossy(&runtime_data).into_owned(),
         },
         history: Vec::new(),
+        used_nonces: Vec::new(),
+        secrets: Vec::new(),
         conditions: Vec::new(),
     };
     let spec = AttestationRecordSpec {
@@ -299,6 +303,7 @@ pub fn decide_attestation(
     Ok(Decision::Appraised(Box::new(Appraisal {
         spec,
         status,
+        nonce: *nonce,
         trust_domain,
         claims,
         authentic,
@@ -306,29 +311,38 @@ pub fn decide_attestation(
     })))
 }
 
-/// A nonce must be newer than the acceptance that is in force. A replica that
-/// does not know that another one has seen the nonce finds the trace of it here.
+/// When `nonce` was issued. What no clock shows is older than everything.
+pub fn issued_at(nonce: &IssuedNonce) -> Timestamp {
+    i64::try_from(nonce.issued_at)
+        .ok()
+        .and_then(|seconds| Timestamp::from_second(seconds).ok())
+        .unwrap_or(Timestamp::MIN)
+}
+
+/// Whether `status` is an acceptance that was made after `nonce` was issued.
+pub fn supersedes(status: &AttestationRecordStatus, nonce: &IssuedNonce) -> bool {
+    status.verdict == RecordVerdict::Accepted && status.verified_at.0 > issued_at(nonce)
+}
+
+/// A nonce must be newer than the acceptance that is in force: a session that
+/// was overtaken is over. That no nonce is answered twice is checked where the
+/// record is written.
 fn check_freshness(
     nonce: &IssuedNonce,
     record: Option<&AttestationRecord>,
     instance: &InstanceData,
 ) -> CheckStatus {
-    let in_force = record
+    let newer = record
         .filter(|record| record.spec.pod_ref.uid == instance.pod.uid)
         .and_then(|record| record.status.as_ref())
-        .filter(|status| status.verdict == RecordVerdict::Accepted)
-        .map(|status| status.verified_at.0);
-    let issued_at = i64::try_from(nonce.issued_at).unwrap_or(i64::MIN);
-    match in_force {
-        Some(verified_at) if verified_at.as_second() > issued_at => BrokerCheck::Freshness.fail(
+        .filter(|status| supersedes(status, nonce));
+    match newer {
+        Some(status) => BrokerCheck::Freshness.fail(
             "NonceSuperseded",
-            &format!("a nonce issued after {verified_at}"),
-            format!(
-                "issued {}s before",
-                verified_at.as_second().saturating_sub(issued_at)
-            ),
+            &format!("a nonce issued after {}", status.verified_at.0),
+            format!("issued at {}", issued_at(nonce)),
         ),
-        _ => BrokerCheck::Freshness.pass("a nonce of this session, used once"),
+        None => BrokerCheck::Freshness.pass("a nonce of this session, used once"),
     }
 }
 
@@ -417,10 +431,13 @@ fn first_reason(checks: &[CheckStatus]) -> String {
         .unwrap_or_else(|| "Rejected".to_owned())
 }
 
-/// Whether a report that chains to a believed root binds session and instance.
+/// Whether a report that chains to a root that may vouch for the guest binds
+/// session and instance. The development root vouches for simulated guests
+/// alone: whoever holds its key must not reject what hardware protects.
 fn is_authentic(verdict: &Verdict) -> bool {
     [
         CheckName::TrustAnchor,
+        CheckName::TrustDomain,
         CheckName::CertificateChain,
         CheckName::CertificateDates,
         CheckName::EndorsedTcb,

@@ -357,6 +357,13 @@ pub(crate) fn accepted() -> Appraisal {
     appraisal
 }
 
+/// As [`accepted`], in answer to another nonce.
+pub(crate) fn accepted_again() -> Appraisal {
+    let mut appraisal = accepted();
+    appraisal.nonce.id = [4; 24];
+    appraisal
+}
+
 pub(crate) fn record() -> AttestationRecord {
     plan_record(NAMESPACE, &accepted(), None).unwrap()
 }

@@ -4,19 +4,31 @@ use std::collections::BTreeMap;
 
 use assay_crds::conditions::{ConditionState, merge};
 use assay_crds::names::{DEPLOYMENT_LABEL, IMAGE_LABEL};
-use assay_crds::v1alpha1::AttestationRecord;
-use assay_crds::v1alpha1::attestation_record::{AttestationRecordStatus, HistoryEntry, Verdict};
+use assay_crds::v1alpha1::attestation_record::{
+    AttestationRecordStatus, HistoryEntry, ReleaseOutcome, SecretRelease, UsedNonce, Verdict,
+};
+use assay_crds::v1alpha1::confidential_deployment::SecretMount;
+use assay_crds::v1alpha1::{AttestationRecord, AttestationRecordSpec};
+use assay_protocol::broker::IssuedNonce;
+use base64::prelude::{BASE64_STANDARD, Engine as _};
 use jiff::Timestamp;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{OwnerReference, Time};
 
-use crate::appraisal::Appraisal;
+use crate::appraisal::{Appraisal, issued_at, supersedes};
 
 /// Earlier verdicts that a record keeps.
 const MAX_HISTORY: usize = 10;
+/// Used nonces that a record keeps: the newest. One that is older than all of
+/// them counts as used, so that forgetting lets none through; a guest would
+/// have to attest this often within a second to be held up by it.
+const MAX_USED_NONCES: usize = 16;
 
 /// Why an appraisal is not recorded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum NotRecorded {
+    /// The nonce was answered already, at whichever replica.
+    #[error("the nonce was used already")]
+    Replayed,
     /// A newer appraisal of the pod is recorded.
     #[error("a newer appraisal of the pod is recorded")]
     Older,
@@ -65,6 +77,9 @@ pub fn plan_record(
     }]);
     let mut status = appraisal.status.clone();
     status.history = predecessor.map(history).unwrap_or_default();
+    let used = predecessor.map_or(&[][..], |status| &status.used_nonces);
+    status.used_nonces = used_nonces(appraisal, used);
+    status.secrets = predecessor.map_or_else(Vec::new, |status| status.secrets.clone());
     let ready = ConditionState {
         type_: "Ready",
         status: appraisal.is_accepted().into(),
@@ -79,7 +94,8 @@ pub fn plan_record(
         },
     };
     let before = predecessor.map_or(&[][..], |status| &status.conditions);
-    status.conditions = merge(before, &[ready], None, status.verified_at.0);
+    let generation = generation(&record.spec, existing);
+    status.conditions = merge(before, &[ready], generation, status.verified_at.0);
     record.status = Some(status);
     Ok(record)
 }
@@ -89,7 +105,14 @@ fn check_displaces(
     existing: &AttestationRecordStatus,
 ) -> Result<(), NotRecorded> {
     let now = appraisal.status.verified_at.0;
+    if is_used(&appraisal.nonce, &existing.used_nonces) {
+        return Err(NotRecorded::Replayed);
+    }
     if existing.verified_at.0 > now {
+        return Err(NotRecorded::Older);
+    }
+    // The acceptance was not there yet when the evidence was appraised.
+    if appraisal.authentic && supersedes(existing, &appraisal.nonce) {
         return Err(NotRecorded::Older);
     }
     if !appraisal.is_accepted() && !appraisal.authentic && is_in_force(existing, now) {
@@ -105,6 +128,87 @@ pub fn is_in_force(status: &AttestationRecordStatus, now: Timestamp) -> bool {
             .expires_at
             .as_ref()
             .is_some_and(|expiry| now < expiry.0)
+}
+
+/// The record after a request for one of the deployment's `secrets`; nothing
+/// when it says so already, or is of another pod by now.
+pub fn plan_release(
+    existing: &AttestationRecord,
+    pod_uid: &str,
+    secrets: &[SecretMount],
+    release: &SecretRelease,
+    now: Timestamp,
+) -> Option<AttestationRecord> {
+    if existing.spec.pod_ref.uid != pod_uid {
+        return None;
+    }
+    let before = existing.status.as_ref()?;
+    let latest = |secret: &SecretMount| {
+        std::iter::once(release)
+            .chain(&before.secrets)
+            .find(|release| release.name == secret.name)
+            .cloned()
+    };
+    let mut status = before.clone();
+    status.secrets = secrets.iter().filter_map(latest).collect();
+    let state = secrets_released(&status.secrets, secrets.len());
+    let generation = existing.metadata.generation;
+    status.conditions = merge(&before.conditions, &[state], generation, now);
+    (status != *before).then(|| AttestationRecord {
+        status: Some(status),
+        ..existing.clone()
+    })
+}
+
+fn secrets_released(releases: &[SecretRelease], wanted: usize) -> ConditionState {
+    let state = |holds: bool, reason, message| ConditionState {
+        type_: "SecretsReleased",
+        status: holds.into(),
+        reason,
+        message,
+    };
+    let released = ReleaseOutcome::Released;
+    if let Some(refused) = releases.iter().find(|release| release.outcome != released) {
+        let remedy = refused.message.as_deref().unwrap_or_default();
+        let message = format!("secrets[{}].secretRef: {remedy}", refused.name);
+        return state(false, refused.outcome.as_str(), message);
+    }
+    let message = format!("{} of {wanted} secrets are released", releases.len());
+    if releases.len() < wanted {
+        state(false, "AwaitingRelease", message)
+    } else {
+        state(true, released.as_str(), message)
+    }
+}
+
+/// The generation of the record once it is written: the API server counts
+/// specifications.
+fn generation(spec: &AttestationRecordSpec, existing: Option<&AttestationRecord>) -> Option<i64> {
+    match existing {
+        None => Some(1),
+        Some(existing) if existing.spec == *spec => existing.metadata.generation,
+        Some(existing) => existing.metadata.generation.map(|before| before + 1),
+    }
+}
+
+/// The nonces that are used once `appraisal` is recorded, newest first. Only
+/// authentic evidence uses one: noise must not make a record forget.
+fn used_nonces(appraisal: &Appraisal, before: &[UsedNonce]) -> Vec<UsedNonce> {
+    let nonce = appraisal.authentic.then(|| UsedNonce {
+        id: BASE64_STANDARD.encode(appraisal.nonce.id),
+        issued_at: Time(issued_at(&appraisal.nonce)),
+    });
+    let mut used: Vec<UsedNonce> = nonce.into_iter().chain(before.iter().cloned()).collect();
+    used.sort_by_key(|nonce| std::cmp::Reverse(nonce.issued_at.0));
+    used.truncate(MAX_USED_NONCES);
+    used
+}
+
+/// Whether `nonce` is among `used`, or may have been and is forgotten.
+fn is_used(nonce: &IssuedNonce, used: &[UsedNonce]) -> bool {
+    let id = BASE64_STANDARD.encode(nonce.id);
+    let forgotten = |oldest: &UsedNonce| issued_at(nonce) <= oldest.issued_at.0;
+    used.iter().any(|used| used.id == id) || used.get(MAX_USED_NONCES - 1).is_some_and(forgotten)
 }
 
 fn history(status: &AttestationRecordStatus) -> Vec<HistoryEntry> {
@@ -138,8 +242,11 @@ mod tests {
         appraisal
     }
 
-    fn later(mut appraisal: Appraisal, seconds: i64) -> Appraisal {
-        appraisal.status.verified_at.0 += seconds.seconds();
+    /// An appraisal of the answer to another nonce.
+    fn later(mut appraisal: Appraisal, seconds: u8) -> Appraisal {
+        appraisal.status.verified_at.0 += i64::from(seconds).seconds();
+        appraisal.nonce.id[0] += seconds;
+        appraisal.nonce.issued_at += u64::from(seconds);
         appraisal
     }
 
@@ -153,6 +260,138 @@ mod tests {
         let status = record.status.unwrap();
         assert_eq!(status.history, []);
         assert_eq!(status.conditions[0].status, "True");
+        assert_eq!(status.conditions[0].observed_generation, Some(1));
+    }
+
+    #[test]
+    fn conditions_are_of_the_generation_that_is_written() {
+        let mut record = plan_record(fixtures::NAMESPACE, &appraisal(), None).unwrap();
+        record.metadata.generation = Some(4);
+        let observed = |appraisal: &Appraisal| {
+            let record = plan_record(fixtures::NAMESPACE, appraisal, Some(&record)).unwrap();
+            record.status.unwrap().conditions[0].observed_generation
+        };
+        let mut next = later(appraisal(), 1);
+        assert_eq!(observed(&next), Some(4));
+        next.spec.image_ref.name = "web-2".to_owned();
+        assert_eq!(observed(&next), Some(5));
+    }
+
+    /// Whatever came of it the first time, and whatever would come of it now.
+    #[test]
+    fn a_nonce_is_answered_once() {
+        for first in [appraisal(), rejected(true)] {
+            let record = plan_record(fixtures::NAMESPACE, &first, None).unwrap();
+            for again in [appraisal(), rejected(true), rejected(false)] {
+                for seconds in [0, 400] {
+                    let mut again = again.clone();
+                    again.status.verified_at.0 += seconds.seconds();
+                    let plan = plan_record(fixtures::NAMESPACE, &again, Some(&record));
+                    assert_eq!(plan, Err(NotRecorded::Replayed));
+                }
+            }
+            let other = later(appraisal(), 1);
+            assert!(plan_record(fixtures::NAMESPACE, &other, Some(&record)).is_ok());
+        }
+    }
+
+    #[test]
+    fn a_nonce_that_was_forgotten_is_answered_no_more() {
+        let mut record = plan_record(fixtures::NAMESPACE, &rejected(true), None).unwrap();
+        for round in 1..=40 {
+            let next = later(rejected(true), round);
+            record = plan_record(fixtures::NAMESPACE, &next, Some(&record)).unwrap();
+            for earlier in 0..=round {
+                let mut replay = later(rejected(true), earlier);
+                replay.status.verified_at = next.status.verified_at.clone();
+                let plan = plan_record(fixtures::NAMESPACE, &replay, Some(&record));
+                assert_eq!(plan, Err(NotRecorded::Replayed), "{earlier} of {round}");
+            }
+        }
+        assert_eq!(record.status.unwrap().used_nonces.len(), MAX_USED_NONCES);
+    }
+
+    /// Or else noise would free the nonces of the guest that it is in the way of.
+    #[test]
+    fn noise_uses_no_nonce() {
+        let mut record = plan_record(fixtures::NAMESPACE, &rejected(true), None).unwrap();
+        for round in 1..=40 {
+            let noise = later(rejected(false), round);
+            record = plan_record(fixtures::NAMESPACE, &noise, Some(&record)).unwrap();
+        }
+        let mut replay = later(rejected(true), 0);
+        replay.status.verified_at.0 += 41.seconds();
+        let plan = plan_record(fixtures::NAMESPACE, &replay, Some(&record));
+        assert_eq!(plan, Err(NotRecorded::Replayed));
+    }
+
+    /// Two appraisals in one second: the acceptance that was written meanwhile
+    /// answers a nonce that is newer.
+    #[test]
+    fn an_overtaken_session_is_over() {
+        let accepted = plan_record(fixtures::NAMESPACE, &later(appraisal(), 2), None).unwrap();
+        let mut overtaken = later(appraisal(), 1);
+        overtaken.status.verified_at.0 += 1.seconds();
+        let plan = plan_record(fixtures::NAMESPACE, &overtaken, Some(&accepted));
+        assert_eq!(plan, Err(NotRecorded::Older));
+    }
+
+    fn release(name: &str, outcome: ReleaseOutcome) -> SecretRelease {
+        let message = (outcome != ReleaseOutcome::Released).then(|| "create it".to_owned());
+        SecretRelease {
+            name: name.to_owned(),
+            outcome,
+            message,
+        }
+    }
+
+    #[test]
+    fn releases_are_kept_until_the_next_request() {
+        use ReleaseOutcome::{Released, SecretMissing};
+        let mut secrets = fixtures::deployment().spec.secrets;
+        secrets.push(SecretMount {
+            name: "token".to_owned(),
+            ..secrets[0].clone()
+        });
+        let mut record = plan_record(fixtures::NAMESPACE, &appraisal(), None).unwrap();
+        let mut round = 0;
+        let mut check = |name, outcome, status, reason, message| {
+            round += 1;
+            let release = release(name, outcome);
+            let plan = |record: &AttestationRecord| {
+                let now = fixtures::now();
+                plan_release(record, fixtures::POD_UID, &secrets, &release, now)
+            };
+            record = plan(&record).unwrap();
+            assert_eq!(plan(&record), None, "no news");
+            // Attesting again says nothing about secrets.
+            let next = later(appraisal(), round);
+            record = plan_record(fixtures::NAMESPACE, &next, Some(&record)).unwrap();
+            let conditions = &record.status.as_ref().unwrap().conditions;
+            let [ready, released] = &conditions[..] else {
+                panic!("{conditions:?}")
+            };
+            assert_eq!(ready.type_, "Ready");
+            assert_eq!(released.type_, "SecretsReleased");
+            assert_eq!(released.status, status);
+            assert_eq!(released.reason, reason);
+            assert_eq!(released.message, message);
+        };
+        let missing = "secrets[token].secretRef: create it";
+        let (one, two) = ("1 of 2 secrets are released", "2 of 2 secrets are released");
+        check("greeting", Released, "False", "AwaitingRelease", one);
+        check("token", SecretMissing, "False", "SecretMissing", missing);
+        check("token", Released, "True", "Released", two);
+
+        let status = record.status.clone().unwrap();
+        assert_eq!(status.secrets.len(), 2);
+        let other = release("greeting", SecretMissing);
+        let plan = plan_release(&record, "other", &secrets, &other, fixtures::now());
+        assert_eq!(plan, None, "a request of an earlier pod");
+        // What the deployment no longer names is forgotten.
+        let one = &secrets[..1];
+        let record = plan_release(&record, fixtures::POD_UID, one, &other, fixtures::now());
+        assert_eq!(record.unwrap().status.unwrap().secrets, [other]);
     }
 
     #[test]
@@ -190,7 +429,8 @@ mod tests {
         let record = plan_record(fixtures::NAMESPACE, &genuine, Some(&accepted)).unwrap();
         assert_eq!(record.status.unwrap().verdict, Verdict::Rejected);
         // Once the acceptance is over, the rejection explains what is wrong.
-        let late = later(rejected(false), 1_000_000);
+        let mut late = later(rejected(false), 1);
+        late.status.verified_at.0 += 1_000_000.seconds();
         assert!(plan_record(fixtures::NAMESPACE, &late, Some(&accepted)).is_ok());
     }
 

@@ -1,22 +1,28 @@
 //! The decision to release a resource.
 //!
 //! A token alone opens nothing: everything that made it may have changed since.
-//! The appraisal that it stands for must be the one in force, the image
-//! unrevoked and the policy the same, as the API server has them now; and the
-//! policy and the deployment must both name the resource.
+//! The appraisal that it stands for must be the one in force, the image and the
+//! launch digest unrevoked and the policy the same, as the API server has them
+//! now; and the policy and the deployment must both name the resource.
 
 use std::fmt;
 
+use assay_attest::ReferenceState;
 use assay_crds::names::{RELEASE_CLASS_LABEL, RELEASE_CLASS_SIMULATED};
-use assay_crds::v1alpha1::confidential_deployment::SecretKeyReference;
+use assay_crds::v1alpha1::attestation_record::{
+    AttestationRecordStatus, ReleaseOutcome, SecretRelease,
+};
+use assay_crds::v1alpha1::confidential_deployment::{Machine, SecretKeyReference};
 use assay_crds::v1alpha1::measured_image::LifecycleState;
 use assay_crds::v1alpha1::{
     AttestationPolicy, AttestationRecord, ConfidentialDeployment, MeasuredImage,
 };
+use assay_tee::LaunchDigest;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Secret;
 use zeroize::Zeroizing;
 
+use crate::policy::reference_values;
 use crate::record::is_in_force;
 use crate::submission::is_name;
 use crate::token::Claims;
@@ -84,6 +90,9 @@ pub enum ReleaseRefusal {
     /// The image is revoked.
     #[error("the image is revoked")]
     ImageRevoked,
+    /// The launch digest is revoked, or no reference value any more.
+    #[error("the launch digest is not accepted any more")]
+    MeasurementRevoked,
     /// The policy does not exist.
     #[error("the AttestationPolicy does not exist")]
     PolicyMissing,
@@ -129,6 +138,7 @@ impl ReleaseRefusal {
             Self::DeploymentMissing => "DeploymentMissing",
             Self::ImageMissing => "ImageMissing",
             Self::ImageRevoked => "ImageRevoked",
+            Self::MeasurementRevoked => "MeasurementRevoked",
             Self::PolicyMissing => "PolicyMissing",
             Self::PolicyChanged => "PolicyChanged",
             Self::TeeNotAllowed => "TeeNotAllowed",
@@ -207,6 +217,9 @@ pub fn decide_release(
     if state == LifecycleState::Revoked {
         return Err(ReleaseRefusal::ImageRevoked);
     }
+    if !is_measurement_accepted(status, image, &deployment.spec.machine) {
+        return Err(ReleaseRefusal::MeasurementRevoked);
+    }
     let policy = observed
         .policy
         .as_ref()
@@ -239,6 +252,20 @@ pub fn decide_release(
         .find(|secret| secret.name == path.name)
         .map(|secret| secret.secret_ref.clone())
         .ok_or(ReleaseRefusal::ResourceUnknown)
+}
+
+fn is_measurement_accepted(
+    status: &AttestationRecordStatus,
+    image: &MeasuredImage,
+    machine: &Machine,
+) -> bool {
+    let measurement: Option<LaunchDigest> = status
+        .measurement
+        .as_ref()
+        .and_then(|measurement| measurement.parse().ok());
+    measurement
+        .and_then(|digest| reference_values(image, machine).find(digest).cloned())
+        .is_some_and(|value| value.state == ReferenceState::Accepted)
 }
 
 /// Takes the value out of the Secret, if its class allows.
@@ -276,12 +303,60 @@ pub fn decide_secret(
     Ok(value)
 }
 
+/// What the pod's record says about a request that got as far as the Secret:
+/// names, and never a value.
+pub fn describe_release(
+    path: &ResourcePath,
+    reference: &SecretKeyReference,
+    refusal: Option<ReleaseRefusal>,
+) -> Option<SecretRelease> {
+    let namespace = &path.namespace;
+    let SecretKeyReference { name, key } = reference;
+    let (outcome, message) = match refusal {
+        None => (ReleaseOutcome::Released, None),
+        Some(ReleaseRefusal::SecretMissing) => (
+            ReleaseOutcome::SecretMissing,
+            Some(format!(
+                "Secret {name:?} does not exist in namespace {namespace}; create it"
+            )),
+        ),
+        Some(ReleaseRefusal::SecretKeyMissing) => (
+            ReleaseOutcome::SecretKeyMissing,
+            Some(format!(
+                "Secret {name:?} in namespace {namespace} has no key {key:?}; add it"
+            )),
+        ),
+        Some(ReleaseRefusal::ReleaseClassMismatch) => (
+            ReleaseOutcome::ReleaseClassMismatch,
+            Some(format!(
+                "Secret {name:?} in namespace {namespace} is not labelled \
+                 {RELEASE_CLASS_LABEL}={RELEASE_CLASS_SIMULATED}; label it if simulated guests, \
+                 which nothing protects, may have it"
+            )),
+        ),
+        Some(ReleaseRefusal::ValueTooLarge) => (
+            ReleaseOutcome::ValueTooLarge,
+            Some(format!(
+                "key {key:?} of Secret {name:?} in namespace {namespace} has more than \
+                 {MAX_VALUE} bytes; shorten it"
+            )),
+        ),
+        Some(_) => return None,
+    };
+    Some(SecretRelease {
+        name: path.name.clone(),
+        outcome,
+        message,
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::fixtures;
     use assay_crds::v1alpha1::TeeType;
     use assay_crds::v1alpha1::attestation_record::Verdict;
+    use assay_crds::v1alpha1::measured_image::{DigestState, LaunchDigestRow};
     use jiff::ToSpan as _;
     use k8s_openapi::ByteString;
 
@@ -321,6 +396,10 @@ mod tests {
         fn policy(case: &mut Case) -> &mut AttestationPolicy {
             case.observed.policy.as_mut().unwrap()
         }
+        fn rows(case: &mut Case) -> &mut Vec<LaunchDigestRow> {
+            let image = case.observed.image.as_mut().unwrap();
+            &mut image.status.as_mut().unwrap().launch_digests
+        }
         /// Changes the policy together with the token that names it.
         fn rehash(case: &mut Case) {
             let hash = policy(case).spec.hash().unwrap().to_string();
@@ -359,6 +438,23 @@ mod tests {
                     image.spec.lifecycle.state = LifecycleState::Revoked;
                 },
                 R::ImageRevoked,
+            ),
+            (
+                |c| rows(c)[0].state = DigestState::Revoked,
+                R::MeasurementRevoked,
+            ),
+            (
+                |c| {
+                    let mut revoked = rows(c)[0].clone();
+                    revoked.state = DigestState::Revoked;
+                    rows(c).push(revoked);
+                },
+                R::MeasurementRevoked,
+            ),
+            (|c| rows(c).clear(), R::MeasurementRevoked),
+            (
+                |c| record(c).status.as_mut().unwrap().measurement = None,
+                R::MeasurementRevoked,
             ),
             (|c| c.observed.policy = None, R::PolicyMissing),
             (|c| policy(c).spec.snp.vmpls = vec![1], R::PolicyChanged),
@@ -440,5 +536,48 @@ mod tests {
         assert_eq!(refused(Some(other_key)), ReleaseRefusal::SecretKeyMissing);
         assert_eq!(refused(Some(large)), ReleaseRefusal::ValueTooLarge);
         assert!(decide_secret(&hardware, &reference, Some(unlabelled)).is_ok());
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_secret_is_told_with_its_remedy() {
+        use ReleaseRefusal as R;
+        let reference = decide(&good()).unwrap();
+        let path = fixtures::resource_path();
+        for (refusal, outcome, words) in [
+            (
+                R::SecretMissing,
+                ReleaseOutcome::SecretMissing,
+                "Secret \"web-secrets\" does not exist in namespace shop; create it",
+            ),
+            (
+                R::SecretKeyMissing,
+                ReleaseOutcome::SecretKeyMissing,
+                "Secret \"web-secrets\" in namespace shop has no key \"greeting\"; add it",
+            ),
+            (
+                R::ReleaseClassMismatch,
+                ReleaseOutcome::ReleaseClassMismatch,
+                "not labelled assay.dev/release-class=simulated; label it",
+            ),
+            (
+                R::ValueTooLarge,
+                ReleaseOutcome::ValueTooLarge,
+                "65536 bytes; shorten it",
+            ),
+        ] {
+            let release = describe_release(&path, &reference, Some(refusal)).unwrap();
+            assert_eq!(release.name, "greeting");
+            assert_eq!(release.outcome, outcome);
+            assert_eq!(outcome.as_str(), refusal.reason());
+            let message = release.message.unwrap();
+            assert!(message.contains(words), "{message}");
+        }
+        let released = describe_release(&path, &reference, None).unwrap();
+        assert_eq!(released.outcome, ReleaseOutcome::Released);
+        // What is wrong with the guest is not wrong with the Secret.
+        assert_eq!(
+            describe_release(&path, &reference, Some(R::TokenSuperseded)),
+            None
+        );
     }
 }

@@ -8,6 +8,7 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
+use assay_crds::v1alpha1::attestation_record::SecretRelease;
 use assay_crds::v1alpha1::{AttestationRecord, MeasuredImage};
 use assay_protocol::broker::{NonceCache, NonceError, NonceIssuer, new_session};
 use assay_protocol::jwe::Jwe;
@@ -18,14 +19,15 @@ use k8s_openapi::api::core::v1::Secret;
 use tokio::sync::Semaphore;
 
 use crate::appraisal::{Appraisal, Decision, Observed, VerifierIdentity, decide_attestation};
-use crate::record::{NotRecorded, plan_record};
+use crate::record::{NotRecorded, plan_record, plan_release};
 use crate::release::{
     ReleaseObserved, ReleaseRefusal, ResourcePath, check_path, decide_release, decide_secret,
+    describe_release,
 };
 use crate::submission::Submission;
 use crate::token::{Claims, InstanceClaims, TokenKey};
 
-/// Tries to record an appraisal while other replicas write the same record.
+/// Tries to write a record while other replicas write the same one.
 const WRITE_ATTEMPTS: usize = 5;
 
 /// Diagnoses that are searched for at the same time: each takes up to a second of
@@ -361,35 +363,45 @@ impl<C: Cluster> Service<C> {
         appraisal: &Appraisal,
         observed: Option<AttestationRecord>,
     ) -> Result<bool, Refusal> {
+        let pod = &appraisal.spec.pod_ref.name;
+        let plan = |existing: Option<&_>| plan_record(namespace, appraisal, existing);
+        match self.write(namespace, pod, observed, plan).await {
+            Ok(Ok(())) => Ok(true),
+            Ok(Err(NotRecorded::NotAuthentic)) => Ok(false),
+            Ok(Err(NotRecorded::Older)) => {
+                Err(Refusal::AttestationFailed("AppraisalSuperseded".to_owned()))
+            }
+            Ok(Err(NotRecorded::Replayed)) => Err(Refusal::Session(NonceError::Replayed)),
+            Err(error) => Err(unavailable(&error)),
+        }
+    }
+
+    /// Writes what `plan` makes of the pod's record, planned again whenever
+    /// another replica was faster; the plan's error where it has nothing to
+    /// write.
+    async fn write<E>(
+        &self,
+        namespace: &str,
+        pod: &str,
+        observed: Option<AttestationRecord>,
+        plan: impl Fn(Option<&AttestationRecord>) -> Result<AttestationRecord, E>,
+    ) -> Result<Result<(), E>, ClusterError> {
+        let cluster = &self.parts.cluster;
         let mut existing = observed;
         for _ in 0..WRITE_ATTEMPTS {
-            let record = match plan_record(namespace, appraisal, existing.as_ref()) {
+            let record = match plan(existing.as_ref()) {
                 Ok(record) => record,
-                Err(NotRecorded::NotAuthentic) => return Ok(false),
-                Err(NotRecorded::Older) => {
-                    return Err(Refusal::AttestationFailed("AppraisalSuperseded".to_owned()));
-                }
+                Err(error) => return Ok(Err(error)),
             };
-            match self
-                .parts
-                .cluster
-                .write_record(&record, existing.as_ref())
-                .await
-            {
-                Ok(()) => return Ok(true),
+            match cluster.write_record(&record, existing.as_ref()).await {
+                Ok(()) => return Ok(Ok(())),
                 Err(ClusterError::Conflict) => {
-                    let pod = &appraisal.spec.pod_ref.name;
-                    existing = self
-                        .parts
-                        .cluster
-                        .read_record(namespace, pod)
-                        .await
-                        .map_err(|error| unavailable(&error))?;
+                    existing = cluster.read_record(namespace, pod).await?;
                 }
-                Err(error) => return Err(unavailable(&error)),
+                Err(error) => return Err(error),
             }
         }
-        Err(unavailable(&ClusterError::Conflict))
+        Err(ClusterError::Conflict)
     }
 
     fn log_appraisal(instance: &InstanceData, appraisal: &Appraisal) {
@@ -475,8 +487,35 @@ impl<C: Cluster> Service<C> {
             .read_secret(&path.namespace, &reference.name)
             .await
             .map_err(|error| unavailable(&error))?;
-        let value = decide_secret(claims, &reference, secret).map_err(Refusal::PolicyDeny)?;
+        let value = decide_secret(claims, &reference, secret);
+        if let Some(release) = describe_release(path, &reference, value.as_ref().err().copied()) {
+            self.record_release(claims.instance(), observed, &release, now)
+                .await;
+        }
+        let value = value.map_err(Refusal::PolicyDeny)?;
         Jwe::encrypt(&value, &claims.tee_pubkey().ec_key()).map_err(|error| unavailable(&error))
+    }
+
+    /// Tells in the pod's record what came of a request. People read it; no
+    /// decision does, so that a failure to write it is no reason to refuse.
+    async fn record_release(
+        &self,
+        instance: &InstanceClaims,
+        observed: ReleaseObserved,
+        release: &SecretRelease,
+        now: Timestamp,
+    ) {
+        let deployment = observed.deployment.as_ref();
+        let secrets = deployment.map_or(&[][..], |deployment| &deployment.spec.secrets);
+        let plan = |existing: Option<&AttestationRecord>| {
+            existing
+                .and_then(|record| plan_release(record, &instance.pod_uid, secrets, release, now))
+                .ok_or(())
+        };
+        let InstanceClaims { namespace, pod, .. } = instance;
+        if let Err(error) = self.write(namespace, pod, observed.record, plan).await {
+            tracing::warn!(error = %Chain(&error), namespace, pod, "cannot record the release");
+        }
     }
 }
 

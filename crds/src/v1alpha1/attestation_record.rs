@@ -104,7 +104,18 @@ pub struct AttestationRecordStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 10))]
     pub history: Vec<HistoryEntry>,
-    /// States: Ready.
+    /// The latest challenges that evidence of the guest answered, newest first:
+    /// none of them is answered again.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    pub used_nonces: Vec<UsedNonce>,
+    /// What came of the guest's latest request for each secret of the
+    /// deployment.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".to_owned()]))]
+    #[schemars(length(max = 32))]
+    pub secrets: Vec<SecretRelease>,
+    /// States: Ready, SecretsReleased.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".to_owned()]))]
     pub conditions: Vec<Condition>,
@@ -188,4 +199,55 @@ pub struct HistoryEntry {
     pub verdict: Verdict,
     /// As in the status.
     pub reason: String,
+}
+
+/// A challenge that was answered.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct UsedNonce {
+    /// The random part of the challenge, base64.
+    pub id: String,
+    /// When the challenge was issued.
+    pub issued_at: Time,
+}
+
+/// What came of a request for a secret.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct SecretRelease {
+    /// Name of the entry of the deployment's `secrets`.
+    pub name: String,
+    /// What came of it.
+    pub outcome: ReleaseOutcome,
+    /// What is wrong and how to mend it. Absent once it is released.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub message: Option<String>,
+}
+
+/// What came of a request for a secret by a guest that may have it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum ReleaseOutcome {
+    /// It was released.
+    Released,
+    /// The Secret does not exist.
+    SecretMissing,
+    /// The Secret has no such key.
+    SecretKeyMissing,
+    /// The Secret is for hardware-backed guests only.
+    ReleaseClassMismatch,
+    /// The value is too large.
+    ValueTooLarge,
+}
+
+impl ReleaseOutcome {
+    /// As the API spells it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Released => "Released",
+            Self::SecretMissing => "SecretMissing",
+            Self::SecretKeyMissing => "SecretKeyMissing",
+            Self::ReleaseClassMismatch => "ReleaseClassMismatch",
+            Self::ValueTooLarge => "ValueTooLarge",
+        }
+    }
 }

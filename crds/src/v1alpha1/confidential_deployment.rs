@@ -298,7 +298,8 @@ pub struct ConfidentialDeploymentStatus {
     /// When the oldest attestation of a counted pod was made.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub oldest_attestation: Option<Time>,
-    /// States: Ready, Attested, Available, HardwareBacked, Reconciling, Stalled.
+    /// States: Ready, Attested, SecretsReleased, Available, HardwareBacked,
+    /// Reconciling, Stalled.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".to_owned()]))]
     pub conditions: Vec<Condition>,
@@ -343,6 +344,18 @@ reasons! {
         AttestationExpired,
         /// Every guest is attested and fresh.
         AllReplicasFresh,
+        /// A Secret that guests need does not exist; the message names it.
+        SecretMissing,
+        /// A Secret that guests need lacks the key; the message names both.
+        SecretKeyMissing,
+        /// A Secret is for hardware-backed guests only, and these are simulated.
+        ReleaseClassMismatch,
+        /// A Secret's value is too large to be released.
+        ValueTooLarge,
+        /// Guests have not fetched all their secrets yet.
+        AwaitingRelease,
+        /// Every guest has its secrets.
+        AllSecretsReleased,
         /// Every guest is Ready.
         AllReplicasReady,
         /// Not every guest answers yet.

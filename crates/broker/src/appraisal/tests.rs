@@ -219,11 +219,18 @@ fn only_evidence_that_binds_session_and_instance_is_authentic() {
     let mut wrong_measurement = good();
     wrong_measurement.submission = submitted(&fixtures::instance(), 9);
     assert!(decide(&wrong_measurement).authentic);
-    let changes: [fn(&mut Case); 4] = [
+    let changes: [fn(&mut Case); 5] = [
         |c| c.submission.evidence.report[0x50] ^= 1,
         |c| c.submission.runtime_data.nonce.push('='),
         |c| c.submission.instance_document.push(' '),
         |c| c.verifier.anchors = TrustAnchors::amd(),
+        // Simulated evidence about a guest that hardware is to protect.
+        |c| {
+            let policy = Arc::make_mut(c.observed.policy.as_mut().unwrap());
+            policy.spec.tees = vec![TeeType::Snp, TeeType::SimulatedSnp];
+            let deployment = Arc::make_mut(c.observed.deployment.as_mut().unwrap());
+            deployment.spec.machine.tee = TeeType::Snp;
+        },
     ];
     for change in changes {
         let mut case = good();

@@ -9,7 +9,8 @@ use kube::config::{KubeConfigOptions, Kubeconfig};
 
 use super::*;
 use crate::fixtures;
-use crate::record::plan_record;
+use crate::record::{plan_record, plan_release};
+use assay_crds::v1alpha1::attestation_record::{ReleaseOutcome, SecretRelease};
 
 const VARIABLE: &str = "ASSAY_TEST_KUBECONFIG";
 
@@ -61,7 +62,11 @@ async fn records_are_written_once_and_in_order() {
         "{conflict:?}"
     );
 
-    let second = plan_record(fixtures::NAMESPACE, &fixtures::accepted(), Some(&stored)).unwrap();
+    let observed = stored.status.as_ref().unwrap().conditions[0].observed_generation;
+    assert_eq!(observed, generation);
+
+    let again = fixtures::accepted_again();
+    let second = plan_record(fixtures::NAMESPACE, &again, Some(&stored)).unwrap();
     cluster.write_record(&second, Some(&stored)).await.unwrap();
     let after = read().await.unwrap();
     assert_eq!(after.status.as_ref().unwrap().history.len(), 1);
@@ -84,6 +89,19 @@ async fn records_are_written_once_and_in_order() {
     );
     cluster.write_record(&moved, Some(&after)).await.unwrap();
     assert_eq!(read().await.unwrap().spec.image_ref.name, "web-2");
+
+    // What came of a request for a secret outlives that.
+    let stored = read().await.unwrap();
+    let release = SecretRelease {
+        name: "greeting".to_owned(),
+        outcome: ReleaseOutcome::SecretMissing,
+        message: Some("create it".to_owned()),
+    };
+    let secrets = fixtures::deployment().spec.secrets;
+    let now = fixtures::now();
+    let told = plan_release(&stored, fixtures::POD_UID, &secrets, &release, now).unwrap();
+    cluster.write_record(&told, Some(&stored)).await.unwrap();
+    assert_eq!(read().await.unwrap().status, told.status);
 }
 
 #[tokio::test]

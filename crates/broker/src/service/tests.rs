@@ -4,10 +4,11 @@
 use std::sync::Mutex;
 
 use assay_crds::v1alpha1::attestation_record::Verdict;
-use assay_crds::v1alpha1::measured_image::LifecycleState;
+use assay_crds::v1alpha1::measured_image::{DigestState, LifecycleState};
 use assay_protocol::broker::BoundedNonceCache;
 use assay_protocol::guest::{AttestedSession, GuestSession, HttpRequest, HttpResponse};
 use assay_protocol::messages::TokenResponse;
+use futures::future::join;
 use jiff::{SignedDuration, ToSpan as _};
 use serde::Serialize;
 
@@ -49,8 +50,11 @@ impl FakeCluster {
 }
 
 impl Cluster for FakeCluster {
+    /// Whoever else is at work goes on once the objects are read.
     async fn observe(&self, _: &InstanceData) -> Result<Observed, ClusterError> {
-        Ok(self.0.lock().unwrap().observed.clone())
+        let observed = self.0.lock().unwrap().observed.clone();
+        tokio::task::yield_now().await;
+        Ok(observed)
     }
 
     async fn observe_release(&self, _: &InstanceClaims) -> Result<ReleaseObserved, ClusterError> {
@@ -90,7 +94,12 @@ impl Cluster for FakeCluster {
         if world.observed.record.as_ref() != existing {
             return Err(ClusterError::Conflict);
         }
-        world.observed.record = Some(record.clone());
+        let mut record = record.clone();
+        record.metadata.generation = Some(existing.map_or(1, |existing| {
+            let generation = existing.metadata.generation.unwrap();
+            generation + i64::from(existing.spec != record.spec)
+        }));
+        world.observed.record = Some(record);
         Ok(())
     }
 
@@ -156,7 +165,7 @@ impl Replica {
                 Ok((session, challenge)) => fixtures::response(&session, &challenge),
                 Err(error) => refused(&error),
             },
-            "/kbs/v0/attest" => match self.service.attest(session, &request.body).await {
+            "/kbs/v0/attest" => match Box::pin(self.service.attest(session, &request.body)).await {
                 Ok(token) => fixtures::response("", &TokenResponse { token }),
                 Err(error) => refused(&error),
             },
@@ -175,7 +184,7 @@ impl Replica {
                     name: name.to_owned(),
                 };
                 let token = header("authorization").and_then(|value| value.strip_prefix("Bearer "));
-                match self.service.resource(token, &path).await {
+                match Box::pin(self.service.resource(token, &path)).await {
                     Ok(jwe) => fixtures::response("", &jwe),
                     Err(error) => refused(&error),
                 }
@@ -340,18 +349,49 @@ async fn a_submission_replayed_to_another_replica_is_refused_by_the_record() {
     let cluster = FakeCluster::new();
     let (first, second) = (Replica::new(&cluster), Replica::new(&cluster));
     let (_, request) = first.attest_request(1).await;
-    first.advance(SignedDuration::from_secs(1));
-    second.advance(SignedDuration::from_secs(1));
     assert_eq!(first.send(&request).await.status, 200);
     let before = cluster.record();
-    let again = second.send(&request).await;
-    assert_eq!(again.status, 401);
-    assert!(
-        String::from_utf8(again.body)
-            .unwrap()
-            .contains("NonceSuperseded")
-    );
-    assert_eq!(cluster.record(), before);
+    // In the second of issue, later, and where the clock is behind.
+    for seconds in [0, 1, -3] {
+        second.advance(SignedDuration::from_secs(seconds));
+        let again = second.send(&request).await;
+        assert_eq!(again.status, 401);
+        let body = String::from_utf8(again.body).unwrap();
+        assert!(body.contains("InvalidSession"), "{body}");
+        assert_eq!(cluster.record(), before);
+    }
+}
+
+/// Both replicas see the record before either writes it.
+#[tokio::test]
+async fn of_two_submissions_of_a_nonce_at_once_one_gets_a_token() {
+    for page in [1, 9] {
+        let cluster = FakeCluster::new();
+        let (first, second) = (Replica::new(&cluster), Replica::new(&cluster));
+        let (_, request) = first.attest_request(page).await;
+        let (one, two) = join(first.send(&request), second.send(&request)).await;
+        let mut statuses = [one.status, two.status];
+        statuses.sort_unstable();
+        let expected = if page == 1 { [200, 401] } else { [401, 401] };
+        assert_eq!(statuses, expected);
+        let status = cluster.record().unwrap().status.unwrap();
+        assert_eq!(status.history, [], "one of them is recorded");
+    }
+}
+
+/// An acceptance that is written meanwhile ends the sessions before it.
+#[tokio::test]
+async fn a_session_that_is_overtaken_gets_no_token() {
+    let cluster = FakeCluster::new();
+    let (first, second) = (Replica::new(&cluster), Replica::new(&cluster));
+    let (_, old) = first.attest_request(1).await;
+    first.advance(SignedDuration::from_secs(1));
+    second.advance(SignedDuration::from_secs(1));
+    let (_, new) = second.attest_request(1).await;
+    let (new, old) = join(second.send(&new), first.send(&old)).await;
+    assert_eq!(new.status, 200);
+    let body = String::from_utf8(old.body).unwrap();
+    assert!(body.contains("AppraisalSuperseded"), "{body}");
 }
 
 #[tokio::test]
@@ -453,6 +493,97 @@ async fn a_simulated_guest_gets_no_secret_of_another_class() {
         "PolicyDeny",
         "ReleaseClassMismatch",
     );
+}
+
+/// What is wrong with a Secret is in the record until it is mended, whatever
+/// the guest does meanwhile; and the guest's next try gets it.
+#[tokio::test]
+async fn a_secret_that_cannot_be_released_is_told_in_the_record() {
+    type Change = fn(&mut World);
+    fn secret(world: &mut World) -> &mut Secret {
+        world.secret.as_mut().unwrap()
+    }
+    let rows: [(Change, &str, &str); 3] = [
+        (
+            |world| world.secret = None,
+            "SecretMissing",
+            "Secret \"web-secrets\" does not exist in namespace shop; create it",
+        ),
+        (
+            |world| secret(world).data = None,
+            "SecretKeyMissing",
+            "has no key \"greeting\"; add it",
+        ),
+        (
+            |world| secret(world).metadata.labels = None,
+            "ReleaseClassMismatch",
+            "is not labelled assay.dev/release-class=simulated; label it",
+        ),
+    ];
+    let released = |cluster: &FakeCluster| {
+        let record = cluster.record().unwrap();
+        let conditions = &record.status.as_ref().unwrap().conditions;
+        let released = assay_crds::conditions::find(conditions, "SecretsReleased").unwrap();
+        assert_eq!(released.observed_generation, record.metadata.generation);
+        (
+            released.status.clone(),
+            released.reason.clone(),
+            released.message.clone(),
+        )
+    };
+    for (change, reason, message) in rows {
+        let cluster = FakeCluster::new();
+        let replica = Replica::new(&cluster);
+        change(&mut cluster.0.lock().unwrap());
+        for _ in 0..2 {
+            replica.advance(SignedDuration::from_secs(1));
+            let session = replica.attest(1).await.unwrap();
+            if cluster.0.lock().unwrap().secret_reads > 0 {
+                assert_eq!(released(&cluster).0, "False", "attesting mends nothing");
+            }
+            assert_refused(replica.secret(&session).await, 401, "PolicyDeny", reason);
+            let (status, told, text) = released(&cluster);
+            assert_eq!((status.as_str(), told.as_str()), ("False", reason));
+            assert!(text.starts_with("secrets[greeting].secretRef: "), "{text}");
+            assert!(text.contains(message), "{text}");
+        }
+        cluster.0.lock().unwrap().secret = Some(fixtures::secret());
+        replica.advance(SignedDuration::from_secs(1));
+        let session = replica.attest(1).await.unwrap();
+        // Another replica's write does not lose it.
+        cluster.0.lock().unwrap().conflicts = 1;
+        assert!(replica.secret(&session).await.is_ok());
+        let (status, told, _) = released(&cluster);
+        assert_eq!((status.as_str(), told.as_str()), ("True", "Released"));
+        let record = serde_json::to_string(&cluster.record()).unwrap();
+        let value = std::str::from_utf8(fixtures::SECRET_VALUE).unwrap();
+        assert!(!record.contains(value));
+    }
+}
+
+/// A record that cannot be written holds no secret back.
+#[tokio::test]
+async fn a_release_does_not_depend_on_its_record() {
+    let cluster = FakeCluster::new();
+    let replica = Replica::new(&cluster);
+    let session = replica.attest(1).await.unwrap();
+    cluster.0.lock().unwrap().conflicts = WRITE_ATTEMPTS;
+    assert!(replica.secret(&session).await.is_ok());
+}
+
+#[tokio::test]
+async fn a_revoked_launch_digest_opens_nothing() {
+    let cluster = FakeCluster::new();
+    let replica = Replica::new(&cluster);
+    let session = replica.attest(1).await.unwrap();
+    {
+        let mut world = cluster.0.lock().unwrap();
+        let image = Arc::make_mut(world.observed.image.as_mut().unwrap());
+        image.status.as_mut().unwrap().launch_digests[0].state = DigestState::Revoked;
+    }
+    let result = replica.secret(&session).await;
+    assert_refused(result, 401, "PolicyDeny", "MeasurementRevoked");
+    assert_eq!(cluster.0.lock().unwrap().secret_reads, 0);
 }
 
 #[tokio::test]
