@@ -4,7 +4,9 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use assay_crds::names;
-use assay_crds::v1alpha1::{AttestationPolicy, ConfidentialDeployment, MeasuredImage};
+use assay_crds::v1alpha1::{
+    AttestationPolicy, AttestationRecord, ConfidentialDeployment, MeasuredImage,
+};
 use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{ConfigMap, Pod, Service};
@@ -37,6 +39,8 @@ pub struct Observed {
     pub revisions_in_use: BTreeSet<String>,
     /// Its pods, but for those that have ended.
     pub pods: Vec<Arc<Pod>>,
+    /// The records of those pods, by name.
+    pub records: Vec<Arc<AttestationRecord>>,
     /// When the oldest attestation of a pod that counts as attested was made.
     pub oldest_attestation: Option<Timestamp>,
     /// How guests reach the broker.
@@ -101,6 +105,16 @@ pub(super) fn observe(deployment: &ConfidentialDeployment, context: &Context) ->
         .filter_map(|record| record.status.as_ref().map(|status| status.verified_at.0))
         .min();
 
+    let pods: Vec<Arc<Pod>> = pods.into_iter().filter(|pod| !is_over(pod)).collect();
+    let mut records: Vec<Arc<AttestationRecord>> = pods
+        .iter()
+        .filter_map(|pod| {
+            let record = find(&stores.records, &namespace, &pod.name_any())?;
+            (pod.uid().as_ref() == Some(&record.spec.pod_ref.uid)).then_some(record)
+        })
+        .collect();
+    records.sort_by_key(|record| record.name_any());
+
     let broker_service = find(&stores.broker_service, &settings.namespace, names::BROKER);
     let broker_ca = find(
         &stores.broker_ca,
@@ -129,7 +143,8 @@ pub(super) fn observe(deployment: &ConfidentialDeployment, context: &Context) ->
             ours(map.labels(), map.namespace()) && is_controlled_by(&map.metadata, &uid)
         }),
         revisions_in_use,
-        pods: pods.into_iter().filter(|pod| !is_over(pod)).collect(),
+        pods,
+        records,
         oldest_attestation,
         broker,
         installation: Installation {

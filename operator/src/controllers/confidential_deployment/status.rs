@@ -2,6 +2,7 @@
 
 use assay_crds::conditions::{ConditionState, ConditionStatus};
 use assay_crds::names;
+use assay_crds::v1alpha1::attestation_record::{ReleaseOutcome, SecretRelease};
 use assay_crds::v1alpha1::confidential_deployment::{
     ConfidentialDeploymentReason as Reason, ReplicaSummary,
 };
@@ -20,7 +21,7 @@ use crate::plan::{Note, Plan, Severity, transitions};
 use crate::pods::{gate_condition, is_attested};
 
 /// Conditions whose changes are events.
-const NEWSWORTHY: [&str; 2] = ["Ready", "Attested"];
+const NEWSWORTHY: [&str; 3] = ["Ready", "Attested", "SecretsReleased"];
 
 /// Replicas, counted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,6 +45,7 @@ pub(super) fn status(
 ) -> (ConfidentialDeploymentStatus, Vec<Note>) {
     let counts = count(deployment, observed);
     let attested = attested(&counts, observed);
+    let secrets = secrets(deployment, &counts, observed);
     let available = available(&counts);
     let hardware = hardware(deployment, &counts);
     let rolling = !writes.is_empty()
@@ -57,7 +59,7 @@ pub(super) fn status(
             abnormal("Stalled", why.stalled, why.reason, &why.message),
         ),
         Ok(_) => (
-            ready(&counts, rolling, &attested),
+            ready(&counts, rolling, &attested, &secrets),
             abnormal(
                 "Reconciling",
                 rolling,
@@ -67,7 +69,15 @@ pub(super) fn status(
             abnormal("Stalled", false, Reason::UpToDate, ""),
         ),
     };
-    let states = [ready, attested, available, hardware, reconciling, stalled];
+    let states = [
+        ready,
+        attested,
+        secrets,
+        available,
+        hardware,
+        reconciling,
+        stalled,
+    ];
     let before = conditions_of(deployment);
     let conditions = own_conditions(before, &states, deployment.metadata.generation, now);
     let events = transitions(before, &conditions, &NEWSWORTHY, severity);
@@ -190,6 +200,62 @@ fn attested(counts: &Counts, observed: &Observed) -> ConditionState {
     state("Attested", true, Reason::AllReplicasFresh.as_str(), text)
 }
 
+/// What the records say about the secrets that the deployment names now.
+fn secrets(
+    deployment: &ConfidentialDeployment,
+    counts: &Counts,
+    observed: &Observed,
+) -> ConditionState {
+    let named = &deployment.spec.secrets;
+    let releases: Vec<&[SecretRelease]> = observed
+        .records
+        .iter()
+        .filter_map(|record| Some(record.status.as_ref()?.secrets.as_slice()))
+        .collect();
+    let refused = named.iter().enumerate().find_map(|(index, secret)| {
+        releases
+            .iter()
+            .flat_map(|releases| releases.iter())
+            .filter(|release| release.name == secret.name)
+            .find_map(|release| Some((index, refusal(release.outcome)?, &release.message)))
+    });
+    if let Some((index, reason, message)) = refused {
+        let message = message.as_deref().unwrap_or_default();
+        let text = format!("spec.secrets[{index}].secretRef: {message}");
+        return state("SecretsReleased", false, reason.as_str(), text);
+    }
+    let has_all = |releases: &&&[SecretRelease]| {
+        named.iter().all(|secret| {
+            releases.iter().any(|release| {
+                release.name == secret.name && release.outcome == ReleaseOutcome::Released
+            })
+        })
+    };
+    let served = i32::try_from(releases.iter().filter(has_all).count());
+    let served = served.unwrap_or(i32::MAX).min(counts.wanted);
+    let text = match named.len() {
+        0 => "the guests need no secrets".to_owned(),
+        _ => format!("{served} of {} guests have their secrets", counts.wanted),
+    };
+    let all = named.is_empty() || served == counts.wanted;
+    let reason = if all {
+        Reason::AllSecretsReleased
+    } else {
+        Reason::AwaitingRelease
+    };
+    state("SecretsReleased", all, reason.as_str(), text)
+}
+
+fn refusal(outcome: ReleaseOutcome) -> Option<Reason> {
+    match outcome {
+        ReleaseOutcome::Released => None,
+        ReleaseOutcome::SecretMissing => Some(Reason::SecretMissing),
+        ReleaseOutcome::SecretKeyMissing => Some(Reason::SecretKeyMissing),
+        ReleaseOutcome::ReleaseClassMismatch => Some(Reason::ReleaseClassMismatch),
+        ReleaseOutcome::ValueTooLarge => Some(Reason::ValueTooLarge),
+    }
+}
+
 fn available(counts: &Counts) -> ConditionState {
     let text = format!(
         "{} of {} guests are available",
@@ -225,15 +291,23 @@ fn hardware(deployment: &ConfidentialDeployment, counts: &Counts) -> ConditionSt
     }
 }
 
-fn ready(counts: &Counts, rolling: bool, attested: &ConditionState) -> ConditionState {
+fn ready(
+    counts: &Counts,
+    rolling: bool,
+    attested: &ConditionState,
+    secrets: &ConditionState,
+) -> ConditionState {
     let text = format!(
         "{} of {} guests are ready, {} attested",
         counts.ready, counts.wanted, counts.attested
     );
-    let refused = attested.status == ConditionStatus::False
-        && attested.reason != Reason::AwaitingAttestation.as_str();
-    if refused {
+    let refused = |cause: &ConditionState, waiting: Reason| {
+        cause.status == ConditionStatus::False && cause.reason != waiting.as_str()
+    };
+    if refused(attested, Reason::AwaitingAttestation) {
         state("Ready", false, attested.reason, attested.message.clone())
+    } else if refused(secrets, Reason::AwaitingRelease) {
+        state("Ready", false, secrets.reason, secrets.message.clone())
     } else if rolling {
         state("Ready", false, Reason::Progressing.as_str(), text)
     } else if attested.status != ConditionStatus::True {
@@ -255,19 +329,28 @@ fn abnormal(type_: &'static str, holds: bool, reason: Reason, message: &str) -> 
 }
 
 /// Waiting is no news, or good to know when it is for somebody else; what is
-/// refused should be looked at. Of a refusal of evidence the condition Attested
-/// tells, not Ready again.
+/// refused should be looked at. Of a refusal of evidence or of a secret the
+/// condition Attested or SecretsReleased tells, not Ready again.
 fn severity(condition: &Condition) -> Severity {
     let among = |reasons: &[Reason]| {
         reasons
             .iter()
             .any(|reason| reason.as_str() == condition.reason)
     };
-    let refused = among(&[Reason::AttestationRejected, Reason::AttestationExpired]);
+    let refused = among(&[
+        Reason::AttestationRejected,
+        Reason::AttestationExpired,
+        Reason::SecretMissing,
+        Reason::SecretKeyMissing,
+        Reason::ReleaseClassMismatch,
+        Reason::ValueTooLarge,
+    ]);
     if among(&[
         Reason::Progressing,
         Reason::AwaitingAttestation,
         Reason::ReplicasNotReady,
+        Reason::AwaitingRelease,
+        Reason::AllSecretsReleased,
     ]) || (refused && condition.type_ == "Ready")
     {
         Severity::Quiet

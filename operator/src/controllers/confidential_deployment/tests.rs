@@ -1,5 +1,7 @@
 use std::sync::Arc;
 
+use assay_crds::v1alpha1::attestation_policy::ReleaseRule;
+use assay_crds::v1alpha1::attestation_record::{ReleaseOutcome, SecretRelease};
 use assay_crds::v1alpha1::confidential_deployment::{
     ConfidentialDeploymentReason as Reason, SecretKeyReference, SecretMount, SecretTarget,
     ServicePortSpec, SimulatedFault, SimulationSpec,
@@ -601,6 +603,98 @@ fn the_status_tells_why_a_guest_is_refused() {
         );
         assert!(attested.message.contains(hint), "{}", attested.message);
     }
+}
+
+/// A Secret that cannot be released is named, also while pods are still being
+/// made; once guests have it, nothing more is said.
+#[test]
+fn the_status_tells_which_secret_is_missing() {
+    let (mut deployment, mut observed) = good();
+    let policy = Arc::make_mut(observed.policy.as_mut().unwrap());
+    policy.spec.release.push(ReleaseRule {
+        resource: "other".to_owned(),
+        ..policy.spec.release[0].clone()
+    });
+    deployment.spec.secrets.insert(
+        0,
+        SecretMount {
+            name: "other".to_owned(),
+            target: SecretTarget {
+                path: "/run/secrets/other".to_owned(),
+            },
+            ..deployment.spec.secrets[0].clone()
+        },
+    );
+    let release = |name: &str, outcome| SecretRelease {
+        name: name.to_owned(),
+        outcome,
+        message: (outcome != ReleaseOutcome::Released).then(|| {
+            "Secret \"web-password\" does not exist in namespace shop; create it".to_owned()
+        }),
+    };
+    let record = |releases: &[SecretRelease]| {
+        let mut record = fixtures::record();
+        record.status.as_mut().unwrap().secrets = releases.to_vec();
+        Arc::new(record)
+    };
+    let other = release("other", ReleaseOutcome::Released);
+    let released = record(&[other.clone(), release("password", ReleaseOutcome::Released)]);
+    let missing = record(&[
+        other.clone(),
+        release("password", ReleaseOutcome::SecretMissing),
+    ]);
+    let partly = record(std::slice::from_ref(&other));
+    let of_no_secret = record(&[release("former", ReleaseOutcome::SecretMissing)]);
+    let text = "spec.secrets[1].secretRef: Secret \"web-password\" does not exist in namespace \
+                shop; create it";
+    let (yes, no) = ("True", "False");
+    for (records, status, reason, message) in [
+        (vec![], no, "AwaitingRelease", "0 of 2 guests have"),
+        (
+            vec![&of_no_secret],
+            no,
+            "AwaitingRelease",
+            "0 of 2 guests have",
+        ),
+        (
+            vec![&released, &partly],
+            no,
+            "AwaitingRelease",
+            "1 of 2 guests have",
+        ),
+        (vec![&released, &missing], no, "SecretMissing", text),
+        (
+            vec![&released, &released],
+            yes,
+            "AllSecretsReleased",
+            "2 of 2 guests have",
+        ),
+    ] {
+        let mut observed = observed.clone();
+        observed.records = records.into_iter().cloned().collect();
+        let plan = planned(&deployment, &observed);
+        let secrets = conditions::find(&plan.status.conditions, "SecretsReleased").unwrap();
+        assert_eq!(
+            (secrets.status.as_str(), secrets.reason.as_str()),
+            (status, reason)
+        );
+        assert!(secrets.message.starts_with(message), "{}", secrets.message);
+        let ready = conditions::find(&plan.status.conditions, "Ready").unwrap();
+        let told: Vec<&str> = plan.events.iter().map(|note| &*note.action).collect();
+        if reason == "SecretMissing" {
+            assert_eq!((&*ready.reason, &*ready.message), (reason, text));
+            assert_eq!(told, ["SecretsReleased"], "once");
+        } else {
+            assert_eq!(ready.reason, "Progressing");
+            assert_eq!(told, [""; 0]);
+        }
+    }
+    deployment.spec.secrets.clear();
+    let plan = planned(&deployment, &observed);
+    assert_eq!(
+        condition(&plan.status, "SecretsReleased"),
+        ("True".to_owned(), "AllSecretsReleased".to_owned())
+    );
 }
 
 #[test]
