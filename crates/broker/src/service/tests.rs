@@ -15,6 +15,8 @@ use serde::Serialize;
 use super::*;
 use crate::fixtures;
 
+mod interleavings;
+
 /// A cluster of one pod. Clones share its objects, as replicas do.
 #[derive(Clone)]
 pub(crate) struct FakeCluster(pub(crate) Arc<Mutex<World>>);
@@ -205,15 +207,15 @@ impl Replica {
         page: u8,
     ) -> (assay_protocol::guest::ChallengedSession, HttpRequest) {
         let instance = fixtures::instance();
-        self.attest_request_of(&fixtures::launch(page, &instance))
-            .await
+        let guest = fixtures::launch(page, &instance);
+        self.attest_request_of(&guest, &instance).await
     }
 
     async fn attest_request_of(
         &self,
         guest: &assay_psp_sim::Guest,
+        instance: &InstanceData,
     ) -> (assay_protocol::guest::ChallengedSession, HttpRequest) {
-        let instance = fixtures::instance();
         let session = GuestSession::new().unwrap();
         let response = self.send(&session.auth_request().unwrap()).await;
         let session = session.on_challenge(&response).unwrap();
@@ -311,8 +313,9 @@ async fn a_rejected_guest_is_explained() {
         (1, 1, "equals what was expected, but image web-1 does not"),
         (2, 1, "equals this image with the firmware of api-1"),
     ] {
-        let guest = fixtures::launch_measured(fill, vcpus, &fixtures::instance());
-        let (_, request) = replica.attest_request_of(&guest).await;
+        let instance = fixtures::instance();
+        let guest = fixtures::launch_measured(fill, vcpus, &instance);
+        let (_, request) = replica.attest_request_of(&guest, &instance).await;
         assert_eq!(replica.send(&request).await.status, 401);
         let status = cluster.record().unwrap().status.unwrap();
         assert_eq!(status.verdict, Verdict::Rejected);
