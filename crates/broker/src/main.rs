@@ -10,6 +10,7 @@ use anyhow::Context as _;
 use assay_attest::TrustAnchors;
 use assay_attest::evidence::parse_certificates;
 use assay_broker::appraisal::VerifierIdentity;
+use assay_broker::audit::AuditLog;
 use assay_broker::keys::{BrokerKeys, SERVER_RENEW_DAYS, server_names};
 use assay_broker::kubernetes::KubernetesCluster;
 use assay_broker::server::router;
@@ -43,6 +44,10 @@ struct Arguments {
     /// nothing. Without this option no simulated evidence is ever accepted.
     #[arg(long, env = "ASSAY_SIMULATED_ROOT")]
     simulated_root: Option<PathBuf>,
+    /// File that keeps every release and refusal as a hash chain, for `assay
+    /// audit verify`. Nothing is released that cannot be written to it.
+    #[arg(long, env = "ASSAY_AUDIT_LOG")]
+    audit_log: Option<PathBuf>,
 }
 
 #[tokio::main]
@@ -69,6 +74,8 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
         }
         None => TrustAnchors::amd(),
     };
+    let audit = arguments.audit_log.as_deref().map(AuditLog::open);
+    let audit = audit.transpose()?;
     let client = kube::Client::try_default()
         .await
         .context("cannot configure the API client")?;
@@ -94,6 +101,7 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
         nonces: NonceIssuer::new(keys.nonce_key()),
         used_nonces: Box::new(BoundedNonceCache::new(NONCE_CACHE)),
         tokens: keys.token_key()?,
+        audit,
         clock: Arc::new(Timestamp::now),
     });
     let names = server_names(namespace);

@@ -17,6 +17,7 @@ use assay_crds::v1alpha1::measured_image::LifecycleState;
 use assay_crds::v1alpha1::{
     AttestationPolicy, AttestationRecord, ConfidentialDeployment, MeasuredImage,
 };
+use assay_protocol::audit::{AuditEntry, AuditOutcome};
 use assay_tee::LaunchDigest;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Secret;
@@ -348,6 +349,33 @@ pub fn describe_release(
         outcome,
         message,
     })
+}
+
+/// What the audit log says about a request, whatever became of it.
+pub fn audit_entry(
+    claims: &Claims,
+    path: &ResourcePath,
+    refusal: Option<ReleaseRefusal>,
+    now: Timestamp,
+) -> AuditEntry {
+    let instance = claims.instance();
+    AuditEntry {
+        time: now.to_string(),
+        resource: path.to_string(),
+        outcome: match refusal {
+            None => AuditOutcome::Released,
+            Some(_) => AuditOutcome::Refused,
+        },
+        reason: refusal.map(|refusal| refusal.reason().to_owned()),
+        namespace: instance.namespace.clone(),
+        deployment: instance.deployment.clone(),
+        pod: instance.pod.clone(),
+        pod_uid: instance.pod_uid.clone(),
+        image: instance.image.clone(),
+        trust_domain: instance.trust_domain.clone(),
+        policy: claims.submods.cpu0.policy.clone(),
+        nonce: claims.nonce().to_owned(),
+    }
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use assay_crds::v1alpha1::attestation_record::SecretRelease;
+use assay_crds::v1alpha1::confidential_deployment::SecretKeyReference;
 use assay_crds::v1alpha1::{AttestationRecord, MeasuredImage};
 use assay_protocol::broker::{NonceCache, NonceError, NonceIssuer, new_session};
 use assay_protocol::jwe::Jwe;
@@ -17,12 +18,14 @@ use assay_tee::InstanceData;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Secret;
 use tokio::sync::Semaphore;
+use zeroize::Zeroizing;
 
 use crate::appraisal::{Appraisal, Decision, Observed, VerifierIdentity, decide_attestation};
+use crate::audit::AuditLog;
 use crate::record::{NotRecorded, plan_record, plan_release};
 use crate::release::{
-    ReleaseObserved, ReleaseRefusal, ResourcePath, check_path, decide_release, decide_secret,
-    describe_release,
+    ReleaseObserved, ReleaseRefusal, ResourcePath, audit_entry, check_path, decide_release,
+    decide_secret, describe_release,
 };
 use crate::submission::Submission;
 use crate::token::{Claims, InstanceClaims, TokenKey};
@@ -124,6 +127,9 @@ pub trait Cluster: Send + Sync + 'static {
     ) -> impl Future<Output = ()> + Send;
 }
 
+/// A value that is to be released, or why it is not.
+type Found = Result<Zeroizing<Vec<u8>>, ReleaseRefusal>;
+
 /// Why a request was not granted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Refusal {
@@ -201,6 +207,8 @@ pub struct ServiceParts<C> {
     pub used_nonces: Box<dyn NonceCache>,
     /// Signs tokens.
     pub tokens: TokenKey,
+    /// Keeps what was released and refused, if anything does.
+    pub audit: Option<AuditLog>,
     /// The time.
     pub clock: Clock,
 }
@@ -475,25 +483,49 @@ impl<C: Cluster> Service<C> {
         path: &ResourcePath,
         now: Timestamp,
     ) -> Result<Jwe, Refusal> {
-        check_path(claims, path).map_err(Refusal::PolicyDeny)?;
-        let cluster = &self.parts.cluster;
-        let observed = cluster
-            .observe_release(claims.instance())
+        let (value, found) = self
+            .find(claims, path, now)
             .await
             .map_err(|error| unavailable(&error))?;
-        let reference =
-            decide_release(claims, path, &observed, now).map_err(Refusal::PolicyDeny)?;
-        let secret = cluster
-            .read_secret(&path.namespace, &reference.name)
-            .await
-            .map_err(|error| unavailable(&error))?;
-        let value = decide_secret(claims, &reference, secret);
-        if let Some(release) = describe_release(path, &reference, value.as_ref().err().copied()) {
+        let refusal = value.as_ref().err().copied();
+        if let Some(audit) = &self.parts.audit {
+            audit
+                .record(audit_entry(claims, path, refusal, now))
+                .await
+                .map_err(|error| unavailable(&error))?;
+        }
+        if let Some((reference, observed)) = found
+            && let Some(release) = describe_release(path, &reference, refusal)
+        {
             self.record_release(claims.instance(), observed, &release, now)
                 .await;
         }
         let value = value.map_err(Refusal::PolicyDeny)?;
         Jwe::encrypt(&value, &claims.tee_pubkey().ec_key()).map_err(|error| unavailable(&error))
+    }
+
+    /// The value of a resource, or why it is refused; and, if the request got as
+    /// far as the Secret, where that is and what was seen.
+    async fn find(
+        &self,
+        claims: &Claims,
+        path: &ResourcePath,
+        now: Timestamp,
+    ) -> Result<(Found, Option<(SecretKeyReference, ReleaseObserved)>), ClusterError> {
+        if let Err(refusal) = check_path(claims, path) {
+            return Ok((Err(refusal), None));
+        }
+        let cluster = &self.parts.cluster;
+        let observed = cluster.observe_release(claims.instance()).await?;
+        let reference = match decide_release(claims, path, &observed, now) {
+            Ok(reference) => reference,
+            Err(refusal) => return Ok((Err(refusal), None)),
+        };
+        let secret = cluster
+            .read_secret(&path.namespace, &reference.name)
+            .await?;
+        let value = decide_secret(claims, &reference, secret);
+        Ok((value, Some((reference, observed))))
     }
 
     /// Tells in the pod's record what came of a request. People read it; no

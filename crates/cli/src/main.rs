@@ -5,6 +5,7 @@
 //! standard output, everything else to standard error, so that scripts can use
 //! the former as it is.
 
+mod audit;
 mod build;
 mod explain;
 mod guest_policy;
@@ -36,6 +37,8 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Verify the audit log of a broker
+    Audit(audit::Args),
     /// Build a measured image from a recipe
     Build(build::Args),
     /// Name the cause of a launch digest that was not expected
@@ -58,6 +61,7 @@ enum Command {
 
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
+        Command::Audit(args) => audit::run(&args),
         Command::Build(args) => build::run(&args),
         Command::Explain(args) => return explain::run(&args),
         Command::IdBlock(args) => id_block::run(&args),

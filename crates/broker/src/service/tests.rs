@@ -5,6 +5,7 @@ use std::sync::Mutex;
 
 use assay_crds::v1alpha1::attestation_record::Verdict;
 use assay_crds::v1alpha1::measured_image::{DigestState, LifecycleState};
+use assay_protocol::audit::verify_log;
 use assay_protocol::broker::BoundedNonceCache;
 use assay_protocol::guest::{AttestedSession, GuestSession, HttpRequest, HttpResponse};
 use assay_protocol::messages::TokenResponse;
@@ -130,6 +131,7 @@ pub(crate) fn parts(cluster: FakeCluster, clock: Clock) -> ServiceParts<FakeClus
         nonces: NonceIssuer::new(&[7; 32]),
         used_nonces: Box::new(BoundedNonceCache::new(64)),
         tokens: fixtures::token_key(),
+        audit: None,
         clock,
     }
 }
@@ -562,6 +564,53 @@ async fn a_secret_that_cannot_be_released_is_told_in_the_record() {
         let value = std::str::from_utf8(fixtures::SECRET_VALUE).unwrap();
         assert!(!record.contains(value));
     }
+}
+
+/// Every request of a token's holder is in the log before it is answered.
+#[tokio::test]
+async fn releases_and_refusals_are_audited() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("audit.jsonl");
+    let mut replica = Replica::new(&FakeCluster::new());
+    replica.service.parts.audit = Some(AuditLog::open(&path).unwrap());
+    let session = replica.attest(1).await.unwrap();
+    replica.secret(&session).await.unwrap();
+    for other in ["shop/web/other", "other/web/greeting"] {
+        replica.resource(&session, other).await.unwrap_err();
+    }
+    let log = std::fs::read_to_string(&path).unwrap();
+    assert_eq!(verify_log(log.as_bytes()).unwrap().lines, 3);
+    let lines: Vec<serde_json::Value> = log
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    let told = |name: &str| -> Vec<&str> {
+        lines
+            .iter()
+            .map(|line| line["entry"][name].as_str().unwrap_or_default())
+            .collect()
+    };
+    assert_eq!(told("outcome"), ["Released", "Refused", "Refused"]);
+    assert_eq!(told("reason"), ["", "NotReleased", "IdentityMismatch"]);
+    assert_eq!(told("podUid"), [fixtures::POD_UID; 3]);
+    assert!(!log.contains(std::str::from_utf8(fixtures::SECRET_VALUE).unwrap()));
+}
+
+#[tokio::test]
+async fn what_cannot_be_audited_is_not_answered() {
+    let directory = tempfile::tempdir().unwrap();
+    let cluster = FakeCluster::new();
+    let mut replica = Replica::new(&cluster);
+    let full = crate::audit::tests::full(&directory.path().join("audit.jsonl"));
+    replica.service.parts.audit = Some(full);
+    let session = replica.attest(1).await.unwrap();
+    for path in ["shop/web/greeting", "shop/web/other"] {
+        let result = replica.resource(&session, path).await;
+        assert_refused(result, 503, "Unavailable", "try again");
+    }
+    // Nobody is told that it was released.
+    assert_eq!(cluster.0.lock().unwrap().notices, []);
+    assert_eq!(cluster.record().unwrap().status.unwrap().secrets, []);
 }
 
 /// A record that cannot be written holds no secret back.
