@@ -8,13 +8,17 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+/// Longest duration, in hours: more than a century, and well below what a time
+/// can be moved by.
+const MAX_HOURS: u32 = 1_000_000;
+
 /// A positive duration in hours, minutes and seconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Duration(SignedDuration);
 
-/// The text is not a duration such as `90s`, `10m` or `1h30m`.
+/// The text is not a duration such as `90s`, `10m` or `1h30m`, or is out of range.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("not a positive duration such as 90s, 10m or 1h30m: {0:?}")]
+#[error("not a duration such as 90s, 10m or 1h30m, more than 0s and at most {MAX_HOURS}h: {0:?}")]
 pub struct ParseDurationError(String);
 
 impl Duration {
@@ -67,9 +71,11 @@ impl FromStr for Duration {
         if !digits.is_empty() || total == 0 {
             return Err(error());
         }
-        u32::try_from(total)
-            .map(Self::from_secs)
-            .map_err(|_| error())
+        let total = u32::try_from(total).map_err(|_| error())?;
+        if total > MAX_HOURS * 3600 {
+            return Err(error());
+        }
+        Ok(Self::from_secs(total))
     }
 }
 
@@ -111,7 +117,15 @@ impl JsonSchema for Duration {
         json_schema!({
             "type": "string",
             "maxLength": 24,
-            "pattern": "^([0-9]+h)?([0-9]+m)?([0-9]+s)?$",
+            "x-kubernetes-validations": [{
+                "rule": format!(
+                    "self.matches('^([0-9]+h)?([0-9]+m)?([0-9]+s)?$') && \
+                     duration(self) > duration('0s') && duration(self) <= duration('{MAX_HOURS}h')"
+                ),
+                "message": format!(
+                    "must be more than 0s and at most {MAX_HOURS}h: write it like 90s, 10m or 1h30m"
+                ),
+            }],
         })
     }
 }
@@ -119,6 +133,12 @@ impl JsonSchema for Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_longest_duration_is_accepted() {
+        let longest: Duration = format!("{MAX_HOURS}h").parse().unwrap();
+        assert_eq!(longest.as_secs(), MAX_HOURS * 3600);
+    }
 
     #[test]
     fn people_s_spellings_round_trip() {
@@ -141,6 +161,8 @@ mod tests {
             "5m5m",
             "1.5h",
             "1d",
+            "1000000h1s",
+            "2000000h",
             "99999999999h",
         ] {
             assert!(text.parse::<Duration>().is_err(), "{text}");

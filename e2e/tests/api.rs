@@ -16,7 +16,7 @@ fn contradictions_are_refused_with_the_field_s_name() -> Result<()> {
     accept(&kubectl, &policy())?;
     accept(&kubectl, &deployment())?;
 
-    let cases: [(Value, &str, Value, &str); 12] = [
+    let cases: [(Value, &str, Value, &str); 21] = [
         (
             image(),
             "/spec/source/type",
@@ -27,16 +27,62 @@ fn contradictions_are_refused_with_the_field_s_name() -> Result<()> {
             image(),
             "/spec/source/build/rootfs/image",
             json!("host/repo:tag"),
-            "rootfs.image",
+            "image must be host/repository@sha256:<64 hex digits>",
+        ),
+        (
+            image(),
+            "/spec/source/build/bootKit/image",
+            json!("host/repo:tag"),
+            "give the digest that the push printed",
+        ),
+        (
+            image(),
+            "/spec/source",
+            json!({"type": "OCI", "oci": {"reference": "host/repo:tag"}}),
+            "oci.reference must be host/repository@sha256:<64 hex digits>",
         ),
         (
             image(),
             "/spec/source/build/output/repository",
             json!("host/repo@sha256:0"),
-            "repository",
+            "leave out tag and digest",
         ),
-        (image(), "/spec/shapes", json!({"vcpus": [0]}), "vcpus"),
-        (policy(), "/spec/tees", json!([]), "tees"),
+        (
+            image(),
+            "/spec/shapes",
+            json!({"vcpus": [0]}),
+            "vcpus[0] in body should be greater than or equal to 1",
+        ),
+        (
+            image(),
+            "/metadata/name",
+            json!("x".repeat(64)),
+            "create the MeasuredImage under a shorter name",
+        ),
+        (
+            policy(),
+            "/spec/tees",
+            json!([]),
+            "tees names no TEE, so no evidence would be accepted: name at least one, such as SNP",
+        ),
+        (
+            policy(),
+            "/spec/freshness",
+            json!({"interval": "0s"}),
+            "must be more than 0s",
+        ),
+        (
+            policy(),
+            "/spec/freshness",
+            json!({"maxAge": "2000000h"}),
+            "at most 1000000h: write it like 90s, 10m or 1h30m",
+        ),
+        (
+            policy(),
+            "/spec/freshness",
+            json!({"maxAge": "1d"}),
+            "write it like 90s, 10m or 1h30m",
+        ),
         (
             policy(),
             "/spec/freshness",
@@ -49,7 +95,30 @@ fn contradictions_are_refused_with_the_field_s_name() -> Result<()> {
             json!([{"resource": "x", "imageStates": ["Revoked"]}]),
             "revoked",
         ),
-        (deployment(), "/spec/machine/vcpus", json!(0), "vcpus"),
+        (
+            deployment(),
+            "/spec/machine/vcpus",
+            json!(0),
+            "vcpus in body should be greater than or equal to 1",
+        ),
+        (
+            deployment(),
+            "/spec/replicas",
+            json!(-1),
+            "replicas is negative: say 0 to stop every guest",
+        ),
+        (
+            deployment(),
+            "/metadata/name",
+            json!("x".repeat(64)),
+            "create the ConfidentialDeployment under a shorter name",
+        ),
+        (
+            deployment(),
+            "/spec/imageRef/name",
+            json!("x".repeat(64)),
+            "use a MeasuredImage with a shorter name",
+        ),
         (
             deployment(),
             "/spec/machine/cpuModel",

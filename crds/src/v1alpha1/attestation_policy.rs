@@ -53,8 +53,11 @@ use crate::duration::Duration;
 pub struct AttestationPolicySpec {
     /// Trusted execution environments to accept. `SimulatedSNP` also needs the
     /// operator's consent, and protects nothing.
-    #[schemars(length(min = 1, max = 4))]
-    #[x_kube(merge_strategy = ListMerge::Set)]
+    #[schemars(length(max = 4))]
+    #[x_kube(
+        merge_strategy = ListMerge::Set,
+        validation = Rule::new("self.size() > 0").message("tees names no TEE, so no evidence would be accepted: name at least one, such as SNP")
+    )]
     pub tees: Vec<TeeType>,
     /// What SEV-SNP evidence must show.
     pub snp: SnpPolicy,

@@ -26,6 +26,7 @@ use crate::conditions::reasons;
     status = "ConfidentialDeploymentStatus",
     derive = "PartialEq",
     doc = "Replicas of a measured image, each a confidential guest in a pod of its own.",
+    validation = Rule::new("self.metadata.name.size() <= 63").message("metadata.name is longer than 63 characters, but it becomes a label and the name of a Service: create the ConfidentialDeployment under a shorter name"),
     scale(
         spec_replicas_path = ".spec.replicas",
         status_replicas_path = ".status.replicas",
@@ -54,9 +55,10 @@ use crate::conditions::reasons;
 pub struct ConfidentialDeploymentSpec {
     /// Number of guests. Leave it out where an autoscaler owns it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 0))]
+    #[x_kube(validation = Rule::new("self >= 0").message("replicas is negative: say 0 to stop every guest, or leave it out where an autoscaler owns it"))]
     pub replicas: Option<i32>,
     /// The MeasuredImage to run.
+    #[x_kube(validation = Rule::new("self.name.size() <= 63").message("imageRef.name is longer than 63 characters, but it becomes a label: use a MeasuredImage with a shorter name"))]
     pub image_ref: LocalReference,
     /// The AttestationPolicy that guests must satisfy.
     pub policy_ref: LocalReference,
@@ -324,8 +326,12 @@ reasons! {
         ImageNotReady,
         /// The MeasuredImage is revoked.
         ImageRevoked,
+        /// The MeasuredImage is in a form that this version does not read.
+        ImageInvalid,
         /// The AttestationPolicy does not exist.
         PolicyMissing,
+        /// The AttestationPolicy is in a form that this version does not read.
+        PolicyInvalid,
         /// The policy does not accept the machine's TEE.
         TeeNotAllowed,
         /// This installation refuses simulated guests.
@@ -360,6 +366,11 @@ reasons! {
         AllReplicasReady,
         /// Not every guest answers yet.
         ReplicasNotReady,
+        /// A pod cannot start its guest, or its guest does not boot; the message
+        /// says which and where to look.
+        PodFailing,
+        /// The rollout has made no progress for too long.
+        ProgressDeadlineExceeded,
         /// Real hardware protects the guests.
         Hardware,
         /// The guests are simulated: nothing protects them.

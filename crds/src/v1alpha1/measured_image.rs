@@ -22,6 +22,7 @@ use crate::conditions::reasons;
     status = "MeasuredImageStatus",
     derive = "PartialEq",
     doc = "A guest image and the launch digest of every shape that it may be launched in.",
+    validation = Rule::new("self.metadata.name.size() <= 63").message("metadata.name is longer than 63 characters, but it becomes a label: create the MeasuredImage under a shorter name"),
     selectable = ".spec.lifecycle.state",
     printcolumn(
         name = "Ready",
@@ -126,7 +127,8 @@ pub struct BuildSource {
 pub struct ImageByDigest {
     /// Reference with digest: `host/repository@sha256:…`. A tag alone is refused:
     /// it names other bytes tomorrow.
-    #[schemars(length(max = 1024), regex(pattern = "^[^@\\s]+@sha256:[0-9a-f]{64}$"))]
+    #[schemars(length(max = 1024))]
+    #[x_kube(validation = Rule::new(r"self.matches('^[^@\\s]+@sha256:[0-9a-f]{64}$')").message("image must be host/repository@sha256:<64 hex digits>: a tag names other bytes tomorrow, so give the digest that the push printed"))]
     pub image: String,
 }
 
@@ -143,7 +145,8 @@ pub enum Layout {
 #[serde(rename_all = "camelCase")]
 pub struct BuildOutput {
     /// Repository without tag or digest: `host/path`.
-    #[schemars(length(min = 3, max = 512), regex(pattern = "^[^@\\s]+/[^@:\\s]+$"))]
+    #[schemars(length(max = 512))]
+    #[x_kube(validation = Rule::new(r"self.matches('^[^@\\s]+/[^@:\\s]+$')").message("output.repository must be host/path: leave out tag and digest, the artifact's own digest is appended"))]
     pub repository: String,
     /// A Secret of type `kubernetes.io/dockerconfigjson` with the right to push.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -155,7 +158,8 @@ pub struct BuildOutput {
 #[serde(rename_all = "camelCase")]
 pub struct OciSource {
     /// Reference with digest: `host/repository@sha256:…`.
-    #[schemars(length(max = 1024), regex(pattern = "^[^@\\s]+@sha256:[0-9a-f]{64}$"))]
+    #[schemars(length(max = 1024))]
+    #[x_kube(validation = Rule::new(r"self.matches('^[^@\\s]+@sha256:[0-9a-f]{64}$')").message("oci.reference must be host/repository@sha256:<64 hex digits>: a tag names other bytes tomorrow, so give the digest that the push printed"))]
     pub reference: String,
 }
 
