@@ -10,13 +10,17 @@ use assay_crds::v1alpha1::{
     AttestationPolicy, AttestationRecord, ConfidentialDeployment, MeasuredImage,
 };
 use assay_tee::InstanceData;
-use futures::{Stream, StreamExt as _};
+use futures::future::ready;
+use futures::{Stream, StreamExt as _, TryStreamExt as _};
 use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::apps::v1::ReplicaSet;
 use k8s_openapi::api::core::v1::{ObjectReference, Pod, Secret};
 use kube::api::{Api, Patch, PatchParams};
+use kube::core::DeserializeGuard;
+use kube::core::error_boundary::InvalidObject;
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use kube::runtime::reflector::{self, ObjectRef, Store};
+use kube::runtime::watcher::Event as WatchEvent;
 use kube::runtime::{WatchStreamExt as _, watcher};
 use kube::{Client, Resource, ResourceExt as _};
 use serde::de::DeserializeOwned;
@@ -109,7 +113,8 @@ impl KubernetesCluster {
             .map_err(|source| api_error(action, source))
     }
 
-    /// The watched copy, or the object itself where there is no copy yet.
+    /// The watched copy, or the object itself where there is no copy yet. One that
+    /// does not decode counts as absent, as it does in the watch.
     async fn cached<K>(
         &self,
         store: &Store<K>,
@@ -124,10 +129,11 @@ impl KubernetesCluster {
             + DeserializeOwned
             + 'static,
     {
-        match store.get(&ObjectRef::new(name).within(namespace)) {
-            Some(object) => Ok(Some(object)),
-            None => Ok(self.get(action, namespace, name).await?.map(Arc::new)),
+        if let Some(object) = store.get(&ObjectRef::new(name).within(namespace)) {
+            return Ok(Some(object));
         }
+        let found = self.get(action, namespace, name).await?;
+        Ok(found.and_then(|DeserializeGuard(object)| object.ok().map(Arc::new)))
     }
 
     async fn lineage(&self, namespace: &str, pod: &str) -> Result<Lineage, ClusterError> {
@@ -146,20 +152,64 @@ impl KubernetesCluster {
     }
 }
 
-/// A watched copy of every object of a kind, and the stream that keeps it.
+/// A watched copy of every object of a kind that decodes, and the stream that
+/// keeps it.
 fn watch<K>(client: &Client) -> (Store<K>, impl Stream<Item = ()> + Send + use<K>)
 where
     K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
     K::DynamicType: Hash + Eq + Clone + Default,
 {
     let (reader, writer) = reflector::store();
-    let events = watcher(Api::<K>::all(client.clone()), watcher::Config::default());
-    let stream = reflector::reflector(writer, events.default_backoff()).map(|event| {
+    let objects = Api::<DeserializeGuard<K>>::all(client.clone());
+    let known = reader.clone();
+    let events = watcher(objects, watcher::Config::default())
+        .default_backoff()
+        .try_filter_map(move |event| ready(Ok(decoded(&known, event))));
+    let stream = reflector::reflector(writer, events).map(|event| {
         if let Err(error) = event {
             tracing::warn!(error = %Chain(&error), kind = %K::kind(&()), "watch failed; again");
         }
     });
     (reader, stream)
+}
+
+/// The event as far as it decodes. An object that does not, as one of a later
+/// version may, counts as deleted, and costs only those who depend on it.
+fn decoded<K>(known: &Store<K>, event: WatchEvent<DeserializeGuard<K>>) -> Option<WatchEvent<K>>
+where
+    K: Resource<DynamicType = ()> + Clone + 'static,
+{
+    let complain = |invalid: &InvalidObject| {
+        tracing::warn!(
+            kind = %K::kind(&()),
+            namespace = invalid.metadata.namespace,
+            name = invalid.metadata.name,
+            error = invalid.error,
+            "object does not decode: it counts as absent"
+        );
+    };
+    let deletion = |invalid: &InvalidObject| {
+        let mut object = ObjectRef::<K>::new(invalid.metadata.name.as_deref().unwrap_or_default());
+        object.namespace.clone_from(&invalid.metadata.namespace);
+        let known = known.get(&object)?;
+        Some(WatchEvent::Delete(known.as_ref().clone()))
+    };
+    match event {
+        WatchEvent::Init => Some(WatchEvent::Init),
+        WatchEvent::InitApply(DeserializeGuard(Ok(object))) => Some(WatchEvent::InitApply(object)),
+        WatchEvent::InitApply(DeserializeGuard(Err(invalid))) => {
+            complain(&invalid);
+            None
+        }
+        WatchEvent::InitDone => Some(WatchEvent::InitDone),
+        WatchEvent::Apply(DeserializeGuard(Ok(object))) => Some(WatchEvent::Apply(object)),
+        WatchEvent::Apply(DeserializeGuard(Err(invalid))) => {
+            complain(&invalid);
+            deletion(&invalid)
+        }
+        WatchEvent::Delete(DeserializeGuard(Ok(object))) => Some(WatchEvent::Delete(object)),
+        WatchEvent::Delete(DeserializeGuard(Err(invalid))) => deletion(&invalid),
+    }
 }
 
 fn api_error(action: &'static str, source: kube::Error) -> ClusterError {

@@ -29,6 +29,40 @@ async fn client() -> Option<Client> {
     Some(Client::try_from(config).unwrap())
 }
 
+#[test]
+fn an_object_that_does_not_decode_costs_no_other() {
+    let (known, mut writer) = reflector::store::<AttestationPolicy>();
+    let mut policies = [fixtures::policy(), fixtures::policy()];
+    policies[1].metadata.name = Some("other".to_owned());
+    let guarded = |policy: &AttestationPolicy, decodes: bool| {
+        DeserializeGuard(if decodes {
+            Ok(policy.clone())
+        } else {
+            Err(InvalidObject {
+                error: "no such field".to_owned(),
+                metadata: policy.metadata.clone(),
+            })
+        })
+    };
+    let mut take = |event| {
+        if let Some(event) = decoded(&known, event) {
+            writer.apply_watcher_event(&event);
+        }
+        known.len()
+    };
+    take(WatchEvent::Init);
+    take(WatchEvent::InitApply(guarded(&policies[0], false)));
+    take(WatchEvent::InitApply(guarded(&policies[1], true)));
+    assert_eq!(take(WatchEvent::InitDone), 1, "the listing goes on");
+    assert_eq!(take(WatchEvent::Apply(guarded(&policies[0], true))), 2);
+    assert_eq!(
+        take(WatchEvent::Apply(guarded(&policies[0], false))),
+        1,
+        "what was true of it no longer is"
+    );
+    assert_eq!(take(WatchEvent::Delete(guarded(&policies[0], false))), 1);
+}
+
 #[tokio::test]
 async fn records_are_written_once_and_in_order() {
     let Some(client) = client().await else { return };
