@@ -1,15 +1,19 @@
 //! `assay build`: an artifact from a recipe. The operator's Job runs the same
 //! command as a person, and both get the same bytes.
 
+use std::fmt;
 use std::fs;
 use std::io::{IsTerminal as _, Write as _};
 use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use assay_image::artifact::{Artifact, BuildInputs, SourceImage, build};
+use assay_image::artifact::{Artifact, BuildError, BuildInputs, SourceImage, build};
 use assay_image::oci::OciImage;
-use assay_image::recipe::{PinnedReference, Recipe, ValidRecipe};
+use assay_image::recipe::{
+    EXIT_NO_CREDENTIALS, EXIT_UNBUILDABLE, PinnedReference, Recipe, RecipeError, ValidRecipe,
+};
 use assay_registry::{DockerConfig, Pulled, Registry, RegistryOptions, read_layout};
 use clap::ValueEnum;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -67,8 +71,50 @@ enum ProgressMode {
     Bar,
 }
 
-/// Runs `assay build`. What happened also goes to the result file.
-pub(crate) fn run(args: &Args) -> Result<()> {
+/// Runs `assay build`. The exit status tells whether another try may end
+/// differently.
+pub(crate) fn run(args: &Args) -> ExitCode {
+    match build_and_report(args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            exit_code(&error)
+        }
+    }
+}
+
+fn exit_code(error: &anyhow::Error) -> ExitCode {
+    let unbuildable = match error.downcast_ref() {
+        // Another recipe would not help.
+        Some(BuildError::Agent) => false,
+        Some(_) => true,
+        None => error.is::<RecipeError>(),
+    };
+    if unbuildable {
+        EXIT_UNBUILDABLE.into()
+    } else if error.is::<NoCredentials>() {
+        EXIT_NO_CREDENTIALS.into()
+    } else {
+        ExitCode::FAILURE
+    }
+}
+
+/// The registry credentials cannot be read. In a build Job the file is missing
+/// where the Secret is, or its key.
+#[derive(Debug)]
+struct NoCredentials;
+
+impl fmt::Display for NoCredentials {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(
+            "no registry credentials: create the Secret that spec.source.build.output.secretRef \
+             names, of type kubernetes.io/dockerconfigjson, or correct --docker-config",
+        )
+    }
+}
+
+/// What happened also goes to the result file.
+fn build_and_report(args: &Args) -> Result<()> {
     let result = build_and_publish(args);
     if let Some(path) = &args.result_file {
         let words = match &result {
@@ -97,9 +143,7 @@ fn build_and_publish(args: &Args) -> Result<Built> {
         Recipe::parse(&read(&args.recipe)?).with_context(|| args.recipe.display().to_string())?;
     let agent = read(&args.agent)?.into();
     let docker_config = match &args.docker_config {
-        Some(path) => {
-            Some(DockerConfig::parse(&read(path)?).with_context(|| path.display().to_string())?)
-        }
+        Some(path) => Some(read_credentials(path).context(NoCredentials)?),
         None => None,
     };
     let options = RegistryOptions {
@@ -175,6 +219,10 @@ fn source_image(pulled: &Pulled, reference: &PinnedReference) -> Result<SourceIm
         config: pulled.config.clone(),
         layers: pulled.stored_layers()?,
     })
+}
+
+fn read_credentials(path: &Path) -> Result<DockerConfig> {
+    DockerConfig::parse(&read(path)?).with_context(|| path.display().to_string())
 }
 
 fn read(path: &Path) -> Result<Vec<u8>> {

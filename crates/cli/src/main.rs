@@ -62,7 +62,7 @@ enum Command {
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Audit(args) => audit::run(&args),
-        Command::Build(args) => build::run(&args),
+        Command::Build(args) => return build::run(&args),
         Command::Explain(args) => return explain::run(&args),
         Command::IdBlock(args) => id_block::run(&args),
         Command::Igvm(args) => igvm::run(&args),

@@ -16,6 +16,13 @@ use serde::{Deserialize, Deserializer, Serialize};
 pub const DEFAULT_CMDLINE: &str =
     "console=ttyS0 quiet panic=-1 oops=panic lockdown=integrity module.sig_enforce=1";
 
+/// Exit status of a builder whose inputs give no artifact, now or later
+/// (EX_DATAERR of sysexits.h).
+pub const EXIT_UNBUILDABLE: u8 = 65;
+/// Exit status of a builder that cannot read the registry credentials it was told
+/// to use (EX_NOINPUT of sysexits.h).
+pub const EXIT_NO_CREDENTIALS: u8 = 66;
+
 /// Longest command line that Linux keeps on x86 (COMMAND_LINE_SIZE, with NUL).
 const MAX_CMDLINE_LEN: usize = 2047;
 
