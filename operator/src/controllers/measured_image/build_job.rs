@@ -5,10 +5,14 @@ use std::collections::BTreeMap;
 use assay_crds::names;
 use assay_crds::v1alpha1::MeasuredImage;
 use assay_crds::v1alpha1::measured_image::BuildSource;
-use assay_image::recipe::{ImageSource, Layout, Output, Recipe};
+use assay_image::recipe::{
+    EXIT_NO_CREDENTIALS, EXIT_UNBUILDABLE, ImageSource, Layout, Output, Recipe,
+};
 use assay_tee::Sha256Digest;
 use assay_tee::canonical::encode_canonical;
-use k8s_openapi::api::batch::v1::{Job, JobSpec};
+use k8s_openapi::api::batch::v1::{
+    Job, JobSpec, PodFailurePolicy, PodFailurePolicyOnExitCodesRequirement, PodFailurePolicyRule,
+};
 use k8s_openapi::api::core::v1::{
     ConfigMap, ConfigMapVolumeSource, Container, EmptyDirVolumeSource, KeyToPath, Pod, PodSpec,
     PodTemplateSpec, ResourceRequirements, SecretVolumeSource, Volume,
@@ -24,11 +28,12 @@ use crate::restricted::{container_security_context, mount, pod_security_context}
 /// Longest prefix of the image's name in the Job's: with `-build-` and eight
 /// digits it stays within 63 characters, which a Job's pods are labelled with.
 const MAX_PREFIX_LEN: usize = 48;
-/// Tries after the first: registries fail sometimes, sources do not mend
-/// themselves.
+/// Tries after the first: registries fail sometimes.
 const BACKOFF_LIMIT: i32 = 2;
 /// Seconds for all tries. The largest images build in minutes.
 const DEADLINE_SECONDS: i64 = 3600;
+/// The only container of the Job's pod.
+const CONTAINER: &str = "build";
 /// The guest agent in the builder's image.
 const AGENT_PATH: &str = "/usr/lib/assay/assay-agent";
 const RECIPE_DIR: &str = "/etc/assay/recipe";
@@ -126,6 +131,20 @@ pub(super) fn build_job(
         spec: Some(JobSpec {
             backoff_limit: Some(BACKOFF_LIMIT),
             active_deadline_seconds: Some(DEADLINE_SECONDS),
+            // Neither sources nor Secrets mend themselves.
+            pod_failure_policy: Some(PodFailurePolicy {
+                rules: vec![PodFailurePolicyRule {
+                    action: "FailJob".to_owned(),
+                    on_exit_codes: Some(PodFailurePolicyOnExitCodesRequirement {
+                        container_name: Some(CONTAINER.to_owned()),
+                        operator: "In".to_owned(),
+                        values: [EXIT_UNBUILDABLE, EXIT_NO_CREDENTIALS]
+                            .map(i32::from)
+                            .into(),
+                    }),
+                    on_pod_conditions: None,
+                }],
+            }),
             template: PodTemplateSpec {
                 metadata: Some(ObjectMeta {
                     labels: Some([(names::IMAGE_LABEL.to_owned(), image_name.clone())].into()),
@@ -189,6 +208,9 @@ fn build_pod(
             name: "docker".to_owned(),
             secret: Some(SecretVolumeSource {
                 secret_name: Some(secret.name.clone()),
+                // The kubelet would wait for a missing one without a word; the
+                // builder ends and says so.
+                optional: Some(true),
                 items: Some(vec![KeyToPath {
                     key: ".dockerconfigjson".to_owned(),
                     path: "config.json".to_owned(),
@@ -211,7 +233,7 @@ fn build_pod(
         restart_policy: Some("Never".to_owned()),
         security_context: Some(pod_security_context()),
         containers: vec![Container {
-            name: "build".to_owned(),
+            name: CONTAINER.to_owned(),
             image: Some(builder_image.to_owned()),
             image_pull_policy: Some("IfNotPresent".to_owned()),
             command: Some(vec!["assay".to_owned()]),
@@ -272,6 +294,9 @@ pub(super) fn parse_report(succeeded: bool, job: &Job, pods: &[Pod]) -> BuildRep
         .collect();
     said.sort();
     let last = said.last().map(|(_, _, message)| *message);
+    let unbuildable = said
+        .last()
+        .is_some_and(|(_, code, _)| *code == i32::from(EXIT_UNBUILDABLE));
     let name = job.name_any();
     if succeeded {
         let result = last.and_then(|message| serde_json::from_str::<Words>(message).ok());
@@ -300,5 +325,9 @@ pub(super) fn parse_report(succeeded: bool, job: &Job, pods: &[Pod]) -> BuildRep
             .and_then(|condition| condition.message.clone())
             .unwrap_or_else(|| "no pod of the Job is left".to_owned()),
     };
-    BuildReport::Failed(format!("{words}; delete Job {name} to build again"))
+    BuildReport::Failed(if unbuildable {
+        format!("{words}; spec.source is immutable: create another MeasuredImage with other inputs")
+    } else {
+        format!("{words}; delete Job {name} to build again")
+    })
 }

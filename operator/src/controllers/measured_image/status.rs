@@ -1,7 +1,5 @@
 //! What is said about an image.
 
-use std::collections::BTreeSet;
-
 use assay_crds::conditions::ConditionState;
 use assay_crds::v1alpha1::measured_image::{
     ArtifactStatus, DigestCounts, DigestState, LaunchDigestRow, LifecycleState,
@@ -60,7 +58,14 @@ pub(super) fn status(
         total: i32::try_from(rows.len()).unwrap_or(i32::MAX),
         summary: format!("{accepted}/{}", rows.len()),
     };
-    let states = conditions(image, artifact.as_ref(), blocked, unmeasured, rows.len());
+    let states = conditions(
+        image,
+        artifact.as_ref(),
+        blocked,
+        unknown_model(image).as_ref(),
+        unmeasured,
+        rows.len(),
+    );
     let conditions = own_conditions(&before.conditions, &states, image.metadata.generation, now);
     let events = transitions(&before.conditions, &conditions, &NEWSWORTHY, severity);
     let status = MeasuredImageStatus {
@@ -75,7 +80,20 @@ pub(super) fn status(
     (status, events)
 }
 
-/// The rows, and what keeps some from being there.
+/// A listed CPU model that cannot be measured, whatever the artifact is.
+fn unknown_model(image: &MeasuredImage) -> Option<Blocked> {
+    let models = &image.spec.shapes.cpu_models;
+    let error = models
+        .iter()
+        .find_map(|model| CpuModel::by_name(model).err())?;
+    Some(Blocked {
+        reason: Reason::UnknownCpuModel,
+        message: format!("spec.shapes.cpuModels: {error}"),
+        stalled: true,
+    })
+}
+
+/// The rows of known CPU models, and what keeps some of them from being there.
 ///
 /// While an artifact that was verified before is read again, as after a restart,
 /// its rows stay: what they say is bound to its digest.
@@ -89,25 +107,7 @@ fn rows(
     let firmware = firmware_name(&artifact.firmware.sha256);
     let mut shapes = wanted(&image.spec.shapes, &observed.requested);
     let mut problem = None;
-    let unknown: BTreeSet<&str> = image
-        .spec
-        .shapes
-        .cpu_models
-        .iter()
-        .filter(|model| CpuModel::by_name(model).is_err())
-        .map(String::as_str)
-        .collect();
-    if let Some(error) = unknown
-        .first()
-        .and_then(|model| CpuModel::by_name(model).err())
-    {
-        problem = Some(Blocked {
-            reason: Reason::UnknownCpuModel,
-            message: format!("spec.shapes.cpuModels: {error}"),
-            stalled: true,
-        });
-    }
-    shapes.retain(|shape| !unknown.contains(shape.cpu_model.as_str()));
+    shapes.retain(|shape| CpuModel::by_name(&shape.cpu_model).is_ok());
     if shapes.len() > MAX_ROWS {
         let message = format!(
             "{} shapes are asked for, at most {MAX_ROWS} have room in the status: list fewer in \
@@ -175,6 +175,7 @@ fn conditions(
     image: &MeasuredImage,
     artifact: Option<&ArtifactStatus>,
     blocked: Option<Blocked>,
+    unknown_model: Option<&Blocked>,
     unmeasured: Option<Blocked>,
     rows: usize,
 ) -> Vec<ConditionState> {
@@ -198,8 +199,9 @@ fn conditions(
             "the artifact is not known yet",
         ),
     };
-    let obstacle = blocked.or(unmeasured);
-    let measured = match &obstacle {
+    let obstacle = blocked.or(unknown_model.cloned()).or(unmeasured);
+    // No artifact mends the list of models, so there is no waiting for one.
+    let measured = match unknown_model.or(obstacle.as_ref()) {
         None if rows == 0 => state(
             "Measured",
             true,

@@ -6,7 +6,7 @@ use assay_crds::v1alpha1::measured_image::{
     DigestState, LaunchShapes, LifecycleState, MeasuredImageReason as Reason,
 };
 use assay_crds::v1alpha1::{LocalReference, MeasuredImage, MeasuredImageStatus};
-use assay_image::recipe::Recipe;
+use assay_image::recipe::{EXIT_NO_CREDENTIALS, EXIT_UNBUILDABLE, Recipe};
 use assay_measure::{MeasurementInputs, measure_snp};
 use assay_tee::ovmf::SectionKind;
 use assay_tee::{LaunchShape, Tee};
@@ -182,6 +182,25 @@ fn an_unknown_cpu_model_costs_only_its_own_rows() {
         "{}",
         measured.message
     );
+    is(&plan, "Stalled", "True", Reason::UnknownCpuModel);
+
+    let mut build = fixtures::new_image();
+    build.spec.shapes = image.spec.shapes;
+    for (artifact, reason) in [
+        (observed(BuildProgress::Running, None), Reason::Building),
+        (
+            observed(
+                BuildProgress::Ended(BuildReport::Built(REFERENCE.to_owned())),
+                failed(Reason::PullFailed),
+            ),
+            Reason::PullFailed,
+        ),
+    ] {
+        let plan = planned(&build, &artifact);
+        is(&plan, "Measured", "False", Reason::UnknownCpuModel);
+        is(&plan, "Ready", "False", reason);
+        is(&plan, "Reconciling", "True", reason);
+    }
 }
 
 #[test]
@@ -388,7 +407,20 @@ fn the_job_is_named_by_its_source_and_needs_nothing() {
     });
     assert_ne!(job_name(&image, &source), name);
     let job = build_job(&image, &source, BUILDER, &["registry.test:5000".to_owned()]);
-    let pod = job.spec.unwrap().template.spec.unwrap();
+    let spec = job.spec.unwrap();
+    let rule = &spec.pod_failure_policy.unwrap().rules[0];
+    assert_eq!(rule.action, "FailJob");
+    assert_eq!(
+        rule.on_exit_codes.as_ref().unwrap().values,
+        [EXIT_UNBUILDABLE, EXIT_NO_CREDENTIALS].map(i32::from)
+    );
+    let pod = spec.template.spec.unwrap();
+    let docker = pod.volumes.as_ref().unwrap().last().unwrap();
+    assert_eq!(
+        docker.secret.as_ref().unwrap().optional,
+        Some(true),
+        "the builder says what is missing, the kubelet only waits"
+    );
     assert_eq!(pod.automount_service_account_token, Some(false));
     let container = &pod.containers[0];
     let security = container.security_context.as_ref().unwrap();
@@ -475,4 +507,10 @@ fn the_youngest_words_count() {
     assert!(words(&pods).starts_with("no such image; delete Job web-1-build-0"));
     assert!(words(&pods[..1]).starts_with("log line;"));
     assert!(words(&[]).starts_with("Job was active longer"));
+    let unbuildable = said(20, EXIT_UNBUILDABLE.into(), r#"{"error":"no kernel"}"#);
+    let words = words(&[said(10, 1, "log line"), unbuildable]);
+    assert!(
+        words.starts_with("no kernel; spec.source is immutable: create another MeasuredImage"),
+        "{words}"
+    );
 }
