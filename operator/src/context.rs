@@ -19,16 +19,21 @@ use crate::artifact::Artifacts;
 use crate::queue::Watchable;
 use crate::settings::Settings;
 use crate::simulation::SimulationPki;
+use crate::watch::Undecodable;
 
 /// The cluster as it was last seen.
 #[derive(Clone)]
 pub struct Stores {
     /// All MeasuredImages.
     pub images: Store<MeasuredImage>,
+    /// MeasuredImages that do not decode.
+    pub undecodable_images: Undecodable,
     /// All ConfidentialDeployments.
     pub deployments: Store<ConfidentialDeployment>,
     /// All AttestationPolicies.
     pub policies: Store<AttestationPolicy>,
+    /// AttestationPolicies that do not decode.
+    pub undecodable_policies: Undecodable,
     /// All AttestationRecords.
     pub records: Store<AttestationRecord>,
     /// Pods that run guests.

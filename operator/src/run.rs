@@ -310,16 +310,15 @@ where
 }
 
 /// Objects of the same namespace as `object` that `concerns` names.
-fn of_namespace<K, O>(
+fn of_namespace<K>(
     store: &Store<K>,
-    object: &O,
+    object: &ObjectMeta,
     concerns: impl Fn(&K) -> bool,
 ) -> Vec<ObjectRef<K>>
 where
     K: Watchable + Resource<DynamicType = ()>,
-    O: Resource,
 {
-    let namespace = &object.meta().namespace;
+    let namespace = &object.namespace;
     let found = store.state_filter(|other| other.meta().namespace == *namespace && concerns(other));
     found
         .iter()
@@ -350,8 +349,10 @@ fn watch(
     let mut broker_ca = Source::<ConfigMap>::default();
     let stores = Stores {
         images: images.store(),
+        undecodable_images: images.undecodable(),
         deployments: deployments.store(),
         policies: policies.store(),
+        undecodable_policies: policies.undecodable(),
         records: records.store(),
         pods: pods.store(),
         replica_sets: replica_sets.store(),
@@ -414,7 +415,7 @@ fn watch(
     // with a count that is too high.
     let all_images = stores.images.clone();
     deployments.notify(&queues.images, move |deployment| {
-        of_namespace(&all_images, deployment, |image| {
+        of_namespace(&all_images, deployment.meta(), |image| {
             image
                 .status
                 .as_ref()
@@ -431,7 +432,7 @@ fn watch(
     });
     let all_policies = stores.policies.clone();
     deployments.notify(&queues.policies, move |deployment| {
-        of_namespace(&all_policies, deployment, |policy| {
+        of_namespace(&all_policies, deployment.meta(), |policy| {
             policy
                 .status
                 .as_ref()
@@ -443,17 +444,15 @@ fn watch(
         Some(ObjectRef::from_obj(deployment))
     });
     let all = stores.deployments.clone();
-    images.notify(&queues.deployments, move |image| {
-        let name = image.name_any();
+    images.notify_by_name(&queues.deployments, move |image| {
         of_namespace(&all, image, |deployment| {
-            deployment.spec.image_ref.name == name
+            image.name.as_ref() == Some(&deployment.spec.image_ref.name)
         })
     });
     let all = stores.deployments.clone();
-    policies.notify(&queues.deployments, move |policy| {
-        let name = policy.name_any();
+    policies.notify_by_name(&queues.deployments, move |policy| {
         of_namespace(&all, policy, |deployment| {
-            deployment.spec.policy_ref.name == name
+            policy.name.as_ref() == Some(&deployment.spec.policy_ref.name)
         })
     });
     records.notify(&queues.deployments, |record| {

@@ -6,11 +6,11 @@
 //! deleted child cannot repair it; hence this module.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use futures::stream::{StreamExt as _, select_all};
 use kube::ResourceExt as _;
-use kube::api::Api;
+use kube::api::{Api, ObjectMeta};
 use kube::core::DeserializeGuard;
 use kube::core::error_boundary::InvalidObject;
 use kube::runtime::WatchStreamExt as _;
@@ -21,7 +21,39 @@ use kube::runtime::watcher::{self, Event};
 use crate::causes::chain;
 use crate::queue::{Queue, Watchable};
 
-type Listener<K> = Box<dyn Fn(&K) + Send + Sync>;
+type Listener<T> = Box<dyn Fn(&T) + Send + Sync>;
+
+/// Objects of one kind that are there and do not decode, as those of a later
+/// version may not.
+#[derive(Clone, Default)]
+pub struct Undecodable(Arc<Mutex<HashMap<Key, String>>>);
+
+impl Undecodable {
+    /// Why the object of this name does not decode.
+    pub fn error(&self, namespace: &str, name: &str) -> Option<String> {
+        let key = (Some(namespace.to_owned()), name.to_owned());
+        self.lock().get(&key).cloned()
+    }
+
+    fn insert(&self, invalid: &InvalidObject) {
+        let key = key_of(&invalid.metadata);
+        self.lock().insert(key, invalid.error.clone());
+    }
+
+    fn remove(&self, metadata: &ObjectMeta) {
+        self.lock().remove(&key_of(metadata));
+    }
+
+    /// Forgets those of one namespace, or all, before they are listed anew.
+    fn clear(&self, namespace: Option<&str>) {
+        self.lock()
+            .retain(|(other, _), _| namespace.is_some() && other.as_deref() != namespace);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<Key, String>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
 
 /// The watched objects of one kind.
 ///
@@ -31,14 +63,18 @@ type Listener<K> = Box<dyn Fn(&K) + Send + Sync>;
 /// resource version it has heard already.
 pub struct Source<K: Watchable> {
     writer: Writer<K>,
+    undecodable: Undecodable,
     listeners: Vec<Listener<K>>,
+    name_listeners: Vec<Listener<ObjectMeta>>,
 }
 
 impl<K: Watchable> Default for Source<K> {
     fn default() -> Self {
         Self {
             writer: Writer::new(K::DynamicType::default()),
+            undecodable: Undecodable::default(),
             listeners: Vec::new(),
+            name_listeners: Vec::new(),
         }
     }
 }
@@ -47,6 +83,11 @@ impl<K: Watchable> Source<K> {
     /// The objects as they were last seen.
     pub fn store(&self) -> Store<K> {
         self.writer.as_reader()
+    }
+
+    /// The objects that [`Source::run_guarded`] saw and could not decode.
+    pub fn undecodable(&self) -> Undecodable {
+        self.undecodable.clone()
     }
 
     /// Asks `queue` to reconcile what `map` makes of every changed object.
@@ -63,26 +104,44 @@ impl<K: Watchable> Source<K> {
         }));
     }
 
+    /// As [`Source::notify`], also of objects that do not decode.
+    pub fn notify_by_name<T, I>(
+        &mut self,
+        queue: &Queue<T>,
+        map: impl Fn(&ObjectMeta) -> I + Send + Sync + 'static,
+    ) where
+        T: Watchable,
+        I: IntoIterator<Item = ObjectRef<T>>,
+    {
+        let queue = queue.clone();
+        self.name_listeners.push(Box::new(move |metadata| {
+            for target in map(metadata) {
+                queue.push(target);
+            }
+        }));
+    }
+
     /// Watches `apis`, each of one namespace or a single one of all, for ever.
     pub async fn run(self, apis: Vec<(Option<String>, Api<K>)>, config: watcher::Config) {
         self.drive(apis, &config, |_, event| Some(event)).await;
     }
 
     /// As [`Source::run`]. An object that does not decode, as one of a later
-    /// version may, counts as deleted: nothing is decided on half of it.
+    /// version may, counts as deleted: nothing is decided on half of it. That it
+    /// is there is remembered, for the message.
     pub async fn run_guarded(
         self,
         apis: Vec<(Option<String>, Api<DeserializeGuard<K>>)>,
         config: watcher::Config,
     ) {
-        self.drive(apis, &config, unguard).await;
+        self.drive(apis, &config, Self::unguard).await;
     }
 
     async fn drive<W: Watchable>(
         mut self,
         apis: Vec<(Option<String>, Api<W>)>,
         config: &watcher::Config,
-        decode: impl Fn(&Store<K>, Event<W>) -> Option<Event<K>>,
+        decode: impl Fn(&Self, Event<W>) -> Option<Event<K>>,
     ) {
         let mut merge = Merge::new(
             apis.iter()
@@ -101,7 +160,10 @@ impl<K: Watchable> Source<K> {
         while let Some((index, event)) = streams.next().await {
             match event {
                 Ok(event) => {
-                    let Some(event) = decode(&store, event) else {
+                    if let Event::Init = event {
+                        self.undecodable.clear(merge.namespace(index));
+                    }
+                    let Some(event) = decode(&self, event) else {
                         continue;
                     };
                     for event in merge.accept(index, event, || store.state()) {
@@ -133,16 +195,46 @@ impl<K: Watchable> Source<K> {
         for listener in &self.listeners {
             listener(object);
         }
+        self.tell_name(object.meta());
     }
-}
 
-fn unguard<K: Watchable>(store: &Store<K>, event: Event<DeserializeGuard<K>>) -> Option<Event<K>> {
-    let known = |invalid: &InvalidObject| {
-        let mut object = ObjectRef::<K>::new(invalid.metadata.name.as_deref().unwrap_or_default());
-        object.namespace.clone_from(&invalid.metadata.namespace);
-        store.get(&object).map(|known| known.as_ref().clone())
-    };
-    let complain = |invalid: &InvalidObject| {
+    fn tell_name(&self, metadata: &ObjectMeta) {
+        for listener in &self.name_listeners {
+            listener(metadata);
+        }
+    }
+
+    fn unguard(&self, event: Event<DeserializeGuard<K>>) -> Option<Event<K>> {
+        let decoded = |object: K| {
+            self.undecodable.remove(object.meta());
+            object
+        };
+        match event {
+            Event::Apply(DeserializeGuard(Ok(object))) => Some(Event::Apply(decoded(object))),
+            Event::InitApply(DeserializeGuard(Ok(object))) => {
+                Some(Event::InitApply(decoded(object)))
+            }
+            Event::Delete(DeserializeGuard(Ok(object))) => Some(Event::Delete(decoded(object))),
+            Event::Apply(DeserializeGuard(Err(invalid))) => {
+                self.note(&invalid);
+                self.forget(&invalid)
+            }
+            Event::InitApply(DeserializeGuard(Err(invalid))) => {
+                self.note(&invalid);
+                self.tell_name(&invalid.metadata);
+                None
+            }
+            Event::Delete(DeserializeGuard(Err(invalid))) => {
+                self.undecodable.remove(&invalid.metadata);
+                self.forget(&invalid)
+            }
+            Event::Init => Some(Event::Init),
+            Event::InitDone => Some(Event::InitDone),
+        }
+    }
+
+    fn note(&self, invalid: &InvalidObject) {
+        self.undecodable.insert(invalid);
         tracing::warn!(
             kind = %K::kind(&K::DynamicType::default()),
             namespace = invalid.metadata.namespace,
@@ -150,22 +242,19 @@ fn unguard<K: Watchable>(store: &Store<K>, event: Event<DeserializeGuard<K>>) ->
             error = invalid.error,
             "object does not decode"
         );
-    };
-    match event {
-        Event::Apply(DeserializeGuard(Ok(object))) => Some(Event::Apply(object)),
-        Event::InitApply(DeserializeGuard(Ok(object))) => Some(Event::InitApply(object)),
-        Event::Delete(DeserializeGuard(Ok(object))) => Some(Event::Delete(object)),
-        Event::Apply(DeserializeGuard(Err(invalid))) => {
-            complain(&invalid);
-            known(&invalid).map(Event::Delete)
+    }
+
+    /// The deletion of what the object was while it decoded. Where it never did,
+    /// there is none, and who depends on its name is told.
+    fn forget(&self, invalid: &InvalidObject) -> Option<Event<K>> {
+        let name = invalid.metadata.name.as_deref().unwrap_or_default();
+        let mut object = ObjectRef::<K>::new(name);
+        object.namespace.clone_from(&invalid.metadata.namespace);
+        let known = self.store().get(&object);
+        if known.is_none() {
+            self.tell_name(&invalid.metadata);
         }
-        Event::InitApply(DeserializeGuard(Err(invalid))) => {
-            complain(&invalid);
-            None
-        }
-        Event::Delete(DeserializeGuard(Err(invalid))) => known(&invalid).map(Event::Delete),
-        Event::Init => Some(Event::Init),
-        Event::InitDone => Some(Event::InitDone),
+        known.map(|known| Event::Delete(known.as_ref().clone()))
     }
 }
 
@@ -185,7 +274,12 @@ struct Scope<K> {
 type Key = (Option<String>, String);
 
 fn key<K: Watchable>(object: &K) -> Key {
-    (object.namespace(), object.name_any())
+    key_of(object.meta())
+}
+
+fn key_of(metadata: &ObjectMeta) -> Key {
+    let name = metadata.name.clone().unwrap_or_default();
+    (metadata.namespace.clone(), name)
 }
 
 impl<K: Watchable> Merge<K> {
@@ -200,6 +294,10 @@ impl<K: Watchable> Merge<K> {
                 })
                 .collect(),
         }
+    }
+
+    fn namespace(&self, index: usize) -> Option<&str> {
+        self.scopes.get(index)?.namespace.as_deref()
     }
 
     fn accept(
@@ -277,7 +375,6 @@ fn relist<K: Watchable>(
 #[cfg(test)]
 mod tests {
     use k8s_openapi::api::core::v1::ConfigMap;
-    use kube::api::ObjectMeta;
 
     use super::*;
 
@@ -354,5 +451,45 @@ mod tests {
             ["Apply(changed)", "Apply(new)", "Delete(gone)"]
         );
         assert_eq!(listed(&mut merge, 1, &[], &state), ["Delete(elsewhere)"]);
+    }
+
+    #[test]
+    fn what_does_not_decode_is_gone_but_not_missing() {
+        let (queue, mut requests) = Queue::<ConfigMap>::new();
+        let mut source = Source::<ConfigMap>::default();
+        source.notify_by_name(&queue, |metadata| {
+            Some(ObjectRef::new(metadata.name.as_deref().unwrap_or_default()))
+        });
+        let undecodable = source.undecodable();
+        let invalid = |name: &str| {
+            DeserializeGuard(Err(InvalidObject {
+                error: "no such field".to_owned(),
+                metadata: object("a", name, "2").metadata,
+            }))
+        };
+        let valid = |name: &str| DeserializeGuard(Ok(object("a", name, "1")));
+
+        let event = source.unguard(Event::Apply(valid("known"))).unwrap();
+        source.take(&event);
+        assert!(requests.try_recv().is_ok());
+        let event = source.unguard(Event::Apply(invalid("known"))).unwrap();
+        assert_eq!(names(std::slice::from_ref(&event)), ["Delete(known)"]);
+        source.take(&event);
+        assert!(requests.try_recv().is_ok());
+        assert!(source.store().state().is_empty());
+        assert_eq!(
+            undecodable.error("a", "known").as_deref(),
+            Some("no such field")
+        );
+
+        assert!(source.unguard(Event::Apply(invalid("new"))).is_none());
+        assert!(requests.try_recv().is_ok(), "who names it hears of it");
+        assert!(undecodable.error("a", "new").is_some());
+        assert_eq!(undecodable.error("b", "new"), None);
+        assert!(source.unguard(Event::Delete(invalid("new"))).is_none());
+        assert!(requests.try_recv().is_ok());
+        assert_eq!(undecodable.error("a", "new"), None);
+        source.unguard(Event::Apply(valid("known")));
+        assert_eq!(undecodable.error("a", "known"), None, "mended");
     }
 }

@@ -81,7 +81,8 @@ gate_reasons! {
     RecordInvalid,
     /// The attestation is too old.
     AttestationExpired,
-    /// The policy that the guest was accepted under does not exist.
+    /// The policy that the guest was accepted under does not exist, or cannot be
+    /// read.
     PolicyMissing,
     /// The policy has changed since: the guest must attest under the new one.
     PolicyChanged,
@@ -89,7 +90,7 @@ gate_reasons! {
     TeeNotAllowed,
     /// The evidence is simulated, which this installation refuses.
     SimulationDisabled,
-    /// The image that the guest was accepted as does not exist.
+    /// The image that the guest was accepted as does not exist, or cannot be read.
     ImageMissing,
     /// The image is revoked.
     ImageRevoked,
@@ -171,7 +172,7 @@ fn refusal<'a>(facts: &Facts<'a>, now: Timestamp) -> Result<Acceptance<'a>, (Gat
         return Err((
             Reason::PolicyMissing,
             format!(
-                "AttestationPolicy {} does not exist",
+                "AttestationPolicy {} does not exist or cannot be read",
                 record.spec.policy_ref.name
             ),
         ));
@@ -204,7 +205,7 @@ fn refusal<'a>(facts: &Facts<'a>, now: Timestamp) -> Result<Acceptance<'a>, (Gat
         return Err((
             Reason::ImageMissing,
             format!(
-                "MeasuredImage {} does not exist",
+                "MeasuredImage {} does not exist or cannot be read",
                 record.spec.image_ref.name
             ),
         ));

@@ -23,8 +23,12 @@ use crate::simulation::SimulationPki;
 pub struct Observed {
     /// The image that the deployment names.
     pub image: Option<Arc<MeasuredImage>>,
+    /// Why that image, which is there, does not decode.
+    pub image_error: Option<String>,
     /// The policy that the deployment names.
     pub policy: Option<Arc<AttestationPolicy>>,
+    /// Why that policy, which is there, does not decode.
+    pub policy_error: Option<String>,
     /// The Deployment that was made of it.
     pub workload: Option<Arc<Deployment>>,
     /// Its Service.
@@ -128,13 +132,13 @@ pub(super) fn observe(deployment: &ConfidentialDeployment, context: &Context) ->
         usable.then_some(Broker { cluster_ip, ca })
     });
 
+    let image = &deployment.spec.image_ref.name;
+    let policy = &deployment.spec.policy_ref.name;
     Observed {
-        image: find(&stores.images, &namespace, &deployment.spec.image_ref.name),
-        policy: find(
-            &stores.policies,
-            &namespace,
-            &deployment.spec.policy_ref.name,
-        ),
+        image: find(&stores.images, &namespace, image),
+        image_error: stores.undecodable_images.error(&namespace, image),
+        policy: find(&stores.policies, &namespace, policy),
+        policy_error: stores.undecodable_policies.error(&namespace, policy),
         workload: find(&stores.workloads, &namespace, &name),
         service: find(&stores.services, &namespace, &name),
         role: find(&stores.roles, &namespace, &role_name(&name)),

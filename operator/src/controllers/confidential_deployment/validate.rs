@@ -89,13 +89,22 @@ pub fn validate(
     let shape = shape(deployment)?;
 
     let Some(policy) = observed.policy.as_deref() else {
-        return reject(
-            Reason::PolicyMissing,
-            format!(
-                "AttestationPolicy {} does not exist: create it or change spec.policyRef",
-                spec.policy_ref.name
+        let name = &spec.policy_ref.name;
+        return match &observed.policy_error {
+            Some(error) => reject(
+                Reason::PolicyInvalid,
+                format!(
+                    "AttestationPolicy {name} cannot be read: {error}; correct it or change \
+                     spec.policyRef"
+                ),
             ),
-        );
+            None => reject(
+                Reason::PolicyMissing,
+                format!(
+                    "AttestationPolicy {name} does not exist: create it or change spec.policyRef"
+                ),
+            ),
+        };
     };
     if !policy.spec.tees.contains(&spec.machine.tee) {
         return reject(
@@ -129,13 +138,20 @@ pub fn validate(
     };
 
     let Some(image) = observed.image.as_deref() else {
-        return reject(
-            Reason::ImageMissing,
-            format!(
-                "MeasuredImage {} does not exist: create it or change spec.imageRef",
-                spec.image_ref.name
+        let name = &spec.image_ref.name;
+        return match &observed.image_error {
+            Some(error) => reject(
+                Reason::ImageInvalid,
+                format!(
+                    "MeasuredImage {name} cannot be read: {error}; correct it or change \
+                     spec.imageRef"
+                ),
             ),
-        );
+            None => reject(
+                Reason::ImageMissing,
+                format!("MeasuredImage {name} does not exist: create it or change spec.imageRef"),
+            ),
+        };
     };
     if image.spec.lifecycle.state == LifecycleState::Revoked {
         return reject(
