@@ -12,7 +12,7 @@ use assay_e2e::{Environment, install, kubectl, phases, quickstart, wait};
 use assay_tee::guest_message::{CertificateGuid, CertificateTable};
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 /// What an answer of the web server contains.
 const GREETING: &str = "measured guest";
@@ -292,26 +292,46 @@ fn drift_is_repaired(environment: &Environment) -> Result<()> {
         Duration::from_mins(1),
         || Ok(uid(&kubectl)?.filter(|now| Some(now) != before.as_ref())),
     )?;
-    kubectl.run(&[
-        "-n",
-        quickstart::NAMESPACE,
-        "scale",
-        "deployment",
-        quickstart::DEPLOYMENT,
-        "--replicas=5",
-    ])?;
-    wait::until(
-        &kubectl,
-        quickstart::NAMESPACE,
-        "the replica count to be put right",
-        Duration::from_mins(1),
-        || {
-            let found =
-                kubectl.find(quickstart::NAMESPACE, "deployment", quickstart::DEPLOYMENT)?;
-            Ok(found.filter(|deployment| deployment["spec"]["replicas"] == 2))
-        },
-    )?;
-    Ok(())
+    let sidecar = json!({"name": "sidecar", "image": environment.images.web});
+    let port = json!({"name": "more", "port": 81});
+    let variable = json!({"name": "A", "value": "b"});
+    let launcher = "/spec/template/spec/containers/0";
+    for (kind, pointer, foreign) in [
+        ("deployment", "/spec/replicas", json!(5)),
+        ("service", "/spec/selector/extra", json!("x")),
+        ("service", "/spec/publishNotReadyAddresses", json!(true)),
+        ("service", "/spec/ports/1", port),
+        ("deployment", "/spec/paused", json!(true)),
+        ("deployment", &format!("{launcher}/env/3"), variable),
+        ("deployment", "/spec/template/spec/containers/1", sidecar),
+    ] {
+        let look = || -> Result<Value> {
+            let found = kubectl.find(quickstart::NAMESPACE, kind, quickstart::DEPLOYMENT)?;
+            let found = found.with_context(|| format!("the {kind} is gone"))?;
+            Ok(found.pointer(pointer).cloned().unwrap_or_default())
+        };
+        let good = look()?;
+        ensure!(good != foreign, "{pointer} is {good} already");
+        kubectl.run(&[
+            "-n",
+            quickstart::NAMESPACE,
+            "patch",
+            kind,
+            quickstart::DEPLOYMENT,
+            "--type=json",
+            "-p",
+            &json!([{"op": "add", "path": pointer, "value": foreign}]).to_string(),
+        ])?;
+        wait::until(
+            &kubectl,
+            quickstart::NAMESPACE,
+            &format!("{pointer} of the {kind} to be put right"),
+            Duration::from_mins(1),
+            || Ok((look()? == good).then_some(())),
+        )?;
+    }
+    // Not only is the drift gone: the deployment says that all is well again.
+    quickstart::wait_for_guests(environment, 2).map(drop)
 }
 
 fn a_rehashed_kernel_is_rejected(environment: &Environment) -> Result<()> {

@@ -12,7 +12,7 @@ use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use kube::{Client, Resource, ResourceExt as _};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
 use crate::causes::chain;
@@ -67,6 +67,19 @@ pub enum ApplyError {
         #[source]
         source: kube::Error,
     },
+    /// A child does not stay as it was written.
+    #[error(
+        "{kind} {name} is changed back as soon as it is written: keep admission webhooks off it; \
+         it still lacks {difference}"
+    )]
+    ChildContested {
+        /// Kind of the child.
+        kind: String,
+        /// Its name.
+        name: String,
+        /// What is left to change, as a JSON merge patch.
+        difference: Value,
+    },
     /// A child could not be deleted.
     #[error("cannot delete {kind} {name}")]
     DeleteChild {
@@ -111,6 +124,7 @@ impl ApplyError {
             Self::ChildConflict { .. } => "ChildConflict",
             Self::ReadChild { .. } => "ReadChildFailed",
             Self::ApplyChild { .. } => "ApplyChildFailed",
+            Self::ChildContested { .. } => "ChildContested",
             Self::DeleteChild { .. } => "DeleteChildFailed",
             Self::PatchStatus { .. } => "PatchStatusFailed",
             Self::Installation { .. } => "InstallationFailed",
@@ -121,7 +135,7 @@ impl ApplyError {
     /// the API server refuses what was asked. Everything else passes by itself.
     pub fn is_permanent(&self) -> bool {
         match self {
-            Self::ChildConflict { .. } => true,
+            Self::ChildConflict { .. } | Self::ChildContested { .. } => true,
             Self::ReadChild { source, .. }
             | Self::ApplyChild { source, .. }
             | Self::DeleteChild { source, .. }
@@ -154,9 +168,13 @@ impl Writer {
     /// Carries out a plan's writes and deletions, in order, up to the first
     /// failure.
     ///
+    /// Server-side apply takes nothing away that others added, such as a
+    /// container or a port. What is left of that in its answer is taken out by a
+    /// second patch, which holds only while nobody else writes.
+    ///
     /// # Errors
-    /// When the API server refuses or cannot be reached, or when a child's name
-    /// is taken.
+    /// When the API server refuses or cannot be reached, when a child's name is
+    /// taken, or when a child does not stay as it was written.
     pub async fn apply<S>(&self, plan: &Plan<S>) -> Result<(), ApplyError> {
         for manifest in &plan.writes {
             self.write(manifest).await?;
@@ -198,16 +216,42 @@ impl Writer {
                 });
             }
         }
+        let failed = |source| ApplyError::ApplyChild {
+            kind: kind(),
+            name: name.clone(),
+            source,
+        };
         let parameters = PatchParams::apply(self.manager).force();
-        api.patch(name, &parameters, &Patch::Apply(&body))
+        let applied = api
+            .patch(name, &parameters, &Patch::Apply(&body))
             .await
-            .map_err(|source| ApplyError::ApplyChild {
+            .map_err(failed)?;
+        tracing::info!(kind = resource.kind, namespace, name, "applied");
+        let Some(mut foreign) = difference(manifest, &applied) else {
+            return Ok(());
+        };
+        foreign["metadata"]["resourceVersion"] = json!(applied.resource_version());
+        let repaired = api
+            .patch(name, &self.parameters(), &Patch::Merge(&foreign))
+            .await
+            .map_err(failed)?;
+        tracing::info!(kind = resource.kind, namespace, name, %foreign, "repaired");
+        match difference(manifest, &repaired) {
+            None => Ok(()),
+            Some(difference) => Err(ApplyError::ChildContested {
                 kind: kind(),
                 name: name.clone(),
-                source,
-            })?;
-        tracing::info!(kind = resource.kind, namespace, name, "applied");
-        Ok(())
+                difference,
+            }),
+        }
+    }
+
+    /// Parameters of every write that is no server-side apply.
+    fn parameters(&self) -> PatchParams {
+        PatchParams {
+            field_manager: Some(self.manager.to_owned()),
+            ..PatchParams::default()
+        }
     }
 
     async fn delete(&self, orphan: &Orphan) -> Result<(), ApplyError> {
@@ -323,12 +367,8 @@ impl Writer {
                 "lastTransitionTime": format!("{since:.0}"),
             }]},
         });
-        let parameters = PatchParams {
-            field_manager: Some(self.manager.to_owned()),
-            ..PatchParams::default()
-        };
         match api
-            .patch_status(&name, &parameters, &Patch::Strategic(&body))
+            .patch_status(&name, &self.parameters(), &Patch::Strategic(&body))
             .await
         {
             Ok(_) => Ok(()),
@@ -433,6 +473,11 @@ impl Writer {
             }),
         }
     }
+}
+
+/// What others put into `object` and the manifest does not want there.
+fn difference(manifest: &Manifest, object: &DynamicObject) -> Option<Value> {
+    manifest.difference(&serde_json::to_value(object).unwrap_or_default())
 }
 
 async fn publish_all(recorder: Recorder, mut waiting: mpsc::Receiver<(ObjectReference, Note)>) {

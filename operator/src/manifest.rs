@@ -8,7 +8,7 @@ use kube::api::ObjectMeta;
 use kube::core::discovery::ApiResource;
 use kube::{Resource, ResourceExt};
 use serde::Serialize;
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 /// Label of every object that the operator makes; its watches select by it.
 pub const MANAGED_BY_LABEL: &str = "app.kubernetes.io/managed-by";
@@ -17,6 +17,24 @@ pub const MANAGED_BY: &str = "assay-operator";
 /// Annotation with the digest of what was applied last. A field that is no
 /// longer wanted leaves no trace in a comparison with what is there; this does.
 pub const APPLIED_ANNOTATION: &str = "assay.dev/applied";
+
+/// Maps that, where they are wanted, hold nothing else: one more entry decides
+/// which pods take traffic, where they run, or what they get.
+const CLOSED: [&str; 4] = ["limits", "nodeSelector", "requests", "selector"];
+/// Fields that are there only where they are wanted: they change where a pod runs
+/// and what runs in it. Others are left alone, because the API server fills many,
+/// and clusters have customs.
+const RESERVED: [&str; 7] = [
+    "args",
+    "envFrom",
+    "hostNetwork",
+    "initContainers",
+    "nodeSelector",
+    "serviceAccount",
+    "serviceAccountName",
+];
+/// Fields that the API server leaves out where they are false.
+const OMITTED_WHEN_FALSE: [&str; 2] = ["paused", "publishNotReadyAddresses"];
 
 /// A child object as it is wanted: only the fields that the operator decides.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -33,6 +51,15 @@ pub struct Manifest {
     pub owner: String,
     /// The object.
     pub body: Value,
+}
+
+impl Manifest {
+    /// The JSON merge patch that makes `seen` what is wanted; none when it is so
+    /// already. Of an object that was just applied this is what others put there
+    /// and server-side apply does not take away.
+    pub fn difference(&self, seen: &Value) -> Option<Value> {
+        difference(seen, &self.body, false)
+    }
 }
 
 /// A child object that is to be deleted.
@@ -129,7 +156,7 @@ where
     body["metadata"]["annotations"][APPLIED_ANNOTATION] = Value::from(digest);
 
     let current = seen.and_then(|seen| serde_json::to_value(seen).ok());
-    if current.is_some_and(|current| contains(&current, &body)) {
+    if current.is_some_and(|current| difference(&current, &body, false).is_none()) {
         return None;
     }
     Some(Manifest {
@@ -142,30 +169,47 @@ where
     })
 }
 
-/// Whether `seen` has everything that `wanted` says; what `wanted` does not say
-/// does not matter. Lists must agree in length: in most of them, such as a
-/// Role's rules, a foreign entry is a change.
-fn contains(seen: &Value, wanted: &Value) -> bool {
+/// The JSON merge patch that makes `seen` what `wanted` says. What `wanted` does
+/// not say does not matter, unless it is in a [`CLOSED`] map or [`RESERVED`]. Lists
+/// must agree in length: in most of them, such as containers or a Role's rules, a
+/// foreign entry is a change. One that does not is replaced as a whole.
+fn difference(seen: &Value, wanted: &Value, closed: bool) -> Option<Value> {
     match (seen, wanted) {
-        (Value::Object(seen), Value::Object(wanted)) => wanted.iter().all(|(name, value)| {
-            seen.get(name)
-                .map_or_else(|| is_empty(value), |seen| contains(seen, value))
-        }),
-        (Value::Array(seen), Value::Array(wanted)) => {
-            seen.len() == wanted.len()
+        (Value::Object(seen), Value::Object(wanted)) => {
+            let lacking = wanted.iter().filter_map(|(name, value)| {
+                let closed = closed || CLOSED.contains(&name.as_str());
+                let lacks = match seen.get(name) {
+                    Some(seen) => difference(seen, value, closed)?,
+                    None if may_be_omitted(name, value) => return None,
+                    None => value.clone(),
+                };
+                Some((name.clone(), lacks))
+            });
+            let foreign = seen
+                .keys()
+                .filter(|name| closed || RESERVED.contains(&name.as_str()))
+                .filter(|name| !wanted.contains_key(*name))
+                .map(|name| (name.clone(), Value::Null));
+            let patch: Map<String, Value> = lacking.chain(foreign).collect();
+            (!patch.is_empty()).then_some(Value::Object(patch))
+        }
+        (Value::Array(seen), Value::Array(entries)) => {
+            let agree = seen.len() == entries.len()
                 && seen
                     .iter()
-                    .zip(wanted)
-                    .all(|(seen, wanted)| contains(seen, wanted))
+                    .zip(entries)
+                    .all(|(seen, wanted)| difference(seen, wanted, closed).is_none());
+            (!agree).then(|| wanted.clone())
         }
-        (seen, wanted) => seen == wanted,
+        (seen, wanted) => (seen != wanted).then(|| wanted.clone()),
     }
 }
 
-/// What the API server may leave out.
-fn is_empty(value: &Value) -> bool {
+/// Whether the API server may leave the field out.
+fn may_be_omitted(name: &str, value: &Value) -> bool {
     match value {
         Value::Null => true,
+        Value::Bool(value) => !value && OMITTED_WHEN_FALSE.contains(&name),
         Value::Object(fields) => fields.is_empty(),
         Value::Array(items) => items.is_empty(),
         _ => false,
@@ -218,20 +262,93 @@ mod tests {
         assert!(write_for(&wanted, Some(&drifted), None).is_some(), "drift");
     }
 
+    /// What `seen` becomes by a JSON merge patch (RFC 7396).
+    fn merged(seen: &Value, patch: &Value) -> Value {
+        let (Value::Object(seen), Value::Object(patch)) = (seen, patch) else {
+            return patch.clone();
+        };
+        let mut merged = seen.clone();
+        for (name, change) in patch {
+            match change {
+                Value::Null => merged.remove(name),
+                change => {
+                    let before = seen.get(name).unwrap_or(&Value::Null);
+                    merged.insert(name.clone(), self::merged(before, change))
+                }
+            };
+        }
+        Value::Object(merged)
+    }
+
     #[test]
-    fn foreign_fields_are_no_drift_but_foreign_list_entries_are() {
-        let wanted = json!({"spec": {"rules": [{"verbs": ["get"]}]}, "x": {}});
-        assert!(contains(
-            &json!({"spec": {"rules": [{"verbs": ["get"], "more": 1}]}, "status": {}}),
-            &wanted
-        ));
-        assert!(!contains(
-            &json!({"spec": {"rules": [{"verbs": ["get"]}, {"verbs": ["list"]}]}}),
-            &wanted
-        ));
-        assert!(!contains(
-            &json!({"spec": {"rules": [{"verbs": ["list"]}]}}),
-            &wanted
-        ));
+    fn what_the_api_server_fills_in_is_no_drift() {
+        let wanted = json!({"spec": {"rules": [{"verbs": ["get"]}], "paused": false}, "x": {}});
+        for seen in [
+            json!({"spec": {"rules": [{"verbs": ["get"], "more": 1}]}, "status": {}}),
+            json!({"spec": {"rules": [{"verbs": ["get"]}], "paused": false, "revision": 2}}),
+            json!({"metadata": {"labels": {"a": "b"}}, "spec": {"rules": [{"verbs": ["get"]}]}}),
+            // As a Job's, which the API server makes up.
+            json!({"spec": {"rules": [{"verbs": ["get"]}], "selector": {"matchLabels": {}}}}),
+        ] {
+            assert_eq!(difference(&seen, &wanted, false), None, "{seen}");
+        }
+        let automount = json!({"automountServiceAccountToken": false});
+        assert!(
+            difference(&json!({}), &automount, false).is_some(),
+            "a false whose default is true is never left out"
+        );
+    }
+
+    #[test]
+    fn foreign_entries_are_drift_and_taken_out() {
+        let wanted = json!({
+            "paused": false,
+            "selector": {"app": "web"},
+            "ports": [{"name": "http", "port": 80}],
+            "containers": [{
+                "name": "launcher",
+                "env": [{"name": "POD"}],
+                "resources": {"limits": {"memory": "1Gi"}},
+            }],
+        });
+        let good = json!({
+            "clusterIP": "10.0.0.1",
+            "selector": {"app": "web"},
+            "ports": [{"name": "http", "port": 80, "nodePort": 0}],
+            "containers": [{
+                "name": "launcher",
+                "env": [{"name": "POD"}],
+                "resources": {"limits": {"memory": "1Gi"}},
+                "terminationMessagePath": "/dev/termination-log",
+            }],
+        });
+        assert_eq!(difference(&good, &wanted, false), None);
+        for (pointer, foreign) in [
+            ("/paused", json!(true)),
+            ("/selector/extra", json!("x")),
+            ("/nodeSelector", json!({"disk": "ssd"})),
+            ("/initContainers", json!([{"name": "foreign"}])),
+            ("/hostNetwork", json!(true)),
+            ("/ports/1", json!({"name": "more", "port": 81})),
+            ("/containers/1", json!({"name": "sidecar"})),
+            ("/containers/0/env/1", json!({"name": "A", "value": "b"})),
+            ("/containers/0/args", json!(["--insecure"])),
+            ("/containers/0/resources/limits/cpu", json!("1")),
+        ] {
+            let mut seen = good.clone();
+            let (parent, field) = pointer.rsplit_once('/').unwrap();
+            match seen.pointer_mut(parent).unwrap() {
+                Value::Array(entries) => entries.push(foreign),
+                parent => parent[field] = foreign,
+            }
+            let patch = difference(&seen, &wanted, false).unwrap_or_else(|| panic!("{pointer}"));
+            let repaired = merged(&seen, &patch);
+            assert_eq!(difference(&repaired, &wanted, false), None, "{pointer}");
+            assert!(
+                repaired.pointer(pointer).is_none_or(|left| left == false),
+                "{pointer}: {repaired}"
+            );
+            assert_eq!(repaired["clusterIP"], "10.0.0.1", "{pointer}");
+        }
     }
 }

@@ -171,6 +171,8 @@ fn plan_service(
             type_: Some("ClusterIP".to_owned()),
             selector: selector(&name).match_labels,
             ports: Some(ports),
+            // True would route to guests whose gate is closed.
+            publish_not_ready_addresses: Some(false),
             ..ServiceSpec::default()
         }),
         ..Service::default()
@@ -221,6 +223,7 @@ fn build_workload(
             }),
             progress_deadline_seconds: Some(PROGRESS_DEADLINE_SECONDS),
             revision_history_limit: Some(REVISION_HISTORY),
+            paused: Some(false),
             template,
             ..DeploymentSpec::default()
         }),
@@ -287,6 +290,12 @@ pub fn check_plan(plan: &Plan<ConfidentialDeploymentStatus>) {
             assert_eq!(security["capabilities"]["drop"][0], "ALL");
             assert!(security["privileged"].is_null());
         }
+    }
+    for service in of("Service") {
+        assert_eq!(
+            service.body["spec"]["publishNotReadyAddresses"], false,
+            "the Service must not route around the gate"
+        );
     }
     for role in of("Role") {
         for rule in role.body["rules"].as_array().into_iter().flatten() {

@@ -18,7 +18,7 @@ use crate::controllers::attestation_gate::GateReason;
 use crate::controllers::{self, FailureReasons, own_conditions, same_conditions, state};
 use crate::manifest::Manifest;
 use crate::plan::{Note, Plan, Severity, transitions};
-use crate::pods::{gate_condition, is_attested};
+use crate::pods::{failure, gate_condition, is_attested};
 
 /// Conditions whose changes are events.
 const NEWSWORTHY: [&str; 3] = ["Ready", "Attested", "SecretsReleased"];
@@ -52,7 +52,7 @@ pub(super) fn status(
         || !counts.observed
         || counts.updated < counts.wanted
         || counts.existing > counts.updated;
-    let (ready, reconciling, stalled) = match verdict {
+    let (mut ready, mut reconciling, mut stalled) = match verdict {
         Err(why) => (
             state("Ready", false, why.reason.as_str(), why.message.clone()),
             abnormal("Reconciling", !why.stalled, why.reason, &why.message),
@@ -69,6 +69,16 @@ pub(super) fn status(
             abnormal("Stalled", false, Reason::UpToDate, ""),
         ),
     };
+    let current = writes.is_empty() && counts.observed;
+    if is_waiting(&ready)
+        && let Some((reason, message)) = trouble(observed, current)
+    {
+        if reason == Reason::ProgressDeadlineExceeded {
+            reconciling = abnormal("Reconciling", false, reason, &message);
+            stalled = abnormal("Stalled", true, reason, &message);
+        }
+        ready = state("Ready", false, reason.as_str(), message);
+    }
     let states = [
         ready,
         attested,
@@ -317,6 +327,41 @@ fn ready(
     } else {
         state("Ready", true, Reason::AllReplicasReady.as_str(), text)
     }
+}
+
+/// Whether it is only a matter of time, as far as `ready` tells.
+fn is_waiting(ready: &ConditionState) -> bool {
+    [
+        Reason::Progressing,
+        Reason::AwaitingAttestation,
+        Reason::ReplicasNotReady,
+    ]
+    .iter()
+    .any(|reason| reason.as_str() == ready.reason)
+}
+
+/// What keeps guests from coming up, and where to look. What the Deployment says
+/// of its progress counts while it is about the `current` specification.
+fn trouble(observed: &Observed, current: bool) -> Option<(Reason, String)> {
+    let pending = observed.pods.iter().filter(|pod| !is_attested(pod));
+    let failing = pending.clone().filter_map(|pod| failure(pod)).min();
+    let status = observed.workload.as_ref()?.status.as_ref()?;
+    let exceeded = status.conditions.iter().flatten().any(|condition| {
+        condition.type_ == "Progressing"
+            && condition.reason.as_deref() == Some(Reason::ProgressDeadlineExceeded.as_str())
+    });
+    if !(exceeded && current) {
+        return failing.map(|message| (Reason::PodFailing, message));
+    }
+    let message = failing.unwrap_or_else(|| match pending.map(|pod| pod.name_any()).min() {
+        Some(pod) => format!(
+            "pod {pod} runs and has not attested; look at kubectl logs {pod}: firmware that \
+             refuses what it is to boot says nothing"
+        ),
+        None => "look at kubectl describe deployment".to_owned(),
+    });
+    let message = format!("the rollout makes no progress: {message}");
+    Some((Reason::ProgressDeadlineExceeded, message))
 }
 
 /// A condition that is True when something is out of the ordinary (kstatus).

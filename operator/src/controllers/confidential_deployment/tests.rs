@@ -10,8 +10,13 @@ use assay_crds::v1alpha1::measured_image::{DigestState, LifecycleState};
 use assay_crds::v1alpha1::{ConfidentialDeployment, ConfidentialDeploymentStatus, TeeType};
 use assay_crds::{conditions, names};
 use assay_launcher::spec::{Fault, LAUNCH_SPEC_KEY, LaunchSpec};
-use k8s_openapi::api::apps::v1::{Deployment, DeploymentStatus};
-use k8s_openapi::api::core::v1::{ConfigMap, Service};
+use k8s_openapi::api::apps::v1::{
+    Deployment, DeploymentCondition, DeploymentSpec, DeploymentStatus,
+};
+use k8s_openapi::api::core::v1::{
+    ConfigMap, Container, ContainerState, ContainerStateTerminated, ContainerStateWaiting,
+    ContainerStatus, EnvVar, Service, ServicePort, ServiceSpec,
+};
 use k8s_openapi::api::rbac::v1::{Role, RoleBinding};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use kube::ResourceExt as _;
@@ -103,7 +108,7 @@ fn condition(status: &ConfidentialDeploymentStatus, type_: &str) -> (String, Str
 #[test]
 fn one_mistake_is_one_reason() {
     type Change = fn(&mut ConfidentialDeployment, &mut Observed);
-    let table: [(&str, Change, Reason, &str); 25] = [
+    let table: [(&str, Change, Reason, &str); 27] = [
         (
             "name",
             |d, _| d.metadata.name = Some("x".repeat(64)),
@@ -216,6 +221,15 @@ fn one_mistake_is_one_reason() {
             "demo",
         ),
         (
+            "a policy that does not decode",
+            |_, o| {
+                o.policy = None;
+                o.policy_error = Some("maxAge: too long".to_owned());
+            },
+            Reason::PolicyInvalid,
+            "demo cannot be read: maxAge: too long",
+        ),
+        (
             "TEE not in the policy",
             |_, o| {
                 let mut policy = fixtures::policy();
@@ -236,6 +250,15 @@ fn one_mistake_is_one_reason() {
             |_, o| o.image = None,
             Reason::ImageMissing,
             "web-1",
+        ),
+        (
+            "an image that does not decode",
+            |_, o| {
+                o.image = None;
+                o.image_error = Some("unknown source".to_owned());
+            },
+            Reason::ImageInvalid,
+            "web-1 cannot be read: unknown source",
         ),
         (
             "image without status",
@@ -366,6 +389,13 @@ fn a_plan_that_was_applied_plans_nothing() {
     let first = planned(&deployment, &observed);
     let mut observed = after(observed, &first);
     deployment.status = Some(first.status);
+    // What is false the API server leaves out.
+    let mut service = observed.service.as_deref().unwrap().clone();
+    service.spec.as_mut().unwrap().publish_not_ready_addresses = None;
+    observed.service = Some(Arc::new(service));
+    let mut workload = observed.workload.as_deref().unwrap().clone();
+    workload.spec.as_mut().unwrap().paused = None;
+    observed.workload = Some(Arc::new(workload));
     let second = planned(&deployment, &observed);
     assert_eq!(kinds(&second), Vec::<&str>::new());
     assert!(second.deletes.is_empty());
@@ -437,6 +467,48 @@ fn drift_of_a_child_is_repaired() {
         .readiness_gates = None;
     drifted.workload = Some(Arc::new(workload));
     assert_eq!(kinds(&planned(&deployment, &drifted)), ["Deployment"]);
+
+    let services: [fn(&mut ServiceSpec); 3] = [
+        |service| {
+            let selector = service.selector.as_mut().unwrap();
+            selector.insert("extra".to_owned(), "x".to_owned());
+        },
+        |service| service.publish_not_ready_addresses = Some(true),
+        |service| {
+            let ports = service.ports.as_mut().unwrap();
+            ports.push(ServicePort::default());
+        },
+    ];
+    for drift in services {
+        let mut drifted = settled.clone();
+        let mut service = settled.service.as_deref().unwrap().clone();
+        drift(service.spec.as_mut().unwrap());
+        drifted.service = Some(Arc::new(service));
+        assert_eq!(kinds(&planned(&deployment, &drifted)), ["Service"]);
+    }
+    let workloads: [fn(&mut DeploymentSpec); 4] = [
+        |workload| workload.paused = Some(true),
+        |workload| {
+            let pod = workload.template.spec.as_mut().unwrap();
+            pod.containers.push(Container::default());
+        },
+        |workload| {
+            let pod = workload.template.spec.as_mut().unwrap();
+            let variables = pod.containers[0].env.as_mut().unwrap();
+            variables.push(EnvVar::default());
+        },
+        |workload| {
+            let pod = workload.template.spec.as_mut().unwrap();
+            pod.node_selector = Some([("disk".to_owned(), "ssd".to_owned())].into());
+        },
+    ];
+    for drift in workloads {
+        let mut drifted = settled.clone();
+        let mut workload = settled.workload.as_deref().unwrap().clone();
+        drift(workload.spec.as_mut().unwrap());
+        drifted.workload = Some(Arc::new(workload));
+        assert_eq!(kinds(&planned(&deployment, &drifted)), ["Deployment"]);
+    }
 
     let mut drifted = settled;
     drifted.service = None;
@@ -695,6 +767,105 @@ fn the_status_tells_which_secret_is_missing() {
         condition(&plan.status, "SecretsReleased"),
         ("True".to_owned(), "AllSecretsReleased".to_owned())
     );
+}
+
+#[test]
+fn the_status_names_a_pod_whose_guest_does_not_come_up() {
+    let (deployment, observed) = good();
+    let settled = after(observed.clone(), &planned(&deployment, &observed));
+    let pod = |status: Option<ContainerStatus>| {
+        let mut pod = fixtures::pod_with_gate("False", "AwaitingAttestation", "", at(1));
+        pod.status.as_mut().unwrap().container_statuses = status.map(|status| vec![status]);
+        Arc::new(pod)
+    };
+    let waiting = |reason: &str| ContainerStatus {
+        state: Some(ContainerState {
+            waiting: Some(ContainerStateWaiting {
+                reason: Some(reason.to_owned()),
+                message: Some("because".to_owned()),
+            }),
+            ..ContainerState::default()
+        }),
+        ..ContainerStatus::default()
+    };
+    let restarted = ContainerStatus {
+        restart_count: 3,
+        last_state: Some(ContainerState {
+            terminated: Some(ContainerStateTerminated {
+                exit_code: 7,
+                ..ContainerStateTerminated::default()
+            }),
+            ..ContainerState::default()
+        }),
+        ..ContainerStatus::default()
+    };
+    let table = [
+        (None, false, "Progressing", "0 of 2"),
+        (
+            Some(waiting("ContainerCreating")),
+            false,
+            "Progressing",
+            "0 of 2",
+        ),
+        (
+            Some(waiting("ImagePullBackOff")),
+            false,
+            "PodFailing",
+            "pod web-abc: ImagePullBackOff: because; look at kubectl describe pod web-abc",
+        ),
+        (
+            Some(restarted.clone()),
+            false,
+            "PodFailing",
+            "pod web-abc: the launcher ended with status 7",
+        ),
+        (
+            Some(restarted),
+            true,
+            "ProgressDeadlineExceeded",
+            "ended with status 7",
+        ),
+        (
+            None,
+            true,
+            "ProgressDeadlineExceeded",
+            "look at kubectl logs web-abc: firmware that refuses",
+        ),
+    ];
+    for (container, exceeded, reason, hint) in table {
+        let mut observed = settled.clone();
+        let mut workload = settled.workload.as_deref().unwrap().clone();
+        let progress = if exceeded {
+            ("False", "ProgressDeadlineExceeded")
+        } else {
+            ("True", "ReplicaSetUpdated")
+        };
+        workload.status = Some(DeploymentStatus {
+            conditions: Some(vec![DeploymentCondition {
+                type_: "Progressing".to_owned(),
+                status: progress.0.to_owned(),
+                reason: Some(progress.1.to_owned()),
+                ..DeploymentCondition::default()
+            }]),
+            ..DeploymentStatus::default()
+        });
+        observed.workload = Some(Arc::new(workload));
+        observed.pods = vec![pod(container)];
+        let status = planned(&deployment, &observed).status;
+        let ready = conditions::find(&status.conditions, "Ready").unwrap();
+        assert_eq!(ready.reason, reason);
+        assert!(ready.message.contains(hint), "{}", ready.message);
+        let (stalled, _) = condition(&status, "Stalled");
+        let (reconciling, _) = condition(&status, "Reconciling");
+        assert_eq!(stalled == "True", exceeded, "{reason}");
+        assert_ne!(stalled, reconciling, "{reason}");
+
+        // What the Deployment says of its past is no news of its future.
+        let mut changed = deployment.clone();
+        changed.spec.machine.memory = Quantity("1Gi".to_owned());
+        let status = planned(&changed, &observed).status;
+        assert_ne!(condition(&status, "Ready").1, "ProgressDeadlineExceeded");
+    }
 }
 
 #[test]
