@@ -1,8 +1,10 @@
 //! The API server's own view: CEL rules refuse what contradicts itself, and the
 //! chart's roles give each program what it needs and no more.
 
+use std::time::Duration;
+
 use anyhow::{Result, ensure};
-use assay_e2e::{Environment, Kubectl, install};
+use assay_e2e::{Environment, Kubectl, install, kubectl, wait};
 use serde_json::{Value, json};
 
 #[test]
@@ -146,6 +148,60 @@ fn contradictions_are_refused_with_the_field_s_name() -> Result<()> {
     ];
     for (object, pointer, value, sentence) in cases {
         refuse(&kubectl, object, pointer, value, sentence)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn what_admission_cannot_know_becomes_a_condition() -> Result<()> {
+    let Some(environment) = Environment::from_variable()? else {
+        return Ok(());
+    };
+    install::install(&environment)?;
+    let kubectl = environment.kubectl();
+    let mut unknown_model = image();
+    unknown_model["metadata"]["name"] = json!("unknown-model");
+    unknown_model["spec"]["shapes"] = json!({"vcpus": [1], "cpuModels": ["EPYC-v99"]});
+    let mut no_secret = image();
+    no_secret["metadata"]["name"] = json!("no-secret");
+    no_secret["spec"]["source"]["build"]["output"]["secretRef"] = json!({"name": "absent"});
+    for (object, type_, reason, sentence) in [
+        (
+            unknown_model,
+            "Measured",
+            "UnknownCpuModel",
+            "spec.shapes.cpuModels",
+        ),
+        (
+            no_secret,
+            "Ready",
+            "BuildFailed",
+            "create the Secret that spec.source.build.output.secretRef names",
+        ),
+    ] {
+        let name = object["metadata"]["name"].as_str().unwrap_or_default();
+        let delete = || kubectl.run(&["-n", "default", "delete", "mi", name, "--ignore-not-found"]);
+        delete()?;
+        kubectl.apply(&object)?;
+        wait::until(
+            &kubectl,
+            "default",
+            &format!("{type_} to be False with {reason}"),
+            Duration::from_mins(2),
+            || {
+                let found = kubectl.find("default", "measuredimage", name)?;
+                let told = found.as_ref().is_some_and(|image| {
+                    kubectl::condition(image, type_).is_some_and(|condition| {
+                        let message = condition["message"].as_str().unwrap_or_default();
+                        condition["status"] == "False"
+                            && condition["reason"] == reason
+                            && message.contains(sentence)
+                    })
+                });
+                Ok(told.then_some(()))
+            },
+        )?;
+        delete()?;
     }
     Ok(())
 }
