@@ -5,16 +5,17 @@ use std::fs;
 use std::path::PathBuf;
 
 use anyhow::{Context as _, Result};
-use assay_image::manifest::{FIRMWARE_PATH, ROOT_DISK_PATH, UKI_PATH};
+use assay_image::manifest::{FIRMWARE_PATH, MANIFEST_PATH, ROOT_DISK_PATH, UKI_PATH};
 use assay_image::read::read_artifact;
 use assay_registry::{Registry, RegistryOptions};
+use assay_tee::canonical::encode_canonical;
 
 /// Options of `assay pull`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// The artifact: host/repository@sha256:…
     reference: String,
-    /// Directory to write uki.efi, firmware.fd and rootfs.img to
+    /// Directory to write manifest.json, uki.efi, firmware.fd and rootfs.img to
     #[arg(short, long, value_name = "DIR")]
     output: PathBuf,
     /// Registry host that speaks plain HTTP; may be given more than once
@@ -39,7 +40,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let artifact = read_artifact(&pulled.config, &pulled.stored_layers()?)?;
     fs::create_dir_all(&args.output)
         .with_context(|| format!("create {}", args.output.display()))?;
+    let manifest = encode_canonical(&artifact.manifest).context("encode the manifest")?;
     for (name, bytes) in [
+        (MANIFEST_PATH, &manifest.into()),
         (UKI_PATH, &artifact.uki),
         (FIRMWARE_PATH, &artifact.firmware),
         (ROOT_DISK_PATH, &artifact.root_disk),
