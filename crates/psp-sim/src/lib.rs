@@ -15,9 +15,11 @@
 
 mod certificate;
 pub mod id_block;
+pub mod kds;
 pub mod pki;
 pub mod processor;
 
 pub use id_block::{IdBlockError, IdBlockInput};
+pub use kds::KeyDistributionService;
 pub use pki::{Authority, Endorsement, KeyTemplate, PkiError, RevocationListTemplate};
 pub use processor::{Guest, LaunchError, Launching, Processor};

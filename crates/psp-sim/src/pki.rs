@@ -229,6 +229,23 @@ impl Authority {
         issue_root(&self.ark_key, self.product, validity, usage)
     }
 
+    /// The product whose keys it issues.
+    pub const fn product(&self) -> Product {
+        self.product
+    }
+
+    /// The intermediate of a kind of key and the root, PEM.
+    pub(crate) fn chain_pem(&self, kind: SigningKey) -> Result<String, PkiError> {
+        let intermediate = match kind {
+            SigningKey::Vlek => &self.asvk,
+            SigningKey::Vcek | SigningKey::None => &self.ask,
+        };
+        [&intermediate.certificate, &self.ark]
+            .into_iter()
+            .map(|der| encode_pem("CERTIFICATE", der))
+            .collect()
+    }
+
     /// DER of the intermediate for providers' keys.
     pub fn asvk(&self) -> &[u8] {
         &self.asvk.certificate
