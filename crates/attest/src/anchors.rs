@@ -109,20 +109,24 @@ const PUBLISHED: [&[u8]; 6] = [
     include_bytes!("anchors/turin.ask.der"),
 ];
 
-/// The certificate that AMD publishes with this common name, if its name is the
-/// one that `issued` says issued it. It is a hint like those that a host
-/// supplies: signatures and anchors are checked all the same.
-pub(crate) fn published_issuer(
-    issued: &Certificate,
-    common_name: &str,
-) -> Option<&'static Certificate> {
+/// The certificate that AMD publishes with this common name. It is a hint like
+/// those that a host supplies: signatures and anchors are checked all the same.
+pub(crate) fn published(common_name: &str) -> Option<&'static Certificate> {
     static CERTIFICATES: LazyLock<Vec<Certificate>> = LazyLock::new(|| {
         let parsed = PUBLISHED.iter().map(|der| Certificate::parse(der));
         parsed.filter_map(Result::ok).collect()
     });
-    CERTIFICATES.iter().find(|published| {
-        published.common_name == common_name && published.subject() == issued.issuer()
-    })
+    CERTIFICATES
+        .iter()
+        .find(|certificate| certificate.common_name == common_name)
+}
+
+/// As [`published`], if its name is the one that `issued` says issued it.
+pub(crate) fn published_issuer(
+    issued: &Certificate,
+    common_name: &str,
+) -> Option<&'static Certificate> {
+    published(common_name).filter(|published| published.subject() == issued.issuer())
 }
 
 #[cfg(test)]

@@ -255,7 +255,7 @@ fn check_key_info(
 /// The product: from CPUID, or for version 2, whose reports have none, from the
 /// certificate of the endorsement key. Where CPUID has spoken, the certificate's
 /// word is compared later, as one of its extensions.
-fn find_product(
+pub(crate) fn find_product(
     report: &AttestationReport,
     key: Option<&EndorsementKey>,
 ) -> Result<(Product, Finding), Finding> {

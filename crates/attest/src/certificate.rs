@@ -16,6 +16,7 @@ use x509_cert::certificate::Version;
 use x509_cert::ext::Extension;
 use x509_cert::ext::pkix::{BasicConstraints, KeyUsage};
 use x509_cert::name::Name;
+use x509_cert::time::Time;
 
 use crate::crypto;
 use crate::describe::{TcbExtensions, VendorExtensions};
@@ -224,13 +225,18 @@ impl Certificate {
         KeyUsage::from_der(usage).map_err(|_| wrong)
     }
 
+    /// The first and the last second of its validity, since 1970.
+    pub(crate) fn validity(&self) -> (i64, i64) {
+        let validity = self.tbs.validity();
+        (
+            unix_seconds(validity.not_before),
+            unix_seconds(validity.not_after),
+        )
+    }
+
     /// Checks that the certificate is valid at `now`.
     pub(crate) fn check_dates(&self, now: Timestamp) -> Result<(), Finding> {
-        let validity = self.tbs.validity();
-        let seconds = |time: &x509_cert::time::Time| {
-            i64::try_from(time.to_unix_duration().as_secs()).unwrap_or(i64::MAX)
-        };
-        let (not_before, not_after) = (seconds(&validity.not_before), seconds(&validity.not_after));
+        let (not_before, not_after) = self.validity();
         let reason = if now.as_second() < not_before {
             ReasonCode::CertificateNotYetValid
         } else if now.as_second() > not_after {
@@ -238,6 +244,7 @@ impl Certificate {
         } else {
             return Ok(());
         };
+        let validity = self.tbs.validity();
         Err(Finding::fail(reason)
             .expected(format!(
                 "{} valid from {} to {}",
@@ -388,6 +395,11 @@ impl EndorsementKey {
     pub(crate) fn tcb(&self) -> TcbVersion {
         self.tcb
     }
+}
+
+/// A date of a certificate or a revocation list in seconds since 1970.
+pub(crate) fn unix_seconds(time: Time) -> i64 {
+    i64::try_from(time.to_unix_duration().as_secs()).unwrap_or(i64::MAX)
 }
 
 /// The chip's identity: raw bytes, or wrapped in an OCTET STRING by newer

@@ -1,8 +1,8 @@
 //! The certificate chain: which of the supplied certificates plays which role,
 //! and whether they are what the vendor makes.
 
-use assay_tee::Product;
 use assay_tee::report::SigningKey;
+use assay_tee::{Product, Sha256Digest};
 use der::oid::AssociatedOid;
 use der::{Decode, Encode};
 use jiff::Timestamp;
@@ -11,7 +11,7 @@ use x509_cert::ext::pkix::CrlNumber;
 use x509_cert::time::Time;
 
 use crate::anchors::{TrustAnchors, TrustDomain, published_issuer};
-use crate::certificate::{Certificate, EndorsementKey, SignedObject};
+use crate::certificate::{Certificate, EndorsementKey, SignedObject, unix_seconds};
 use crate::ledger::Finding;
 use crate::verdict::ReasonCode;
 
@@ -36,9 +36,21 @@ impl Supplied {
         supplied
     }
 
+    /// Whether one of the certificates is this one.
+    pub(crate) fn contains(&self, fingerprint: Sha256Digest) -> bool {
+        let mut certificates = self.certificates.iter();
+        certificates.any(|certificate| certificate.fingerprint == fingerprint)
+    }
+
+    /// Whether there is a certificate with this common name.
+    pub(crate) fn names(&self, common_name: &str) -> bool {
+        let mut certificates = self.certificates.iter();
+        certificates.any(|certificate| certificate.common_name == common_name)
+    }
+
     /// The one certificate with this common name, if it was supplied. The same
     /// certificate twice is one.
-    fn by_common_name(&self, name: &str) -> Result<Option<&Certificate>, Finding> {
+    pub(crate) fn by_common_name(&self, name: &str) -> Result<Option<&Certificate>, Finding> {
         let mut found = self
             .certificates
             .iter()
@@ -94,10 +106,7 @@ impl Supplied {
         kind: SigningKey,
         product: Product,
     ) -> Result<&Certificate, Finding> {
-        let name = match kind {
-            SigningKey::Vlek => format!("SEV-VLEK-{product}"),
-            SigningKey::Vcek | SigningKey::None => format!("SEV-{product}"),
-        };
+        let name = intermediate_name(kind, product);
         self.by_common_name(&name)?
             .or_else(|| published_issuer(leaf, &name))
             .ok_or_else(|| self.missing(&name, ReasonCode::IntermediateMissing))
@@ -139,15 +148,12 @@ impl Supplied {
     ) -> Result<(Chain<'a>, Finding), Finding> {
         let intermediate = self.intermediate(leaf, kind, product)?;
         for (certificate, issuer) in [(root, root), (intermediate, root), (leaf, intermediate)] {
-            issuer
-                .check_authority()
-                .and_then(|()| certificate.verify_issued_by(issuer))
-                .map_err(|reason| {
-                    Finding::fail(reason).observed(format!(
-                        "{} by {}",
-                        certificate.common_name, issuer.common_name
-                    ))
-                })?;
+            check_issued(certificate, issuer).map_err(|reason| {
+                Finding::fail(reason).observed(format!(
+                    "{} by {}",
+                    certificate.common_name, issuer.common_name
+                ))
+            })?;
         }
         let shown = format!(
             "{} < {} < {}",
@@ -162,6 +168,23 @@ impl Supplied {
             Finding::pass(shown),
         ))
     }
+}
+
+/// Common name of the intermediate that issues this kind of key.
+pub(crate) fn intermediate_name(kind: SigningKey, product: Product) -> String {
+    match kind {
+        SigningKey::Vlek => format!("SEV-VLEK-{product}"),
+        SigningKey::Vcek | SigningKey::None => format!("SEV-{product}"),
+    }
+}
+
+/// Checks that `issuer` may issue certificates and issued this one.
+pub(crate) fn check_issued(
+    certificate: &Certificate,
+    issuer: &Certificate,
+) -> Result<(), ReasonCode> {
+    issuer.check_authority()?;
+    certificate.verify_issued_by(issuer)
 }
 
 /// A chain whose names and signatures are right.
@@ -180,39 +203,9 @@ impl Chain<'_> {
             .unwrap_or_else(|| Finding::pass(now.to_string()))
     }
 
-    /// Reads a revocation list of the root. Gives it only if the root signed it:
-    /// then its number counts, even where it is out of date.
+    /// Reads a revocation list of the root.
     pub(crate) fn read_revocation_list(&self, list: &[u8]) -> Result<RevocationList, ReasonCode> {
-        let invalid = ReasonCode::RevocationListInvalid;
-        let signed = SignedObject::parse(list).map_err(|_| invalid)?;
-        let tbs: TbsCertList = TbsCertList::from_der(&signed.body).map_err(|_| invalid)?;
-        let inner = tbs.signature.to_der().map_err(|_| invalid)?;
-        let may_sign = self.root.key_usage()?.crl_sign();
-        let key = self.root.rsa_public_key()?;
-        signed.verify(&inner, &key).map_err(|_| invalid)?;
-        let of_entries = tbs.revoked_certificates.iter().flatten();
-        let any_critical = of_entries
-            .filter_map(|entry| entry.crl_entry_extensions.as_ref())
-            .chain(&tbs.crl_extensions)
-            .flatten()
-            .any(|extension| extension.critical);
-        if !may_sign || tbs.issuer != *self.root.subject() || any_critical {
-            return Err(invalid);
-        }
-        let mut numbers = tbs
-            .crl_extensions
-            .iter()
-            .flatten()
-            .filter(|extension| extension.extn_id == CrlNumber::OID);
-        let number = match (numbers.next(), numbers.next()) {
-            (Some(number), None) => number.extn_value.as_bytes(),
-            _ => return Err(invalid),
-        };
-        Ok(RevocationList {
-            number: u64::from_der(number).map_err(|_| invalid)?,
-            next_update: tbs.next_update.ok_or(invalid)?,
-            tbs,
-        })
+        RevocationList::read(list, self.root)
     }
 
     /// Checks a revocation list of the root against the intermediate.
@@ -222,15 +215,14 @@ impl Chain<'_> {
         rules: &RevocationRules,
         now: Timestamp,
     ) -> Finding {
-        let seconds =
-            |time: Time| i64::try_from(time.to_unix_duration().as_secs()).unwrap_or(i64::MAX);
         let RevocationList {
             tbs,
             number,
             next_update,
         } = list;
-        let end = seconds(*next_update).saturating_add(rules.grace_seconds.into());
-        if now.as_second() < seconds(tbs.this_update) || now.as_second() >= end {
+        let (start, end) = list.validity();
+        let end = end.saturating_add(rules.grace_seconds.into());
+        if now.as_second() < start || now.as_second() >= end {
             let grace = rules.grace_seconds;
             return Finding::fail(ReasonCode::RevocationListStale)
                 .expected(format!(
@@ -265,6 +257,51 @@ pub(crate) struct RevocationList {
     tbs: TbsCertList,
     pub(crate) number: u64,
     next_update: Time,
+}
+
+impl RevocationList {
+    /// Reads a revocation list. Gives it only if `root` signed it: then its
+    /// number counts, even where it is out of date.
+    pub(crate) fn read(list: &[u8], root: &Certificate) -> Result<Self, ReasonCode> {
+        let invalid = ReasonCode::RevocationListInvalid;
+        let signed = SignedObject::parse(list).map_err(|_| invalid)?;
+        let tbs: TbsCertList = TbsCertList::from_der(&signed.body).map_err(|_| invalid)?;
+        let inner = tbs.signature.to_der().map_err(|_| invalid)?;
+        let may_sign = root.key_usage()?.crl_sign();
+        let key = root.rsa_public_key()?;
+        signed.verify(&inner, &key).map_err(|_| invalid)?;
+        let of_entries = tbs.revoked_certificates.iter().flatten();
+        let any_critical = of_entries
+            .filter_map(|entry| entry.crl_entry_extensions.as_ref())
+            .chain(&tbs.crl_extensions)
+            .flatten()
+            .any(|extension| extension.critical);
+        if !may_sign || tbs.issuer != *root.subject() || any_critical {
+            return Err(invalid);
+        }
+        let mut numbers = tbs
+            .crl_extensions
+            .iter()
+            .flatten()
+            .filter(|extension| extension.extn_id == CrlNumber::OID);
+        let number = match (numbers.next(), numbers.next()) {
+            (Some(number), None) => number.extn_value.as_bytes(),
+            _ => return Err(invalid),
+        };
+        Ok(Self {
+            number: u64::from_der(number).map_err(|_| invalid)?,
+            next_update: tbs.next_update.ok_or(invalid)?,
+            tbs,
+        })
+    }
+
+    /// The first second of its validity and the one after its last, since 1970.
+    pub(crate) fn validity(&self) -> (i64, i64) {
+        (
+            unix_seconds(self.tbs.this_update),
+            unix_seconds(self.next_update),
+        )
+    }
 }
 
 /// What a revocation list must be.

@@ -6,6 +6,8 @@ mod hcl;
 use assay_tee::guest_message::CertificateTable;
 use der::pem;
 
+use crate::collateral::Endorsements;
+
 pub use coco::ParseCocoError;
 pub use hcl::ParseHclError;
 
@@ -28,6 +30,18 @@ impl Evidence {
             report,
             certificates,
             revocation_list: None,
+        }
+    }
+
+    /// Adds what was obtained from the vendor for this evidence.
+    pub fn endorse(&mut self, endorsements: &Endorsements) {
+        let Endorsements {
+            certificates,
+            revocation_list,
+        } = endorsements;
+        self.certificates.extend_from_slice(certificates);
+        if revocation_list.is_some() {
+            self.revocation_list.clone_from(revocation_list);
         }
     }
 

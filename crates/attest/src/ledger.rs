@@ -3,6 +3,7 @@
 //! a check that is forgotten or cannot be reached rejects.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use crate::verdict::{Check, CheckName, CheckResult, Outcome, ReasonCode};
 
@@ -64,9 +65,26 @@ impl Finding {
         self
     }
 
+    pub(crate) const fn reason(&self) -> Option<ReasonCode> {
+        self.reason
+    }
+
     pub(crate) fn observed(mut self, observed: impl Into<String>) -> Self {
         self.observed = Some(observed.into());
         self
+    }
+}
+
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let expected = self.expected.as_ref();
+        let parts = [
+            self.reason.map(|reason| reason.to_string()),
+            expected.map(|expected| format!("expected {expected}")),
+            self.observed.clone(),
+        ];
+        let parts: Vec<String> = parts.into_iter().flatten().collect();
+        f.write_str(&parts.join("; "))
     }
 }
 

@@ -17,6 +17,7 @@ pub mod anchors;
 mod appraise;
 mod certificate;
 mod chain;
+pub mod collateral;
 pub mod crypto;
 pub mod describe;
 pub mod evidence;
@@ -30,6 +31,7 @@ pub mod verdict;
 
 pub use anchors::{TrustAnchors, TrustDomain};
 pub use appraise::appraise;
+pub use collateral::Endorsements;
 pub use evidence::{Binding, Evidence};
 pub use policy::AppraisalPolicy;
 pub use reference::{ReferenceState, ReferenceValue, ReferenceValues};
