@@ -336,6 +336,7 @@ pub(crate) fn record() -> AttestationRecord {
             }],
             diagnosis: None,
             evidence: EvidenceStatus::default(),
+            endorsements: None,
             history: Vec::new(),
             used_nonces: Vec::new(),
             secrets: Vec::new(),

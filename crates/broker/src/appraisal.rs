@@ -8,12 +8,12 @@
 use std::sync::Arc;
 
 use assay_attest::{
-    Binding, Check, CheckName, Claims, Evidence, ReasonCode, TrustAnchors, TrustDomain, Verdict,
-    appraise,
+    Binding, Check, CheckName, Claims, Endorsements, ReasonCode, TrustAnchors, TrustDomain,
+    Verdict, appraise,
 };
 use assay_crds::v1alpha1::attestation_record::{
-    AttestationRecordStatus, CheckResult, CheckStatus, EvidenceStatus, PodReference,
-    Verdict as RecordVerdict,
+    AttestationRecordStatus, CheckResult, CheckStatus, EndorsementsStatus, EvidenceStatus,
+    PodReference, Verdict as RecordVerdict,
 };
 use assay_crds::v1alpha1::measured_image::LifecycleState;
 use assay_crds::v1alpha1::{
@@ -173,6 +173,7 @@ pub fn decide_attestation(
     submission: &Submission,
     nonce: &IssuedNonce,
     observed: &Observed,
+    endorsements: &Endorsements,
     verifier: &VerifierIdentity,
     now: Timestamp,
 ) -> Result<Decision, EncodeCanonicalError> {
@@ -205,6 +206,8 @@ pub fn decide_attestation(
             .report_data(&submission.additional_evidence)?,
         host_data: *InstanceData::host_data(submission.instance_document.as_bytes()).as_bytes(),
     };
+    let mut evidence = submission.evidence();
+    evidence.endorse(endorsements);
     let machine = &deployment.spec.machine;
     let verdict = observed
         .image
@@ -212,10 +215,7 @@ pub fn decide_attestation(
         .zip(observed.policy.as_deref())
         .map(|(image, policy)| {
             appraise(
-                &Evidence::from_table(
-                    submission.evidence.report.clone(),
-                    submission.certificates.clone(),
-                ),
+                &evidence,
                 &verifier.anchors,
                 &reference_values(image, machine),
                 &appraisal_policy(&policy.spec, machine),
@@ -280,6 +280,7 @@ pub fn decide_attestation(
             nonce: submission.runtime_data.nonce.clone(),
             runtime_data: String::from_utf8_lossy(&runtime_data).into_owned(),
         },
+        endorsements: endorsements_status(endorsements, verdict.as_ref()),
         history: Vec::new(),
         used_nonces: Vec::new(),
         secrets: Vec::new(),
@@ -309,6 +310,29 @@ pub fn decide_attestation(
         authentic,
         mismatch,
     })))
+}
+
+/// What the vendor published and the appraisal used; nothing, where the evidence
+/// brought everything along.
+fn endorsements_status(
+    endorsements: &Endorsements,
+    verdict: Option<&Verdict>,
+) -> Option<EndorsementsStatus> {
+    let Endorsements {
+        certificates,
+        revocation_list,
+    } = endorsements;
+    let list = revocation_list.as_ref();
+    (list.is_some() || !certificates.is_empty()).then(|| EndorsementsStatus {
+        certificates: certificates
+            .iter()
+            .map(|der| BASE64_STANDARD.encode(der))
+            .collect(),
+        revocation_list: list.map(|der| BASE64_STANDARD.encode(der)),
+        revocation_list_number: verdict
+            .and_then(|verdict| verdict.revocation_list_number)
+            .and_then(|number| i64::try_from(number).ok()),
+    })
 }
 
 /// When `nonce` was issued. What no clock shows is older than everything.

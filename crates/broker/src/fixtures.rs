@@ -3,7 +3,7 @@
 
 use std::sync::{Arc, OnceLock};
 
-use assay_attest::TrustAnchors;
+use assay_attest::{Endorsements, TrustAnchors};
 use assay_crds::names::{DEPLOYMENT_LABEL, IMAGE_LABEL, RELEASE_CLASS_LABEL};
 use assay_crds::v1alpha1::{
     AttestationPolicy, AttestationRecord, ConfidentialDeployment, MeasuredImage,
@@ -13,13 +13,13 @@ use assay_measure::vcpus::SaveAreas;
 use assay_protocol::broker::{IssuedNonce, NonceIssuer};
 use assay_protocol::guest::{ChallengedSession, GuestSession, HttpResponse};
 use assay_protocol::messages::{Challenge, SESSION_COOKIE, SnpEvidence};
-use assay_psp_sim::{Endorsement, Processor};
+use assay_psp_sim::{Authority, Endorsement, KeyTemplate, Processor};
 use assay_tee::cpu::CpuModel;
 use assay_tee::guest_message::{ReportRequest, ReportResponse};
 use assay_tee::instance::{Network, PodIdentity, ResourceRequest, VerifierEndpoint};
 use assay_tee::page_info::{PAGE_SIZE, PageType};
 use assay_tee::vmsa::{KVM_VMSA_GPA, Vmm};
-use assay_tee::{GuestFeatures, GuestPolicy, InstanceData, LaunchDigest, TcbVersion};
+use assay_tee::{GuestFeatures, GuestPolicy, InstanceData, LaunchDigest, Product, TcbVersion};
 use jiff::Timestamp;
 use k8s_openapi::ByteString;
 use k8s_openapi::api::apps::v1::ReplicaSet;
@@ -54,7 +54,15 @@ pub(crate) fn now_seconds() -> u64 {
 }
 
 /// RSA keys take seconds to make: one authority serves every test.
-fn endorsement() -> &'static Endorsement {
+pub(crate) fn authority() -> &'static Authority {
+    static AUTHORITY: OnceLock<Authority> = OnceLock::new();
+    AUTHORITY.get_or_init(|| {
+        let not_before = Timestamp::from_second(1_700_000_000).unwrap();
+        Authority::generate(Product::Genoa, not_before).unwrap()
+    })
+}
+
+pub(crate) fn endorsement() -> &'static Endorsement {
     static ENDORSEMENT: OnceLock<Endorsement> = OnceLock::new();
     ENDORSEMENT.get_or_init(|| {
         let tcb = TcbVersion {
@@ -64,8 +72,8 @@ fn endorsement() -> &'static Endorsement {
             snp: 23,
             microcode: 72,
         };
-        let not_before = Timestamp::from_second(1_700_000_000).unwrap();
-        Endorsement::generate("chip", tcb, not_before).unwrap()
+        let template = KeyTemplate::vcek(Product::Genoa, "chip", tcb);
+        authority().issue_vcek(&template).unwrap()
     })
 }
 
@@ -350,8 +358,15 @@ pub(crate) fn appraised(decision: Decision) -> Appraisal {
 
 /// The appraisal of [`submission`] at [`now`].
 pub(crate) fn accepted() -> Appraisal {
-    let decision =
-        decide_attestation(&submission(), &nonce(), &observed(), &verifier(), now()).unwrap();
+    let decision = decide_attestation(
+        &submission(),
+        &nonce(),
+        &observed(),
+        &Endorsements::default(),
+        &verifier(),
+        now(),
+    )
+    .unwrap();
     let appraisal = appraised(decision);
     assert!(appraisal.is_accepted(), "{:#?}", appraisal.status.checks);
     appraisal

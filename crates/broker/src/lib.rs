@@ -8,11 +8,13 @@
 //!
 //! Decisions are pure and in [`appraisal`], [`record`] and [`release`]; why a
 //! launch digest is unknown is [`diagnosis`], which no decision reads; the
-//! order of reads and writes around them is [`service`]; HTTP is [`server`], the
+//! order of reads and writes around them is [`service`]; what the processor's
+//! vendor publishes is kept by [`collateral`]; HTTP is [`server`], the
 //! API server is [`kubernetes`] and what was released is kept by [`audit`].
 
 pub mod appraisal;
 pub mod audit;
+pub mod collateral;
 pub mod diagnosis;
 #[cfg(test)]
 mod fixtures;

@@ -11,6 +11,7 @@ use assay_attest::TrustAnchors;
 use assay_attest::evidence::parse_certificates;
 use assay_broker::appraisal::VerifierIdentity;
 use assay_broker::audit::AuditLog;
+use assay_broker::collateral::{CollateralStore, Fetch, HttpFetch, REQUEST_INTERVAL};
 use assay_broker::keys::{BrokerKeys, SERVER_RENEW_DAYS, server_names};
 use assay_broker::kubernetes::KubernetesCluster;
 use assay_broker::server::router;
@@ -48,6 +49,16 @@ struct Arguments {
     /// audit verify`. Nothing is released that cannot be written to it.
     #[arg(long, env = "ASSAY_AUDIT_LOG")]
     audit_log: Option<PathBuf>,
+    /// Directory of what the processor's vendor publishes: revocation lists,
+    /// which an AttestationPolicy requires by default, and certificates that
+    /// hosts leave out. `assay collateral fetch` fills it; so does the broker
+    /// with --collateral-url.
+    #[arg(long, env = "ASSAY_COLLATERAL_DIR")]
+    collateral_dir: Option<PathBuf>,
+    /// Key distribution service to fetch from, or a mirror of it. AMD's is
+    /// https://kdsintf.amd.com. Without this option nothing is fetched.
+    #[arg(long, env = "ASSAY_COLLATERAL_URL", requires = "collateral_dir")]
+    collateral_url: Option<String>,
 }
 
 #[tokio::main]
@@ -76,6 +87,7 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
     };
     let audit = arguments.audit_log.as_deref().map(AuditLog::open);
     let audit = audit.transpose()?;
+    let collateral = collateral(&arguments, anchors)?;
     let client = kube::Client::try_default()
         .await
         .context("cannot configure the API client")?;
@@ -101,6 +113,7 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
         nonces: NonceIssuer::new(keys.nonce_key()),
         used_nonces: Box::new(BoundedNonceCache::new(NONCE_CACHE)),
         tokens: keys.token_key()?,
+        collateral,
         audit,
         clock: Arc::new(Timestamp::now),
     });
@@ -117,6 +130,25 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
         .serve(router(service, ready).into_make_service())
         .await
         .with_context(|| format!("cannot serve on {}", arguments.listen))
+}
+
+fn collateral(
+    arguments: &Arguments,
+    anchors: TrustAnchors,
+) -> anyhow::Result<Option<Arc<CollateralStore>>> {
+    let Some(directory) = &arguments.collateral_dir else {
+        return Ok(None);
+    };
+    let source = arguments.collateral_url.as_deref().map(HttpFetch::new);
+    let source = source.transpose().context("cannot use --collateral-url")?;
+    let source = source.map(|fetch| -> Box<dyn Fetch> { Box::new(fetch) });
+    Ok(Some(Arc::new(CollateralStore::new(
+        directory,
+        anchors,
+        source,
+        REQUEST_INTERVAL,
+        Arc::new(Timestamp::now),
+    ))))
 }
 
 fn read_simulated_root(path: &std::path::Path) -> anyhow::Result<Sha256Digest> {

@@ -8,6 +8,7 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
+use assay_attest::Endorsements;
 use assay_crds::v1alpha1::attestation_record::SecretRelease;
 use assay_crds::v1alpha1::confidential_deployment::SecretKeyReference;
 use assay_crds::v1alpha1::{AttestationRecord, MeasuredImage};
@@ -22,6 +23,8 @@ use zeroize::Zeroizing;
 
 use crate::appraisal::{Appraisal, Decision, Observed, VerifierIdentity, decide_attestation};
 use crate::audit::AuditLog;
+use crate::collateral::CollateralStore;
+use crate::identity::check_identity;
 use crate::record::{NotRecorded, plan_record, plan_release};
 use crate::release::{
     ReleaseObserved, ReleaseRefusal, ResourcePath, audit_entry, check_path, decide_release,
@@ -38,6 +41,10 @@ const WRITE_ATTEMPTS: usize = 5;
 const CONCURRENT_DIAGNOSES: usize = 1;
 /// Longest wait for a diagnosis; the record is written without it then.
 const DIAGNOSIS_DEADLINE: Duration = Duration::from_secs(5);
+
+/// Longest wait for collateral: two requests at the vendor's pace. What comes
+/// later is there when the guest tries again.
+const COLLATERAL_PATIENCE: Duration = Duration::from_secs(12);
 
 /// The time, handed in so that tests can say what it is.
 pub type Clock = Arc<dyn Fn() -> Timestamp + Send + Sync>;
@@ -207,6 +214,8 @@ pub struct ServiceParts<C> {
     pub used_nonces: Box<dyn NonceCache>,
     /// Signs tokens.
     pub tokens: TokenKey,
+    /// Keeps what the processor's vendor publishes, if anything does.
+    pub collateral: Option<Arc<CollateralStore>>,
     /// Keeps what was released and refused, if anything does.
     pub audit: Option<AuditLog>,
     /// The time.
@@ -292,8 +301,10 @@ impl<C: Cluster> Service<C> {
             .observe(instance)
             .await
             .map_err(|error| unavailable(&error))?;
+        let endorsements = self.endorse(&submission, &observed).await;
+        let verifier = &self.parts.verifier;
         let decision =
-            decide_attestation(&submission, &nonce, &observed, &self.parts.verifier, now)
+            decide_attestation(&submission, &nonce, &observed, &endorsements, verifier, now)
                 .map_err(|error| unavailable(&error))?;
         let mut appraisal = match decision {
             Decision::Appraised(appraisal) => appraisal,
@@ -333,6 +344,25 @@ impl<C: Cluster> Service<C> {
             .tokens
             .sign(&claims)
             .map_err(|error| unavailable(&error))
+    }
+
+    /// What the vendor says of the evidence. Only for a pod that exists, so that
+    /// nobody else can use up the few requests that the vendor answers.
+    async fn endorse(&self, submission: &Submission, observed: &Observed) -> Endorsements {
+        let Observed {
+            lineage,
+            deployment,
+            ..
+        } = observed;
+        match &self.parts.collateral {
+            Some(store)
+                if check_identity(&submission.instance, lineage, deployment.as_deref()).is_ok() =>
+            {
+                let evidence = submission.evidence();
+                store.endorse(&evidence, COLLATERAL_PATIENCE).await
+            }
+            _ => Endorsements::default(),
+        }
     }
 
     /// Explains the launch digest of a rejected guest, in time and on a thread of

@@ -1,5 +1,6 @@
 //! What a guest submits, read strictly. Nothing in it is believed yet.
 
+use assay_attest::Evidence;
 use assay_protocol::jwe::KEY_ALGORITHM;
 use assay_protocol::messages::{
     Attestation, INIT_DATA_FORMAT, NO_ADDITIONAL_EVIDENCE, RuntimeData, SnpEvidence,
@@ -127,6 +128,11 @@ impl Submission {
             evidence,
             certificates,
         })
+    }
+
+    /// The report with its certificates.
+    pub fn evidence(&self) -> Evidence {
+        Evidence::from_table(self.evidence.report.clone(), self.certificates.clone())
     }
 }
 

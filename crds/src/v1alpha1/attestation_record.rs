@@ -100,6 +100,10 @@ pub struct AttestationRecordStatus {
     pub diagnosis: Option<Diagnosis>,
     /// The evidence, to be verified again by other tools.
     pub evidence: EvidenceStatus,
+    /// What the processor's vendor published and the appraisal used beside the
+    /// evidence. Absent where the evidence brought everything along.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub endorsements: Option<EndorsementsStatus>,
     /// Latest verdicts, newest first, without evidence.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 10))]
@@ -187,6 +191,22 @@ pub struct EvidenceStatus {
     pub nonce: String,
     /// The canonical runtime data whose digest is in REPORT_DATA.
     pub runtime_data: String,
+}
+
+/// What the processor's vendor published, as it was used.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct EndorsementsStatus {
+    /// Certificates that the evidence lacked, DER in base64.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 8))]
+    pub certificates: Vec<String>,
+    /// The root's revocation list, DER in base64.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub revocation_list: Option<String>,
+    /// Its CRL number, if the root signed it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub revocation_list_number: Option<i64>,
 }
 
 /// An earlier verdict.

@@ -32,7 +32,10 @@ fn decide(case: &Case) -> Appraisal {
         verifier,
         now,
     } = case;
-    fixtures::appraised(decide_attestation(submission, nonce, observed, verifier, *now).unwrap())
+    let endorsements = Endorsements::default();
+    let decision =
+        decide_attestation(submission, nonce, observed, &endorsements, verifier, *now).unwrap();
+    fixtures::appraised(decision)
 }
 
 fn submitted(instance: &InstanceData, page: u8) -> Submission {
@@ -207,7 +210,9 @@ fn instance_data_of_another_pod_is_unidentified() {
         verifier,
         now,
     } = &case;
-    let decision = decide_attestation(submission, nonce, observed, verifier, *now).unwrap();
+    let endorsements = Endorsements::default();
+    let decision =
+        decide_attestation(submission, nonce, observed, &endorsements, verifier, *now).unwrap();
     assert!(matches!(
         decision,
         Decision::Unidentified(IdentityError::PodUid { .. })

@@ -16,6 +16,7 @@ use serde::Serialize;
 use super::*;
 use crate::fixtures;
 
+mod collateral;
 mod interleavings;
 
 /// A cluster of one pod. Clones share its objects, as replicas do.
@@ -131,6 +132,7 @@ pub(crate) fn parts(cluster: FakeCluster, clock: Clock) -> ServiceParts<FakeClus
         nonces: NonceIssuer::new(&[7; 32]),
         used_nonces: Box::new(BoundedNonceCache::new(64)),
         tokens: fixtures::token_key(),
+        collateral: None,
         audit: None,
         clock,
     }
