@@ -17,7 +17,7 @@ const CASES: [&str; 3] = ["defaults", "simulation", "every-value"];
 const KUBERNETES: &str = "1.33.0";
 
 /// Values that must be refused, and what the refusal must name.
-const REFUSED: [(&str, &str); 5] = [
+const REFUSED: [(&str, &str); 6] = [
     (
         "images.assay=",
         "images.assay is \"\": name the image by digest",
@@ -32,6 +32,7 @@ const REFUSED: [(&str, &str); 5] = [
     ),
     ("images.tag=v1", "images"),
     ("broker.replicas=2", "replicas"),
+    ("collateral.url=kds.example", "collateral"),
 ];
 
 /// Writes the goldens anew.

@@ -14,6 +14,11 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 {{- $ref -}}
 {{- end }}
 
+{{- /* Not empty where the broker keeps collateral. */ -}}
+{{- define "assay.collateral" -}}
+{{- with .Values.collateral -}}{{- .url | default .claim -}}{{- end -}}
+{{- end }}
+
 {{- define "assay.podSecurityContext" -}}
 runAsNonRoot: true
 runAsUser: 65532
