@@ -7,6 +7,7 @@
 
 mod audit;
 mod build;
+mod collateral;
 mod explain;
 mod guest_policy;
 mod id_block;
@@ -41,6 +42,8 @@ enum Command {
     Audit(audit::Args),
     /// Build a measured image from a recipe
     Build(build::Args),
+    /// Fetch and show what AMD publishes about processors
+    Collateral(collateral::Args),
     /// Name the cause of a launch digest that was not expected
     Explain(Box<explain::Args>),
     /// Sign what may be launched, and verify such signatures
@@ -63,6 +66,7 @@ fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Audit(args) => audit::run(&args),
         Command::Build(args) => return build::run(&args),
+        Command::Collateral(args) => collateral::run(&args),
         Command::Explain(args) => return explain::run(&args),
         Command::IdBlock(args) => id_block::run(&args),
         Command::Igvm(args) => igvm::run(&args),

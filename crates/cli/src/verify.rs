@@ -7,14 +7,17 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use anyhow::{Context as _, bail};
+use assay_attest::collateral::collateral_requests;
 use assay_attest::evidence::{parse_certificates, parse_evidence};
 use assay_attest::policy::{ProductPolicy, RevocationListMode, SigningKeyPolicy};
 use assay_attest::{
-    AppraisalPolicy, Binding, Check, CheckName, CheckResult, Evidence, ReferenceState,
-    ReferenceValue, ReferenceValues, TrustAnchors, Verdict, appraise,
+    AppraisalPolicy, Binding, Check, CheckName, CheckResult, Endorsements, Evidence,
+    ReferenceState, ReferenceValue, ReferenceValues, TrustAnchors, Verdict, appraise,
 };
+use assay_broker::collateral::CollateralStore;
 use assay_crds::v1alpha1::AttestationPolicy;
 use assay_tee::guest_message::CertificateTable;
 use assay_tee::{
@@ -68,6 +71,10 @@ pub(crate) struct Args {
     /// Revocation list of the root, DER; checked if given
     #[arg(long, value_name = "FILE")]
     crl: Option<PathBuf>,
+    /// Directory of `assay collateral fetch`: certificates that the evidence
+    /// lacks, and the revocation list, which must be there
+    #[arg(long, value_name = "DIR", conflicts_with = "crl")]
+    collateral: Option<PathBuf>,
     /// Launch digest to accept, sha384:<hex>, or `any`; may be repeated
     #[arg(long, value_name = "DIGEST", required = true)]
     measurement: Vec<Expected<LaunchDigest>>,
@@ -143,11 +150,17 @@ pub(crate) fn run(args: &Args) -> ExitCode {
 /// Why the evidence is refused, or nothing if it is accepted.
 fn verify(args: &Args) -> anyhow::Result<Option<String>> {
     let record = args.record.as_deref().map(Record::read).transpose()?;
-    let evidence = evidence(args, record.as_ref())?;
+    let mut evidence = evidence(args, record.as_ref())?;
+    let now = args.now.unwrap_or_else(Timestamp::now);
     let anchors = match &args.simulated_root {
         Some(path) => TrustAnchors::with_simulated(Sha256Digest::of(&certificate(path)?)),
         None => TrustAnchors::amd(),
     };
+    if let Some(directory) = &args.collateral {
+        let requests = collateral_requests(&evidence, &anchors);
+        let store = CollateralStore::offline(directory, anchors, Arc::new(move || now));
+        evidence.endorse(&store.endorsements(&requests));
+    }
     let policy = policy(args)?;
     let policy_hash = args.attestation_policy.as_deref().map(policy_hash);
     let policy_hash = policy_hash.transpose()?;
@@ -177,7 +190,6 @@ fn verify(args: &Args) -> anyhow::Result<Option<String>> {
     };
     let reference_values = reference_values(&args.measurement, &claimed, &mut waived);
 
-    let now = args.now.unwrap_or_else(Timestamp::now);
     let binding = Binding {
         report_data,
         host_data,
@@ -238,7 +250,10 @@ fn expected<const N: usize>(
 fn evidence(args: &Args, record: Option<&Record>) -> anyhow::Result<Evidence> {
     let mut evidence = match (record, &args.report) {
         (Some(record), _) => {
-            Evidence::from_table(record.report.clone(), record.certificates.clone())
+            let (report, table) = (record.report.clone(), record.certificates.clone());
+            let mut evidence = Evidence::from_table(report, table);
+            evidence.endorse(&record.endorsements);
+            evidence
         }
         (None, Some(path)) => parse_evidence(read(path)?)
             .with_context(|| format!("cannot read {}", path.display()))?,
@@ -256,7 +271,9 @@ fn evidence(args: &Args, record: Option<&Record>) -> anyhow::Result<Evidence> {
             .with_context(|| format!("cannot read {}", path.display()))?;
         evidence.certificates.extend(certificates);
     }
-    evidence.revocation_list = args.crl.as_deref().map(read).transpose()?;
+    if let Some(path) = &args.crl {
+        evidence.revocation_list = Some(read(path)?);
+    }
     Ok(evidence)
 }
 
@@ -279,7 +296,7 @@ fn policy(args: &Args) -> anyhow::Result<AppraisalPolicy> {
     };
     let mut policy = AppraisalPolicy::strict(Product::ALL.map(any_tcb).to_vec());
     policy.signing_keys = vec![SigningKeyPolicy::Vcek];
-    if args.crl.is_none() {
+    if args.crl.is_none() && args.collateral.is_none() {
         policy.revocation_list = RevocationListMode::NotRequired;
     }
     if args.simulated_root.is_some() {
@@ -316,6 +333,8 @@ fn reference_values(
 struct Record {
     report: Vec<u8>,
     certificates: CertificateTable,
+    /// What the verifier added to the evidence.
+    endorsements: Endorsements,
     report_data: [u8; 64],
     host_data: [u8; 32],
     /// The policy that the verifier says it appraised under.
@@ -352,6 +371,7 @@ impl Record {
         Ok(Self {
             report: bytes("report")?,
             certificates: CertificateTable::parse(&bytes("certificates")?)?,
+            endorsements: endorsements(document)?,
             report_data,
             host_data: *InstanceData::host_data(instance_data.as_bytes()).as_bytes(),
             policy_hash: document
@@ -381,7 +401,25 @@ impl Record {
     }
 }
 
-fn certificate(path: &Path) -> anyhow::Result<Vec<u8>> {
+/// What a record says that the verifier added to the evidence.
+fn endorsements(document: &Value) -> anyhow::Result<Endorsements> {
+    let Some(status) = document.pointer("/status/endorsements") else {
+        return Ok(Endorsements::default());
+    };
+    let decode = |value: &Value| {
+        let text = value.as_str().context("status.endorsements has no text")?;
+        let decoded = STANDARD.decode(text);
+        decoded.context("status.endorsements is not base64")
+    };
+    let certificates = status.get("certificates").and_then(Value::as_array);
+    let certificates = certificates.into_iter().flatten().map(decode);
+    Ok(Endorsements {
+        certificates: certificates.collect::<anyhow::Result<_>>()?,
+        revocation_list: status.get("revocationList").map(decode).transpose()?,
+    })
+}
+
+pub(crate) fn certificate(path: &Path) -> anyhow::Result<Vec<u8>> {
     let mut certificates = parse_certificates(&read(path)?)
         .with_context(|| format!("cannot read {}", path.display()))?;
     match (certificates.pop(), certificates.is_empty()) {
@@ -390,7 +428,7 @@ fn certificate(path: &Path) -> anyhow::Result<Vec<u8>> {
     }
 }
 
-fn read(path: &Path) -> anyhow::Result<Vec<u8>> {
+pub(crate) fn read(path: &Path) -> anyhow::Result<Vec<u8>> {
     fs::read(path).with_context(|| format!("cannot read {}", path.display()))
 }
 
@@ -468,6 +506,32 @@ mod tests {
                 .remove(field);
             let error = Record::parse(&document).err().unwrap();
             assert!(error.to_string().contains(field), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_record_brings_what_the_verifier_added() {
+        let document = |endorsements: Value| {
+            let status = serde_json::json!({ "endorsements": endorsements });
+            serde_json::json!({ "status": status })
+        };
+        let added = serde_json::json!({
+            "certificates": [STANDARD.encode([1]), STANDARD.encode([2])],
+            "revocationList": STANDARD.encode([3]),
+            "revocationListNumber": 7,
+        });
+        let expected = Endorsements {
+            certificates: vec![vec![1], vec![2]],
+            revocation_list: Some(vec![3]),
+        };
+        assert_eq!(endorsements(&document(added)).unwrap(), expected);
+        let none = endorsements(&serde_json::json!({ "status": {} })).unwrap();
+        assert_eq!(none, Endorsements::default());
+        for wrong in [
+            serde_json::json!({ "certificates": ["*"] }),
+            serde_json::json!({ "revocationList": 7 }),
+        ] {
+            assert!(endorsements(&document(wrong)).is_err());
         }
     }
 }
