@@ -12,6 +12,7 @@
 #![allow(clippy::duplicated_attributes)]
 
 pub mod conditions;
+pub mod digest;
 pub mod duration;
 pub mod names;
 pub mod v1alpha1;

@@ -18,7 +18,7 @@ fn contradictions_are_refused_with_the_field_s_name() -> Result<()> {
     accept(&kubectl, &policy())?;
     accept(&kubectl, &deployment())?;
 
-    let cases: [(Value, &str, Value, &str); 21] = [
+    let cases: [(Value, &str, Value, &str); 35] = [
         (
             image(),
             "/spec/source/type",
@@ -90,6 +90,90 @@ fn contradictions_are_refused_with_the_field_s_name() -> Result<()> {
             "/spec/freshness",
             json!({"interval": "10m", "maxAge": "5m"}),
             "shorter than",
+        ),
+        (
+            policy(),
+            "/spec/snp/signingKeys",
+            json!([]),
+            "snp.signingKeys names no key",
+        ),
+        (
+            policy(),
+            "/spec/snp/signingKeys",
+            json!([{"type": "VLEK"}]),
+            "a VLEK counts only from a provider that is named",
+        ),
+        (
+            policy(),
+            "/spec/snp/signingKeys",
+            json!([{"type": "VCEK", "providers": ["CN=a"]}]),
+            "signingKeys.providers must be set exactly when signingKeys.type is VLEK",
+        ),
+        (
+            policy(),
+            "/spec/snp/allowedChips",
+            json!([]),
+            "snp.allowedChips names no chip",
+        ),
+        (
+            policy(),
+            "/spec/snp/allowedChips",
+            json!(["ab"]),
+            "must be sha256:<64 lower-case hex digits>",
+        ),
+        (
+            policy(),
+            "/spec/snp/denied",
+            json!({"keys": [format!("sha256:{}", "AB".repeat(32))]}),
+            "must be sha256:<64 lower-case hex digits>",
+        ),
+        (
+            policy(),
+            "/spec/snp/products/0/minimumTCB/fmc",
+            json!(1),
+            "fmc must be set exactly when products.name is Turin",
+        ),
+        (
+            policy(),
+            "/spec/snp/products/0/name",
+            json!("Turin"),
+            "fmc must be set exactly when products.name is Turin",
+        ),
+        (
+            policy(),
+            "/spec/snp/products/0/mitigations",
+            json!([64]),
+            "mitigations[0] in body should be less than or equal to 63",
+        ),
+        (
+            policy(),
+            "/spec/snp/platform",
+            json!({"required": ["Ecc", "Smt"], "forbidden": ["Smt"]}),
+            "name the same property",
+        ),
+        (
+            policy(),
+            "/spec/snp/idBlock",
+            json!({"minimumGuestSvn": 1}),
+            "set idKeyDigests or authorKeyDigests beside them",
+        ),
+        (
+            policy(),
+            "/spec/snp/idBlock",
+            json!({"idKeyDigests": ["sha384:ab"]}),
+            "must be sha384:<96 lower-case hex digits>",
+        ),
+        (
+            policy(),
+            "/spec/snp/idBlock",
+            json!({"idKeyDigests": [format!("sha384:{}", "ab".repeat(48))], "imageIds": ["ab"]}),
+            "must be 32 lower-case hex digits",
+        ),
+        (
+            policy(),
+            "/spec/snp/crl",
+            json!({"grace": "1d"}),
+            "write it like 90s, 10m or 1h30m",
         ),
         (
             policy(),

@@ -5,8 +5,9 @@ use std::sync::Arc;
 use assay_crds::duration::Duration;
 use assay_crds::names;
 use assay_crds::v1alpha1::attestation_policy::{
-    AttestationPolicySpec, CrlMode, CrlRules, Freshness, GuestPolicyRules, MinimumTcb,
-    PlatformRules, Product, ProductPolicy, ReleaseRule, Requirement, SnpPolicy, TcbKind,
+    AttestationPolicySpec, CrlMode, CrlRules, DenyList, Freshness, GuestPolicyRules, IdBlockRules,
+    MinimumTcb, PlatformRules, Product, ProductPolicy, ReleaseRule, Requirement, SigningKeyRule,
+    SigningKeyType, SnpPolicy, TcbKind,
 };
 use assay_crds::v1alpha1::attestation_record::{
     AttestationRecordSpec, AttestationRecordStatus, CheckResult, CheckStatus, EvidenceStatus,
@@ -197,15 +198,27 @@ pub(crate) fn policy() -> AttestationPolicy {
                         microcode: 84,
                         fmc: None,
                     },
+                    minimum_firmware: None,
+                    mitigations: Vec::new(),
+                    minimum_crl_number: None,
                 }],
                 tcb_against: vec![TcbKind::Reported],
+                signing_keys: vec![SigningKeyRule {
+                    type_: SigningKeyType::Vcek,
+                    providers: None,
+                }],
+                allowed_chips: None,
+                denied: DenyList::default(),
                 vmpls: vec![0],
                 guest_policy: GuestPolicyRules::default(),
                 platform: PlatformRules {
                     alias_check: Requirement::Any,
+                    ..PlatformRules::default()
                 },
+                id_block: IdBlockRules::default(),
                 crl: CrlRules {
                     mode: CrlMode::NotRequired,
+                    grace: None,
                 },
             },
             freshness: Freshness {

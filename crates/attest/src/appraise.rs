@@ -324,6 +324,13 @@ fn check_denied(
     if policy.denied.chips.contains(&chip) {
         return Finding::fail(ReasonCode::ChipDenied).observed(chip.to_string());
     }
+    // Zeros stand for no chip, whatever a policy lists.
+    let named = |chips: &Vec<_>| report.chip_id != [0; 64] && chips.contains(&chip);
+    if !policy.allowed_chips.as_ref().is_none_or(named) {
+        return Finding::fail(ReasonCode::ChipNotAllowed)
+            .expected("a chip that the policy names")
+            .observed(chip.to_string());
+    }
     if policy.denied.keys.contains(&key.key_digest) {
         return Finding::fail(ReasonCode::EndorsementKeyDenied)
             .observed(key.key_digest.to_string());

@@ -20,6 +20,10 @@ pub struct AppraisalPolicy {
     pub tcb_against: Vec<TcbKind>,
     /// Keys that may sign reports.
     pub signing_keys: Vec<SigningKeyPolicy>,
+    /// SHA-256 of the chip identities to accept, where the chip matters. A VLEK
+    /// vouches for none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub allowed_chips: Option<Vec<Sha256Digest>>,
     /// VMPLs that a report may come from, exactly.
     pub vmpls: Vec<u32>,
     /// What the guest policy must be.
@@ -49,6 +53,7 @@ impl AppraisalPolicy {
             products,
             tcb_against: TcbKind::ALL.to_vec(),
             signing_keys: vec![SigningKeyPolicy::Vcek],
+            allowed_chips: None,
             vmpls: vec![0],
             guest_policy: GuestPolicyRules::default(),
             platform: PlatformRules::default(),

@@ -68,7 +68,7 @@ names! {
         /// A fresh list of the root, none older than any seen before, does not
         /// revoke the intermediate.
         RevocationList,
-        /// Chip, key and provider are not denied.
+        /// Chip, key and provider are accepted and not denied.
         DenyList,
         /// The endorsement key was issued for the reported TCB.
         EndorsedTcb,
@@ -169,6 +169,8 @@ names! {
         IntermediateRevoked,
         /// The chip is denied.
         ChipDenied,
+        /// The chip is not one that the policy accepts.
+        ChipNotAllowed,
         /// The endorsement key is denied.
         EndorsementKeyDenied,
         /// The provider is not one that the policy accepts.

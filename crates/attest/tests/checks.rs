@@ -219,6 +219,13 @@ fn rows() -> Vec<Row> {
             let chip = Sha256Digest::of(&c.claimed().chip_id);
             c.policy.denied.chips.push(chip);
         }),
+        (C::DenyList, R::ChipNotAllowed, |c| {
+            c.policy.allowed_chips = Some(vec![Sha256Digest::of(b"other")]);
+        }),
+        (C::DenyList, R::ChipNotAllowed, |c| {
+            *c = Case::vlek();
+            c.policy.allowed_chips = Some(vec![Sha256Digest::of(&c.claimed().chip_id)]);
+        }),
         (C::DenyList, R::EndorsementKeyDenied, |c| {
             let vcek = describe_certificate(&c.evidence.certificates[0]).unwrap();
             c.policy.denied.keys.push(vcek.key_digest);
