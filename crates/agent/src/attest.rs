@@ -234,7 +234,7 @@ mod tests {
                         .expect("attested")
                         .runtime_data
                         .tee_pubkey;
-                    let jwe = Jwe::encrypt(b"hunter2", &key.ec_key()).expect("JWE");
+                    let jwe = Jwe::encrypt(b"hunter2", key).expect("JWE");
                     respond(200, serde_json::to_vec(&jwe).expect("json"))
                 }
                 other => panic!("unplanned request for {other}"),

@@ -15,11 +15,13 @@ use assay_protocol::guest::{ChallengedSession, GuestSession, HttpResponse};
 use assay_protocol::messages::{Challenge, SESSION_COOKIE, SnpEvidence};
 use assay_psp_sim::{Authority, Endorsement, KeyTemplate, Processor};
 use assay_tee::cpu::CpuModel;
-use assay_tee::guest_message::{ReportRequest, ReportResponse};
+use assay_tee::guest_message::{CertificateTable, ReportRequest, ReportResponse};
 use assay_tee::instance::{Network, PodIdentity, ResourceRequest, VerifierEndpoint};
 use assay_tee::page_info::{PAGE_SIZE, PageType};
 use assay_tee::vmsa::{KVM_VMSA_GPA, Vmm};
-use assay_tee::{GuestFeatures, GuestPolicy, InstanceData, LaunchDigest, Product, TcbVersion};
+use assay_tee::{
+    AttestationReport, GuestFeatures, GuestPolicy, InstanceData, LaunchDigest, Product, TcbVersion,
+};
 use jiff::Timestamp;
 use k8s_openapi::ByteString;
 use k8s_openapi::api::apps::v1::ReplicaSet;
@@ -201,6 +203,63 @@ pub(crate) fn response<T: serde::Serialize>(cookie: &str, body: &T) -> HttpRespo
         )],
         body: serde_json::to_vec(body).unwrap(),
     }
+}
+
+/// Evidence in the JSON of Confidential Containers' attester.
+pub(crate) fn coco_evidence(evidence: &SnpEvidence) -> serde_json::Value {
+    let report = AttestationReport::read_layout(&evidence.report).unwrap();
+    let tcb = |bytes| {
+        let tcb = TcbVersion::parse(Product::Genoa, bytes).unwrap();
+        json!({
+            "fmc": tcb.fmc, "bootloader": tcb.bootloader, "tee": tcb.tee, "snp": tcb.snp,
+            "microcode": tcb.microcode,
+        })
+    };
+    let version = |major, minor, build| json!({"major": major, "minor": minor, "build": build});
+    let table = CertificateTable::parse(&evidence.certificates).unwrap();
+    let certificates = table
+        .0
+        .iter()
+        .map(|entry| json!({ "cert_type": format!("{:?}", entry.guid), "data": entry.der }));
+    json!({
+        "attestation_report": {
+            "version": report.version.get(),
+            "guest_svn": report.guest_svn.get(),
+            "policy": report.policy.get(),
+            "family_id": report.family_id,
+            "image_id": report.image_id,
+            "vmpl": report.vmpl.get(),
+            "sig_algo": report.signature_algo.get(),
+            "current_tcb": tcb(report.current_tcb),
+            "plat_info": report.platform_info.get(),
+            "key_info": report.key_info.get(),
+            "report_data": report.report_data.to_vec(),
+            "measurement": report.measurement.to_vec(),
+            "host_data": report.host_data,
+            "id_key_digest": report.id_key_digest.to_vec(),
+            "author_key_digest": report.author_key_digest.to_vec(),
+            "report_id": report.report_id,
+            "report_id_ma": report.report_id_ma,
+            "reported_tcb": tcb(report.reported_tcb),
+            "cpuid_fam_id": report.cpuid_family,
+            "cpuid_mod_id": report.cpuid_model,
+            "cpuid_step": report.cpuid_stepping,
+            "chip_id": report.chip_id.to_vec(),
+            "committed_tcb": tcb(report.committed_tcb),
+            "current": version(report.current_major, report.current_minor, report.current_build),
+            "committed": version(
+                report.committed_major, report.committed_minor, report.committed_build,
+            ),
+            "launch_tcb": tcb(report.launch_tcb),
+            "launch_mit_vector": report.launch_mit_vector.get(),
+            "current_mit_vector": report.current_mit_vector.get(),
+            "signature": {
+                "r": report.signature_r.to_vec(),
+                "s": report.signature_s.to_vec(),
+            },
+        },
+        "cert_chain": certificates.collect::<Vec<_>>(),
+    })
 }
 
 /// A session that was challenged with a real nonce at [`now`].

@@ -68,8 +68,7 @@ pub fn router<C: Cluster>(service: Service<C>, ready: Arc<AtomicBool>) -> Router
 async fn authenticate<C: Cluster>(State(shared): State<Arc<Shared<C>>>, body: Bytes) -> Response {
     match shared.service.authenticate(&body) {
         Ok((session, challenge)) => {
-            let cookie = format!("{SESSION_COOKIE}={session}; Path=/kbs; Secure; HttpOnly");
-            ([(header::SET_COOKIE, cookie)], Json(challenge)).into_response()
+            ([(header::SET_COOKIE, cookie(&session))], Json(challenge)).into_response()
         }
         Err(error) => refusal(&error),
     }
@@ -81,7 +80,13 @@ async fn attest<C: Cluster>(
     body: Bytes,
 ) -> Response {
     match shared.service.attest(session(&headers), &body).await {
-        Ok(token) => Json(TokenResponse { token }).into_response(),
+        // Clients of other key brokers ask for resources with the cookie alone. As
+        // the session's new name the token needs no memory of sessions.
+        Ok(token) => (
+            [(header::SET_COOKIE, cookie(&token))],
+            Json(TokenResponse { token }),
+        )
+            .into_response(),
         Err(error) => refusal(&error),
     }
 }
@@ -96,7 +101,8 @@ async fn resource<C: Cluster>(
         deployment,
         name,
     };
-    match shared.service.resource(bearer(&headers), &path).await {
+    let token = bearer(&headers).or_else(|| session(&headers));
+    match shared.service.resource(token, &path).await {
         Ok(jwe) => Json(jwe).into_response(),
         Err(error) => refusal(&error),
     }
@@ -118,6 +124,11 @@ fn refusal(refusal: &Refusal) -> Response {
     let status =
         StatusCode::from_u16(refusal.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     (status, Json(refusal.information())).into_response()
+}
+
+/// The cookie that makes `session` the client's.
+fn cookie(session: &str) -> String {
+    format!("{SESSION_COOKIE}={session}; Path=/kbs; Secure; HttpOnly")
 }
 
 /// The session of the request's cookie.

@@ -531,7 +531,7 @@ impl<C: Cluster> Service<C> {
                 .await;
         }
         let value = value.map_err(Refusal::PolicyDeny)?;
-        Jwe::encrypt(&value, &claims.tee_pubkey().ec_key()).map_err(|error| unavailable(&error))
+        Jwe::encrypt(&value, claims.tee_pubkey()).map_err(|error| unavailable(&error))
     }
 
     /// The value of a resource, or why it is refused; and, if the request got as

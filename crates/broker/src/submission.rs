@@ -1,24 +1,33 @@
 //! What a guest submits, read strictly. Nothing in it is believed yet.
 
-use assay_attest::Evidence;
-use assay_protocol::jwe::KEY_ALGORITHM;
+use assay_attest::evidence::{Evidence, ParseEvidenceError, parse_evidence};
+use assay_protocol::jwe::JweError;
 use assay_protocol::messages::{
     Attestation, INIT_DATA_FORMAT, NO_ADDITIONAL_EVIDENCE, RuntimeData, SnpEvidence,
 };
 use assay_tee::InstanceData;
-use assay_tee::guest_message::{CertificateTable, GuestMessageError};
+use assay_tee::guest_message::{
+    CertificateEntry, CertificateGuid, CertificateTable, GuestMessageError,
+};
+use serde_json::Value;
 
 /// Most bytes of instance data. It is stored in the record with the evidence.
 const MAX_INSTANCE_DATA: usize = 64 * 1024;
 /// Most bytes of a certificate table: three times what processors hand out.
 const MAX_CERTIFICATES: usize = 48 * 1024;
+/// Stands in a certificate table for a label that tables do not know.
+const UNLABELLED: CertificateGuid = CertificateGuid([0xff; 16]);
 
 /// Why a submission cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum ParseSubmissionError {
-    /// The body is not an attestation of KBS 0.4.0 with raw SNP evidence.
+    /// The body is not an attestation of KBS 0.4.0.
     #[error("the body is not an attestation with SNP evidence")]
     Attestation(#[source] serde_json::Error),
+    /// The evidence is that of a guest of Confidential Containers and cannot be
+    /// read.
+    #[error("primary_evidence has an attestation_report that cannot be read")]
+    Evidence(#[source] ParseEvidenceError),
     /// There is no init-data, or it is not instance data.
     #[error("init-data of format {INIT_DATA_FORMAT:?} is needed")]
     InitDataMissing,
@@ -46,8 +55,8 @@ pub enum ParseSubmissionError {
     #[error("additional evidence is not supported")]
     AdditionalEvidence,
     /// The key is not one that resources can be encrypted to.
-    #[error("tee-pubkey is not a P-256 key for {KEY_ALGORITHM}")]
-    TeePublicKey,
+    #[error("tee-pubkey is not a key that resources can be encrypted to")]
+    TeePublicKey(#[source] JweError),
     /// A part is larger than it can be.
     #[error("{part} has more than {limit} bytes")]
     TooLarge {
@@ -82,9 +91,9 @@ impl Submission {
     /// Reads the body of an attestation request.
     ///
     /// # Errors
-    /// When any part of it is not what a guest of ours sends.
+    /// When any part of it is not what a guest sends.
     pub fn parse(body: &[u8]) -> Result<Self, ParseSubmissionError> {
-        let Attestation {
+        let Attestation::<Value> {
             init_data,
             runtime_data,
             tee_evidence,
@@ -92,7 +101,7 @@ impl Submission {
         let init_data = init_data
             .filter(|data| data.format == INIT_DATA_FORMAT)
             .ok_or(ParseSubmissionError::InitDataMissing)?;
-        let evidence = tee_evidence.primary_evidence;
+        let evidence = read_evidence(tee_evidence.primary_evidence)?;
         for (part, len, limit) in [
             ("init-data", init_data.body.len(), MAX_INSTANCE_DATA),
             (
@@ -109,10 +118,10 @@ impl Submission {
         if !["", NO_ADDITIONAL_EVIDENCE].contains(&additional_evidence.as_str()) {
             return Err(ParseSubmissionError::AdditionalEvidence);
         }
-        let key = &runtime_data.tee_pubkey;
-        if key.alg != KEY_ALGORITHM || key.ec_key().to_point().is_err() {
-            return Err(ParseSubmissionError::TeePublicKey);
-        }
+        runtime_data
+            .tee_pubkey
+            .validate()
+            .map_err(ParseSubmissionError::TeePublicKey)?;
         let certificates = if evidence.certificates.is_empty() {
             CertificateTable::default()
         } else {
@@ -134,6 +143,48 @@ impl Submission {
     pub fn evidence(&self) -> Evidence {
         Evidence::from_table(self.evidence.report.clone(), self.certificates.clone())
     }
+}
+
+/// Reads evidence of our guests, or that of Confidential Containers, whose
+/// certificates become a table.
+fn read_evidence(evidence: Value) -> Result<SnpEvidence, ParseSubmissionError> {
+    if evidence.get("attestation_report").is_none() {
+        return serde_json::from_value(evidence).map_err(ParseSubmissionError::Attestation);
+    }
+    let label = |index: usize| {
+        let pointer = format!("/cert_chain/{index}/cert_type");
+        match evidence.pointer(&pointer).and_then(Value::as_str) {
+            Some("VCEK") => CertificateGuid::VCEK,
+            Some("VLEK") => CertificateGuid::VLEK,
+            Some("ASK") => CertificateGuid::ASK,
+            Some("ARK") => CertificateGuid::ARK,
+            _ => UNLABELLED,
+        }
+    };
+    let Evidence {
+        report,
+        certificates,
+        ..
+    } = parse_evidence(evidence.to_string().into_bytes())
+        .map_err(ParseSubmissionError::Evidence)?;
+    let entries = certificates.into_iter().enumerate();
+    let table = CertificateTable(
+        entries
+            .map(|(index, der)| CertificateEntry {
+                guid: label(index),
+                der,
+            })
+            .collect(),
+    );
+    let certificates = if table.0.is_empty() {
+        Vec::new()
+    } else {
+        table.encode().map_err(ParseSubmissionError::Certificates)?
+    };
+    Ok(SnpEvidence {
+        report,
+        certificates,
+    })
 }
 
 fn parse_instance(document: &str) -> Result<InstanceData, ParseSubmissionError> {
@@ -186,6 +237,41 @@ mod tests {
     }
 
     #[test]
+    fn evidence_of_confidential_containers_is_the_same_evidence() {
+        let good = Submission::parse(&fixtures::attestation_body()).unwrap();
+        let mut body: Value = serde_json::from_slice(&fixtures::attestation_body()).unwrap();
+        body["tee-evidence"]["primary_evidence"] = fixtures::coco_evidence(&good.evidence);
+        let submission = Submission::parse(body.to_string().as_bytes()).unwrap();
+        assert_eq!(submission.evidence.report, good.evidence.report);
+        assert_eq!(submission.certificates, good.certificates);
+        let stored = CertificateTable::parse(&submission.evidence.certificates).unwrap();
+        assert_eq!(stored, good.certificates);
+
+        let primary = |change: fn(&mut Value)| {
+            let mut body = body.clone();
+            change(&mut body["tee-evidence"]["primary_evidence"]);
+            Submission::parse(body.to_string().as_bytes())
+        };
+        let unlabelled = primary(|e| e["cert_chain"][0]["cert_type"] = "CRL".into()).unwrap();
+        assert_eq!(unlabelled.certificates.0[0].guid, UNLABELLED);
+        let bare = primary(|e| e["cert_chain"] = Value::Null).unwrap();
+        assert_eq!(bare.certificates, CertificateTable::default());
+        let error = primary(|e| e["attestation_report"]["vmpl"] = Value::Null).unwrap_err();
+        assert!(
+            matches!(error, ParseSubmissionError::Evidence(_)),
+            "{error:?}"
+        );
+        let error = primary(|e| {
+            e["cert_chain"] = vec![e["cert_chain"][0].clone(); 64].into();
+        })
+        .unwrap_err();
+        assert!(
+            matches!(error, ParseSubmissionError::Certificates(_)),
+            "{error:?}"
+        );
+    }
+
+    #[test]
     fn anything_else_is_refused() {
         let good: serde_json::Value =
             serde_json::from_slice(&fixtures::attestation_body()).unwrap();
@@ -229,6 +315,8 @@ mod tests {
                 "TeePublicKey",
             ),
             ("/runtime-data/tee-pubkey/x", "AAAA".into(), "TeePublicKey"),
+            ("/runtime-data/tee-pubkey/kty", "RSA".into(), "Attestation"),
+            ("/runtime-data/tee-pubkey/kid", "a".into(), "Attestation"),
             (
                 "/tee-evidence/additional_evidence",
                 "{\"nvidia\":1}".into(),
@@ -247,7 +335,8 @@ mod tests {
         ];
         for (pointer, value, expected) in rows {
             let mut changed = good.clone();
-            *changed.pointer_mut(pointer).unwrap() = value;
+            let (parent, field) = pointer.rsplit_once('/').unwrap();
+            changed.pointer_mut(parent).unwrap()[field] = value;
             let error = Submission::parse(changed.to_string().as_bytes()).unwrap_err();
             let name = format!("{error:?}");
             assert!(name.starts_with(expected), "{pointer}: {name}");

@@ -7,7 +7,8 @@
 use std::fmt;
 
 use assay_attest::Claims as EvidenceClaims;
-use assay_protocol::messages::{RuntimeData, TeePublicKey};
+use assay_protocol::jwe::TeePublicKey;
+use assay_protocol::messages::RuntimeData;
 use base64::prelude::{BASE64_URL_SAFE_NO_PAD, Engine as _};
 use jiff::Timestamp;
 use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation};

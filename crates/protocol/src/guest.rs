@@ -17,11 +17,11 @@ use assay_tee::canonical::EncodeCanonicalError;
 use serde::Serialize;
 use zeroize::Zeroizing;
 
-use crate::jwe::{Jwe, JweError, RecipientKey};
+use crate::jwe::{Jwe, JweError, RecipientKey, TeePublicKey};
 use crate::messages::{
     ATTEST_PATH, AUTH_PATH, Attestation, Challenge, CompositeEvidence, ErrorInformation,
     HASH_ALGORITHM, INIT_DATA_FORMAT, InitData, NO_ADDITIONAL_EVIDENCE, RESOURCE_PATH, Request,
-    RuntimeData, SESSION_COOKIE, SnpEvidence, TeePublicKey, TokenResponse,
+    RuntimeData, SESSION_COOKIE, SnpEvidence, TokenResponse,
 };
 
 /// Longest text of the broker that an error repeats.
@@ -415,7 +415,7 @@ mod tests {
                 .headers
                 .contains(&("authorization", "Bearer t".to_owned()))
         );
-        let jwe = Jwe::encrypt(b"secret", &sent.runtime_data.tee_pubkey.ec_key()).unwrap();
+        let jwe = Jwe::encrypt(b"secret", &sent.runtime_data.tee_pubkey).unwrap();
         let body = serde_json::to_vec(&jwe).unwrap();
         let secret = session.on_resource(&HttpResponse {
             status: 200,

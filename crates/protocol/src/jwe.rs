@@ -1,17 +1,22 @@
-//! Flattened JWE with ECDH-ES+A256KW and A256GCM (RFC 7516, RFC 7518 §4.6):
-//! how a resource travels to the key in the guest's evidence.
+//! Encryption of resources to the key in the guest's evidence: flattened JWE with
+//! A256GCM, and ECDH-ES+A256KW or RSA-OAEP-256 (RFC 7516, RFC 7518 §4.3 and §4.6).
 
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use aws_lc_rs::agreement::{ECDH_P256, PrivateKey, UnparsedPublicKey, agree};
 use aws_lc_rs::key_wrap::{AES_256, AesKek, KeyWrap as _};
 use aws_lc_rs::rand;
+use aws_lc_rs::rsa::{
+    OAEP_SHA256_MGF1SHA256, OaepPublicEncryptingKey, PublicEncryptingKey, PublicKeyComponents,
+};
 use base64::prelude::{BASE64_URL_SAFE_NO_PAD, Engine as _};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use zeroize::Zeroizing;
 
-/// `alg`: key agreement with an ephemeral key, then AES key wrap.
-pub const KEY_ALGORITHM: &str = "ECDH-ES+A256KW";
+/// `alg` for an EC key: agreement with an ephemeral key, then AES key wrap.
+pub const ECDH_ALGORITHM: &str = "ECDH-ES+A256KW";
+/// `alg` for an RSA key: OAEP with SHA-256.
+pub const RSA_ALGORITHM: &str = "RSA-OAEP-256";
 /// `enc`: content encryption.
 pub const CONTENT_ALGORITHM: &str = "A256GCM";
 
@@ -28,11 +33,14 @@ pub enum JweError {
     /// Making a key or a nonce failed.
     #[error("the cryptography library made no key")]
     Generate,
-    /// The public key is not an EC key on P-256.
-    #[error("not a public key on P-256")]
+    /// The public key is of no kind that this crate encrypts to.
+    #[error(
+        "neither a key on P-256 for {ECDH_ALGORITHM} nor an RSA key of 2048 to 8192 bits for \
+         {RSA_ALGORITHM}"
+    )]
     PublicKey,
     /// The protected header is not one that this crate writes or reads.
-    #[error("the protected header is not {KEY_ALGORITHM} with {CONTENT_ALGORITHM}")]
+    #[error("the protected header is not {ECDH_ALGORITHM} with {CONTENT_ALGORITHM}")]
     Header,
     /// A part is not base64url of the expected length.
     #[error("malformed part {0}")]
@@ -48,13 +56,14 @@ pub enum JweError {
     Seal,
 }
 
-/// An EC public key as a JWK.
+/// An EC public key as a JWK. Its members are sorted: clients of other key brokers
+/// write the header again before they authenticate it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EcPublicKey {
-    /// `EC`.
-    pub kty: String,
     /// `P-256`.
     pub crv: String,
+    /// `EC`.
+    pub kty: String,
     /// The x coordinate, base64url without padding.
     pub x: String,
     /// The y coordinate, base64url without padding.
@@ -102,6 +111,89 @@ impl EcPublicKey {
     }
 }
 
+/// The guest's public key as a JWK that names its algorithm. It is hashed as it
+/// was parsed, so that unknown members are refused.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kty", deny_unknown_fields)]
+pub enum TeePublicKey {
+    /// A key on P-256.
+    #[serde(rename = "EC")]
+    Ec {
+        /// `P-256`.
+        crv: String,
+        /// [`ECDH_ALGORITHM`].
+        alg: String,
+        /// The x coordinate, base64url without padding.
+        x: String,
+        /// The y coordinate, base64url without padding.
+        y: String,
+    },
+    /// An RSA key.
+    #[serde(rename = "RSA")]
+    Rsa {
+        /// [`RSA_ALGORITHM`].
+        alg: String,
+        /// The modulus, base64url without padding.
+        n: String,
+        /// The public exponent, base64url without padding.
+        e: String,
+    },
+}
+
+/// A public key that was read.
+enum Recipient {
+    Ec(EcPublicKey),
+    Rsa(OaepPublicEncryptingKey),
+}
+
+impl TeePublicKey {
+    /// An EC key with its algorithm.
+    pub fn new(key: &EcPublicKey) -> Self {
+        let EcPublicKey { crv, x, y, .. } = key.clone();
+        let alg = ECDH_ALGORITHM.to_owned();
+        Self::Ec { crv, alg, x, y }
+    }
+
+    /// Checks that resources can be encrypted to the key. Whether a point is on
+    /// its curve is checked when it is used.
+    ///
+    /// # Errors
+    /// When it is of another kind or malformed.
+    pub fn validate(&self) -> Result<(), JweError> {
+        self.recipient().map(drop)
+    }
+
+    fn recipient(&self) -> Result<Recipient, JweError> {
+        match self {
+            Self::Ec { crv, alg, x, y } if alg == ECDH_ALGORITHM => {
+                let key = EcPublicKey {
+                    crv: crv.clone(),
+                    kty: KEY_TYPE.to_owned(),
+                    x: x.clone(),
+                    y: y.clone(),
+                };
+                key.to_point()?;
+                Ok(Recipient::Ec(key))
+            }
+            Self::Rsa { alg, n, e } if alg == RSA_ALGORITHM => {
+                let number = |text: &str| {
+                    BASE64_URL_SAFE_NO_PAD
+                        .decode(text)
+                        .map_err(|_| JweError::PublicKey)
+                };
+                let (n, e) = (number(n)?, number(e)?);
+                let key: PublicEncryptingKey = PublicKeyComponents { n, e }
+                    .try_into()
+                    .map_err(|_| JweError::PublicKey)?;
+                OaepPublicEncryptingKey::new(key)
+                    .map(Recipient::Rsa)
+                    .map_err(|_| JweError::PublicKey)
+            }
+            Self::Ec { .. } | Self::Rsa { .. } => Err(JweError::PublicKey),
+        }
+    }
+}
+
 /// A recipient's private key on P-256. It never leaves this type.
 pub struct RecipientKey(PrivateKey);
 
@@ -136,7 +228,8 @@ impl RecipientKey {
 struct Header {
     alg: String,
     enc: String,
-    epk: EcPublicKey,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    epk: Option<EcPublicKey>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     apu: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -163,28 +256,19 @@ impl Jwe {
     /// Encrypts `content` to `recipient`.
     ///
     /// # Errors
-    /// When `recipient` is no point on P-256 or the cryptography library fails.
-    pub fn encrypt(content: &[u8], recipient: &EcPublicKey) -> Result<Self, JweError> {
-        let ephemeral = RecipientKey::generate()?;
-        let header = Header {
-            alg: KEY_ALGORITHM.to_owned(),
-            enc: CONTENT_ALGORITHM.to_owned(),
-            epk: ephemeral.public_key()?,
-            apu: None,
-            apv: None,
-        };
-        let header = serde_json::to_vec(&header).map_err(|_| JweError::Header)?;
-        let protected = BASE64_URL_SAFE_NO_PAD.encode(header);
-
+    /// When `recipient` is no key to encrypt to or the cryptography library fails.
+    pub fn encrypt(content: &[u8], recipient: &TeePublicKey) -> Result<Self, JweError> {
         let mut content_key = Zeroizing::new([0; KEY_LEN]);
         rand::fill(content_key.as_mut_slice()).map_err(|_| JweError::Generate)?;
         let mut iv = [0; NONCE_LEN];
         rand::fill(&mut iv).map_err(|_| JweError::Generate)?;
 
-        let mut wrapped = [0; WRAPPED_KEY_LEN];
-        let wrapped = key_encryption_key(&ephemeral, recipient, &[], &[])?
-            .wrap(content_key.as_slice(), &mut wrapped)
-            .map_err(|_| JweError::Seal)?;
+        let (header, encrypted_key) = match recipient.recipient()? {
+            Recipient::Ec(key) => wrap_by_agreement(&content_key, &key)?,
+            Recipient::Rsa(key) => wrap_by_oaep(&content_key, &key)?,
+        };
+        let header = serde_json::to_vec(&header).map_err(|_| JweError::Header)?;
+        let protected = BASE64_URL_SAFE_NO_PAD.encode(header);
 
         let mut in_out = Zeroizing::new(content.to_vec());
         let tag = content_cipher(&content_key)?
@@ -195,7 +279,7 @@ impl Jwe {
             )
             .map_err(|_| JweError::Seal)?;
         Ok(Self {
-            encrypted_key: BASE64_URL_SAFE_NO_PAD.encode(wrapped),
+            encrypted_key: BASE64_URL_SAFE_NO_PAD.encode(encrypted_key),
             iv: BASE64_URL_SAFE_NO_PAD.encode(iv),
             ciphertext: BASE64_URL_SAFE_NO_PAD.encode(in_out.as_slice()),
             tag: BASE64_URL_SAFE_NO_PAD.encode(tag.as_ref()),
@@ -210,15 +294,16 @@ impl Jwe {
     pub fn decrypt(&self, key: &RecipientKey) -> Result<Zeroizing<Vec<u8>>, JweError> {
         let header = decode("protected", &self.protected)?;
         let header: Header = serde_json::from_slice(&header).map_err(|_| JweError::Header)?;
-        if header.alg != KEY_ALGORITHM || header.enc != CONTENT_ALGORITHM {
+        if header.alg != ECDH_ALGORITHM || header.enc != CONTENT_ALGORITHM {
             return Err(JweError::Header);
         }
+        let epk = header.epk.ok_or(JweError::Header)?;
         let apu = decode("apu", header.apu.as_deref().unwrap_or_default())?;
         let apv = decode("apv", header.apv.as_deref().unwrap_or_default())?;
 
         let wrapped: [u8; WRAPPED_KEY_LEN] = decode_array("encrypted_key", &self.encrypted_key)?;
         let mut content_key = Zeroizing::new([0; KEY_LEN]);
-        key_encryption_key(key, &header.epk, &apu, &apv)?
+        key_encryption_key(key, &epk, &apu, &apv)?
             .unwrap(&wrapped, content_key.as_mut_slice())
             .map_err(|_| JweError::UnwrapKey)?;
 
@@ -257,6 +342,43 @@ fn content_cipher(key: &[u8; KEY_LEN]) -> Result<LessSafeKey, JweError> {
         .map_err(|_| JweError::Seal)
 }
 
+fn wrap_by_agreement(
+    content_key: &[u8; KEY_LEN],
+    recipient: &EcPublicKey,
+) -> Result<(Header, Vec<u8>), JweError> {
+    let ephemeral = RecipientKey::generate()?;
+    let mut wrapped = [0; WRAPPED_KEY_LEN];
+    let wrapped = key_encryption_key(&ephemeral, recipient, &[], &[])?
+        .wrap(content_key, &mut wrapped)
+        .map_err(|_| JweError::Seal)?;
+    let header = Header {
+        alg: ECDH_ALGORITHM.to_owned(),
+        enc: CONTENT_ALGORITHM.to_owned(),
+        epk: Some(ephemeral.public_key()?),
+        apu: None,
+        apv: None,
+    };
+    Ok((header, wrapped.to_vec()))
+}
+
+fn wrap_by_oaep(
+    content_key: &[u8; KEY_LEN],
+    recipient: &OaepPublicEncryptingKey,
+) -> Result<(Header, Vec<u8>), JweError> {
+    let mut encrypted = vec![0; recipient.ciphertext_size()];
+    recipient
+        .encrypt(&OAEP_SHA256_MGF1SHA256, content_key, &mut encrypted, None)
+        .map_err(|_| JweError::Seal)?;
+    let header = Header {
+        alg: RSA_ALGORITHM.to_owned(),
+        enc: CONTENT_ALGORITHM.to_owned(),
+        epk: None,
+        apu: None,
+        apv: None,
+    };
+    Ok((header, encrypted))
+}
+
 /// Agrees with the peer and derives the key that wraps the content key.
 fn key_encryption_key(
     own: &RecipientKey,
@@ -266,7 +388,7 @@ fn key_encryption_key(
 ) -> Result<AesKek, JweError> {
     let peer = UnparsedPublicKey::new(&ECDH_P256, peer.to_point()?);
     agree(&own.0, peer, JweError::PublicKey, |shared| {
-        let key = concat_kdf(shared, KEY_ALGORITHM, apu, apv, KEY_LEN);
+        let key = concat_kdf(shared, ECDH_ALGORITHM, apu, apv, KEY_LEN);
         AesKek::new(&AES_256, &key).map_err(|_| JweError::PublicKey)
     })
 }
@@ -302,11 +424,27 @@ fn length_prefix(len: usize) -> [u8; 4] {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use aws_lc_rs::encoding::{AsDer as _, Pkcs8V1Der};
+    use aws_lc_rs::rsa::{KeyPair, KeySize, OaepPrivateDecryptingKey, PrivateDecryptingKey};
+    use aws_lc_rs::signature::KeyPair as _;
 
-    fn pair() -> (RecipientKey, EcPublicKey) {
+    fn pair() -> (RecipientKey, TeePublicKey) {
         let key = RecipientKey::generate().unwrap();
-        let public = key.public_key().unwrap();
+        let public = TeePublicKey::new(&key.public_key().unwrap());
         (key, public)
+    }
+
+    fn rsa_pair(size: KeySize) -> (OaepPrivateDecryptingKey, TeePublicKey) {
+        let key = KeyPair::generate(size).unwrap();
+        let components = PublicKeyComponents::<Vec<u8>>::from(key.public_key());
+        let public = TeePublicKey::Rsa {
+            alg: RSA_ALGORITHM.to_owned(),
+            n: BASE64_URL_SAFE_NO_PAD.encode(components.n),
+            e: BASE64_URL_SAFE_NO_PAD.encode(components.e),
+        };
+        let der: Pkcs8V1Der<'_> = key.as_der().unwrap();
+        let key = PrivateDecryptingKey::from_pkcs8(der.as_ref()).unwrap();
+        (OaepPrivateDecryptingKey::new(key).unwrap(), public)
     }
 
     /// RFC 7518, Appendix C.
@@ -316,8 +454,8 @@ mod tests {
         let d = BASE64_URL_SAFE_NO_PAD.decode(d).unwrap();
         let alice = PrivateKey::from_private_key(&ECDH_P256, &d).unwrap();
         let bob = EcPublicKey {
-            kty: "EC".to_owned(),
             crv: "P-256".to_owned(),
+            kty: "EC".to_owned(),
             x: "weNJy2HscCSM6AEDTDg04biOvhFhyyWvOHQfeF_PxMQ".to_owned(),
             y: "e8lnCO-AlStT-NJVX-crhB7QRYhiix03illJOVAOyck".to_owned(),
         };
@@ -392,6 +530,8 @@ mod tests {
         for (from, to) in [
             ("A256GCM", "A128GCM"),
             ("ECDH-ES+A256KW", "ECDH-ES"),
+            ("ECDH-ES+A256KW", "RSA-OAEP-256"),
+            (r#""epk""#, r#""kid""#),
             (r#"{"alg""#, r#"{"crit":["x"],"alg""#),
             (r#"{"alg""#, r#"{"zip":"DEF","alg""#),
         ] {
@@ -402,20 +542,82 @@ mod tests {
     }
 
     #[test]
-    fn keys_off_the_curve_are_refused() {
-        let (_, good) = pair();
-        let mut off_curve = good.clone();
-        off_curve.y = flip(&good.y);
-        let mut other_curve = good.clone();
-        other_curve.crv = "P-384".to_owned();
-        let mut short = good.clone();
-        short.x = "AAAA".to_owned();
-        for key in [off_curve, other_curve, short] {
+    fn other_keys_are_refused() {
+        let changed = |good: &TeePublicKey, field: &str, value: &str| {
+            let mut key = serde_json::to_value(good).unwrap();
+            key[field] = value.into();
+            serde_json::from_value::<TeePublicKey>(key).unwrap()
+        };
+        let (_, ec) = pair();
+        let TeePublicKey::Ec { y, .. } = &ec else {
+            unreachable!()
+        };
+        let (_, rsa) = rsa_pair(KeySize::Rsa2048);
+        for key in [
+            changed(&ec, "y", &flip(y)),
+            changed(&ec, "crv", "P-384"),
+            changed(&ec, "alg", "ECDH-ES"),
+            changed(&ec, "x", "AAAA"),
+            changed(&rsa, "alg", "RSA1_5"),
+            changed(&rsa, "alg", "RSA-OAEP"),
+            changed(&rsa, "n", "AQAB"),
+            changed(&rsa, "e", "?"),
+        ] {
             assert_eq!(
                 Jwe::encrypt(b"secret", &key),
                 Err(JweError::PublicKey),
                 "{key:?}"
             );
         }
+        for (good, kty) in [(ec, "RSA"), (rsa, "EC")] {
+            let mut key = serde_json::to_value(&good).unwrap();
+            key["use"] = "enc".into();
+            assert!(serde_json::from_value::<TeePublicKey>(key.take()).is_err());
+            let mut key = serde_json::to_value(&good).unwrap();
+            key["kty"] = kty.into();
+            assert!(serde_json::from_value::<TeePublicKey>(key).is_err());
+        }
+    }
+
+    /// A client of Confidential Containers reads the JWE, writes the header again
+    /// and takes that for the authenticated data.
+    #[test]
+    fn another_client_reads_it() {
+        for size in [KeySize::Rsa2048, KeySize::Rsa4096] {
+            let (key, public) = rsa_pair(size);
+            let jwe = Jwe::encrypt(b"secret", &public).unwrap();
+            let response: kbs_types::Response =
+                serde_json::from_value(serde_json::to_value(&jwe).unwrap()).unwrap();
+            assert_eq!(response.protected.alg, "RSA-OAEP-256");
+            let aad = response.protected.generate_aad().unwrap();
+            assert_eq!(aad, jwe.protected.as_bytes());
+            let mut content_key = vec![0; key.min_output_size()];
+            let content_key = key
+                .decrypt(
+                    &OAEP_SHA256_MGF1SHA256,
+                    &response.encrypted_key,
+                    &mut content_key,
+                    None,
+                )
+                .unwrap();
+            let mut content = [response.ciphertext, response.tag].concat();
+            let content = content_cipher((&*content_key).try_into().unwrap())
+                .unwrap()
+                .open_in_place(
+                    Nonce::try_assume_unique_for_key(&response.iv).unwrap(),
+                    Aad::from(aad),
+                    &mut content,
+                )
+                .unwrap();
+            assert_eq!(content, b"secret");
+        }
+        let (_, public) = pair();
+        let jwe = Jwe::encrypt(b"secret", &public).unwrap();
+        let response: kbs_types::Response =
+            serde_json::from_value(serde_json::to_value(&jwe).unwrap()).unwrap();
+        assert_eq!(
+            response.protected.generate_aad().unwrap(),
+            jwe.protected.as_bytes()
+        );
     }
 }

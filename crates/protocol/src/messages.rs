@@ -1,6 +1,6 @@
 //! The messages of KBS 0.4.0 and the rule that binds them into evidence.
 //!
-//! Only the shapes that a SEV-SNP guest with an EC key needs. Types that are
+//! Only the shapes that a SEV-SNP guest needs. Types that are
 //! hashed refuse unknown fields, because the hash is made over what was parsed.
 
 use assay_tee::canonical::{EncodeCanonicalError, encode_canonical};
@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha384};
 
-use crate::jwe::{EcPublicKey, KEY_ALGORITHM};
+use crate::jwe::TeePublicKey;
 
 /// The only protocol version that is spoken.
 pub const VERSION: &str = "0.4.0";
@@ -97,46 +97,6 @@ impl Challenge {
     }
 }
 
-/// The guest's key as a JWK: EC, P-256, for [`KEY_ALGORITHM`].
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct TeePublicKey {
-    /// `EC`.
-    pub kty: String,
-    /// `P-256`.
-    pub crv: String,
-    /// `ECDH-ES+A256KW`.
-    pub alg: String,
-    /// The x coordinate, base64url without padding.
-    pub x: String,
-    /// The y coordinate, base64url without padding.
-    pub y: String,
-}
-
-impl TeePublicKey {
-    /// The key as a JWK.
-    pub fn new(key: &EcPublicKey) -> Self {
-        let EcPublicKey { kty, crv, x, y } = key.clone();
-        Self {
-            kty,
-            crv,
-            alg: KEY_ALGORITHM.to_owned(),
-            x,
-            y,
-        }
-    }
-
-    /// The key without its algorithm.
-    pub fn ec_key(&self) -> EcPublicKey {
-        EcPublicKey {
-            kty: self.kty.clone(),
-            crv: self.crv.clone(),
-            x: self.x.clone(),
-            y: self.y.clone(),
-        }
-    }
-}
-
 /// What the guest binds into its evidence.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
@@ -184,12 +144,13 @@ pub struct InitData {
     pub body: String,
 }
 
-/// The evidence of the TEE and its devices.
+/// The evidence of the TEE and its devices. Our guests send [`SnpEvidence`], those
+/// of others what their attesters make.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct CompositeEvidence {
+pub struct CompositeEvidence<E = SnpEvidence> {
     /// The SNP report.
-    pub primary_evidence: SnpEvidence,
+    pub primary_evidence: E,
     /// Evidence of further devices: a JSON object, as a string.
     pub additional_evidence: String,
 }
@@ -221,13 +182,13 @@ impl std::fmt::Debug for SnpEvidence {
 /// The guest's answer to the challenge.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
-pub struct Attestation {
+pub struct Attestation<E = SnpEvidence> {
     /// The instance data.
     pub init_data: Option<InitData>,
     /// What the evidence binds.
     pub runtime_data: RuntimeData,
     /// The evidence.
-    pub tee_evidence: CompositeEvidence,
+    pub tee_evidence: CompositeEvidence<E>,
 }
 
 /// The broker's answer to accepted evidence.
@@ -287,10 +248,9 @@ mod tests {
     fn runtime_data() -> RuntimeData {
         RuntimeData {
             nonce: "bm9uY2U=".to_owned(),
-            tee_pubkey: TeePublicKey {
-                kty: "EC".to_owned(),
+            tee_pubkey: TeePublicKey::Ec {
                 crv: "P-256".to_owned(),
-                alg: KEY_ALGORITHM.to_owned(),
+                alg: "ECDH-ES+A256KW".to_owned(),
                 x: "eHg".to_owned(),
                 y: "eXk".to_owned(),
             },
@@ -317,7 +277,11 @@ mod tests {
         let mut nonce = runtime_data();
         nonce.nonce.push('=');
         let mut key = runtime_data();
-        key.tee_pubkey.x = "eHk".to_owned();
+        key.tee_pubkey = TeePublicKey::Rsa {
+            alg: "RSA-OAEP-256".to_owned(),
+            n: "eHg".to_owned(),
+            e: "AQAB".to_owned(),
+        };
         for (changed, additional) in [(nonce, "{}"), (key, "{}"), (runtime_data(), "")] {
             assert_ne!(changed.report_data(additional).unwrap(), good);
         }
@@ -349,5 +313,52 @@ mod tests {
     fn error_kind_is_the_last_segment() {
         let error = ErrorInformation::new("AttestationFailed", String::new());
         assert_eq!(error.kind(), "AttestationFailed");
+    }
+
+    /// Through the types of Confidential Containers and back.
+    fn there_and_back<Ours, Theirs>(ours: &Ours)
+    where
+        Ours: Serialize + serde::de::DeserializeOwned + PartialEq + std::fmt::Debug,
+        Theirs: Serialize + serde::de::DeserializeOwned,
+    {
+        let theirs: Theirs = serde_json::from_value(serde_json::to_value(ours).unwrap()).unwrap();
+        let back: Ours = serde_json::from_value(serde_json::to_value(theirs).unwrap()).unwrap();
+        assert_eq!(back, *ours);
+    }
+
+    #[test]
+    fn messages_are_those_of_confidential_containers() {
+        there_and_back::<_, kbs_types::Request>(&Request::snp());
+        there_and_back::<_, kbs_types::Challenge>(&Challenge::new("bm9uY2U=".to_owned()));
+        for tee_pubkey in [
+            runtime_data().tee_pubkey,
+            TeePublicKey::Rsa {
+                alg: "RSA-OAEP-256".to_owned(),
+                n: "eHg".to_owned(),
+                e: "AQAB".to_owned(),
+            },
+        ] {
+            there_and_back::<_, kbs_types::Attestation>(&Attestation {
+                init_data: Some(InitData {
+                    format: INIT_DATA_FORMAT.to_owned(),
+                    body: "{}".to_owned(),
+                }),
+                runtime_data: RuntimeData {
+                    tee_pubkey,
+                    ..runtime_data()
+                },
+                tee_evidence: CompositeEvidence {
+                    primary_evidence: SnpEvidence {
+                        report: vec![1, 2],
+                        certificates: vec![3],
+                    },
+                    additional_evidence: NO_ADDITIONAL_EVIDENCE.to_owned(),
+                },
+            });
+        }
+        there_and_back::<_, kbs_types::ErrorInformation>(&ErrorInformation::new(
+            "PolicyDeny",
+            "no".to_owned(),
+        ));
     }
 }

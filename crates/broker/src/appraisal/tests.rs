@@ -4,6 +4,7 @@ use super::*;
 use crate::fixtures;
 use assay_crds::v1alpha1::attestation_policy::CrlRules;
 use assay_crds::v1alpha1::measured_image::DigestState;
+use assay_protocol::jwe::TeePublicKey;
 use jiff::ToSpan as _;
 
 struct Case {
@@ -152,7 +153,10 @@ fn every_mutation_has_its_reason() {
         (
             |c| {
                 let key = &mut c.submission.runtime_data.tee_pubkey;
-                std::mem::swap(&mut key.x, &mut key.y);
+                let TeePublicKey::Ec { x, y, .. } = key else {
+                    unreachable!()
+                };
+                std::mem::swap(x, y);
             },
             "ReportDataMismatch",
         ),

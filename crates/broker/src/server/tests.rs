@@ -4,12 +4,22 @@ use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 
 use assay_protocol::guest::{GuestSession, HttpRequest, HttpResponse};
+use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
+use aws_lc_rs::digest::{SHA384, digest};
+use aws_lc_rs::encoding::{AsDer as _, Pkcs8V1Der};
+use aws_lc_rs::rsa::{
+    KeyPair, KeySize, OAEP_SHA256_MGF1SHA256, OaepPrivateDecryptingKey, PrivateDecryptingKey,
+    PublicKeyComponents,
+};
+use aws_lc_rs::signature::KeyPair as _;
 use axum_server::Handle;
 use axum_server::tls_rustls::RustlsConfig;
+use base64::prelude::{BASE64_URL_SAFE_NO_PAD, Engine as _};
 use jiff::Timestamp;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, ClientConnection, RootCertStore};
+use serde_json::json;
 
 use super::*;
 use crate::fixtures;
@@ -135,6 +145,104 @@ async fn a_guest_attests_and_gets_its_secret_over_tls() {
     let request = session.resource_request("shop/web/greeting").unwrap();
     let secret = session.on_resource(&broker.send(request).await).unwrap();
     assert_eq!(secret.as_slice(), fixtures::SECRET_VALUE);
+    broker.handle.shutdown();
+}
+
+/// A client of Confidential Containers: its types, its evidence, an RSA key, and
+/// of a session only the cookie that it was given last.
+#[tokio::test]
+async fn a_client_of_confidential_containers_gets_its_secret() {
+    let broker = serve();
+    let request = |method, path: &str, cookie: Option<&str>, body: serde_json::Value| HttpRequest {
+        method,
+        path: path.to_owned(),
+        headers: Vec::from_iter(cookie.map(|cookie| ("cookie", cookie.to_owned()))),
+        body: body.to_string().into_bytes(),
+    };
+    let given = |response: &HttpResponse| {
+        let mut headers = response.headers.iter();
+        let (_, cookie) = headers.find(|(name, _)| name == "set-cookie").unwrap();
+        cookie.split(';').next().unwrap().to_owned()
+    };
+    let auth = kbs_types::Request {
+        version: "0.4.0".to_owned(),
+        tee: kbs_types::Tee::Snp,
+        extra_params: json!({"supported-hash-algorithms": ["sha256", "sha384", "sha512"]}),
+    };
+    let auth = serde_json::to_value(auth).unwrap();
+    let response = broker.send(request("POST", AUTH_PATH, None, auth)).await;
+    assert_eq!(response.status, 200);
+    let session = given(&response);
+    let challenge: kbs_types::Challenge = serde_json::from_slice(&response.body).unwrap();
+    assert_eq!(challenge.extra_params["selected-hash-algorithm"], "sha384");
+
+    let key = KeyPair::generate(KeySize::Rsa2048).unwrap();
+    let public = PublicKeyComponents::<Vec<u8>>::from(key.public_key());
+    let runtime_data = kbs_types::RuntimeData {
+        nonce: challenge.nonce,
+        tee_pubkey: kbs_types::TeePubKey::RSA {
+            alg: "RSA-OAEP-256".to_owned(),
+            k_mod: BASE64_URL_SAFE_NO_PAD.encode(public.n),
+            k_exp: BASE64_URL_SAFE_NO_PAD.encode(public.e),
+        },
+    };
+    // A sorted map without spaces is canonical JSON here.
+    let mut bound = serde_json::to_value(&runtime_data).unwrap();
+    bound["additional-evidence"] = "".into();
+    let digest = digest(&SHA384, bound.to_string().as_bytes());
+    let mut report_data = [0; 64];
+    report_data[..48].copy_from_slice(digest.as_ref());
+    let instance = fixtures::instance();
+    let evidence = fixtures::evidence(&fixtures::launch(1, &instance), report_data);
+    let attestation = kbs_types::Attestation {
+        init_data: Some(kbs_types::InitData {
+            format: "json".to_owned(),
+            body: String::from_utf8(instance.encode().unwrap()).unwrap(),
+        }),
+        runtime_data,
+        tee_evidence: kbs_types::CompositeEvidence {
+            primary_evidence: fixtures::coco_evidence(&evidence),
+            additional_evidence: String::new(),
+        },
+    };
+    let attestation = serde_json::to_value(attestation).unwrap();
+    let attest = request("POST", ATTEST_PATH, Some(&session), attestation);
+    let response = broker.send(attest).await;
+    assert_eq!(response.status, 200);
+    let attested = given(&response);
+
+    let resource = |cookie| {
+        let path = "/kbs/v0/resource/shop/web/greeting";
+        request("GET", path, cookie, serde_json::Value::Null)
+    };
+    for cookie in [None, Some(session.as_str())] {
+        let refused = broker.send(resource(cookie)).await;
+        assert_eq!(refused.status, 401);
+        let error: kbs_types::ErrorInformation = serde_json::from_slice(&refused.body).unwrap();
+        assert!(error.error_type.ends_with("/TokenVerificationFailed"));
+    }
+    let response = broker.send(resource(Some(&attested))).await;
+    assert_eq!(response.status, 200);
+    let response: kbs_types::Response = serde_json::from_slice(&response.body).unwrap();
+    let der: Pkcs8V1Der<'_> = key.as_der().unwrap();
+    let key = PrivateDecryptingKey::from_pkcs8(der.as_ref()).unwrap();
+    let key = OaepPrivateDecryptingKey::new(key).unwrap();
+    let mut content_key = vec![0; key.min_output_size()];
+    let content_key = key
+        .decrypt(
+            &OAEP_SHA256_MGF1SHA256,
+            &response.encrypted_key,
+            &mut content_key,
+            None,
+        )
+        .unwrap();
+    let aad = Aad::from(response.protected.generate_aad().unwrap());
+    let nonce = Nonce::try_assume_unique_for_key(&response.iv).unwrap();
+    let mut content = [response.ciphertext, response.tag].concat();
+    let secret = LessSafeKey::new(UnboundKey::new(&AES_256_GCM, content_key).unwrap())
+        .open_in_place(nonce, aad, &mut content)
+        .unwrap();
+    assert_eq!(secret, fixtures::SECRET_VALUE);
     broker.handle.shutdown();
 }
 
