@@ -127,7 +127,7 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
     axum_server::bind_rustls(arguments.listen, tls)
         .http1_only()
         .handle(handle)
-        .serve(router(service, ready).into_make_service())
+        .serve(router(service, ready).into_make_service_with_connect_info::<SocketAddr>())
         .await
         .with_context(|| format!("cannot serve on {}", arguments.listen))
 }

@@ -1,13 +1,16 @@
 //! HTTP: requests to calls of the [`Service`], its answers to responses.
 
+mod clients;
+
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use assay_protocol::messages::TokenResponse;
 use assay_protocol::messages::{ATTEST_PATH, AUTH_PATH, RESOURCE_PATH, SESSION_COOKIE};
-use axum::body::Bytes;
-use axum::extract::{DefaultBodyLimit, Path, Request, State};
+use axum::body::{Body, Bytes};
+use axum::extract::{ConnectInfo, DefaultBodyLimit, FromRequest as _, Path, Request, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
@@ -16,6 +19,7 @@ use axum::{Json, Router};
 use tokio::sync::Semaphore;
 use tower_http::timeout::TimeoutLayer;
 
+use self::clients::Clients;
 use crate::release::ResourcePath;
 use crate::service::{Cluster, Refusal, Service};
 
@@ -32,17 +36,13 @@ struct Shared<C> {
     ready: Arc<AtomicBool>,
 }
 
-/// The routes. `ready` says whether `/readyz` succeeds.
+/// The routes, to be served with the clients' addresses. `ready` says whether
+/// `/readyz` succeeds.
 pub fn router<C: Cluster>(service: Service<C>, ready: Arc<AtomicBool>) -> Router {
     let permits = Arc::new(Semaphore::new(MAX_CONCURRENT));
-    let limit = middleware::from_fn(move |request: Request, next: Next| {
-        let permits = permits.clone();
-        async move {
-            match permits.try_acquire() {
-                Ok(_permit) => next.run(request).await,
-                Err(_) => refusal(&Refusal::Unavailable),
-            }
-        }
+    let clients = Clients::default();
+    let limit = middleware::from_fn(move |client, request, next| {
+        limit(permits.clone(), clients.clone(), client, request, next)
     });
     let protocol = Router::new()
         .route(AUTH_PATH, post(authenticate::<C>))
@@ -63,6 +63,30 @@ pub fn router<C: Cluster>(service: Service<C>, ready: Arc<AtomicBool>) -> Router
             REQUEST_TIMEOUT,
         ))
         .with_state(Arc::new(Shared { service, ready }))
+}
+
+/// Lets a request pass that is one of few of its client and, once its body is
+/// there, one of few at all: slow clients use up their own share and no other's.
+async fn limit(
+    permits: Arc<Semaphore>,
+    clients: Clients,
+    ConnectInfo(address): ConnectInfo<SocketAddr>,
+    request: Request,
+    next: Next,
+) -> Response {
+    let Some(_admission) = clients.admit(address.ip()) else {
+        return refusal(&Refusal::Unavailable);
+    };
+    let (parts, body) = request.into_parts();
+    let request = Request::from_parts(parts.clone(), body);
+    let body = match Bytes::from_request(request, &()).await {
+        Ok(body) => body,
+        Err(rejection) => return rejection.into_response(),
+    };
+    match permits.try_acquire() {
+        Ok(_permit) => next.run(Request::from_parts(parts, Body::from(body))).await,
+        Err(_) => refusal(&Refusal::Unavailable),
+    }
 }
 
 async fn authenticate<C: Cluster>(State(shared): State<Arc<Shared<C>>>, body: Bytes) -> Response {

@@ -18,7 +18,7 @@ use base64::prelude::{BASE64_URL_SAFE_NO_PAD, Engine as _};
 use jiff::Timestamp;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, ServerName};
-use rustls::{ClientConfig, ClientConnection, RootCertStore};
+use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 use serde_json::json;
 
 use super::*;
@@ -47,7 +47,7 @@ fn serve() -> Broker {
     let server = axum_server::from_tcp_rustls(listener, RustlsConfig::from_config(tls))
         .unwrap()
         .handle(handle.clone())
-        .serve(router(service, ready.clone()).into_make_service());
+        .serve(router(service, ready.clone()).into_make_service_with_connect_info::<SocketAddr>());
     tokio::spawn(server);
 
     let mut roots = RootCertStore::empty();
@@ -89,11 +89,16 @@ impl Broker {
     }
 }
 
+type TlsStream = StreamOwned<ClientConnection, TcpStream>;
+
+fn secure(client: Arc<ClientConfig>, stream: TcpStream) -> TlsStream {
+    let name = ServerName::try_from("assay-broker.assay-system.svc").unwrap();
+    StreamOwned::new(ClientConnection::new(client, name).unwrap(), stream)
+}
+
 /// One request on a connection of its own.
 fn exchange(address: SocketAddr, client: Arc<ClientConfig>, request: &HttpRequest) -> HttpResponse {
-    let name = ServerName::try_from("assay-broker.assay-system.svc").unwrap();
-    let connection = ClientConnection::new(client, name).unwrap();
-    let mut stream = rustls::StreamOwned::new(connection, TcpStream::connect(address).unwrap());
+    let mut stream = secure(client, TcpStream::connect(address).unwrap());
     let mut head = format!(
         "{} {} HTTP/1.1\r\nhost: assay-broker\r\nconnection: close\r\ncontent-length: {}\r\n",
         request.method,
@@ -272,5 +277,65 @@ async fn probes_keys_and_refusals() {
         .send(post(ATTEST_PATH, vec![b' '; MAX_BODY + 1]))
         .await;
     assert_eq!(large.status, 413);
+    broker.handle.shutdown();
+}
+
+impl Broker {
+    /// Begins a request from the loopback address that ends in `host`, whose body
+    /// of one byte is `body` or yet to come.
+    async fn post_from(&self, host: u8, body: &'static [u8]) -> TlsStream {
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket
+            .bind(SocketAddr::from(([127, 0, 0, host], 0)))
+            .unwrap();
+        let stream = socket.connect(self.address).await.unwrap();
+        let stream = stream.into_std().unwrap();
+        stream.set_nonblocking(false).unwrap();
+        let client = self.client.clone();
+        let send = move || {
+            let mut stream = secure(client, stream);
+            let head = format!(
+                "POST {AUTH_PATH} HTTP/1.1\r\nhost: assay-broker\r\nconnection: close\r\n\
+                 content-length: 1\r\n\r\n"
+            );
+            stream.write_all(head.as_bytes()).unwrap();
+            stream.write_all(body).unwrap();
+            stream
+        };
+        tokio::task::spawn_blocking(send).await.unwrap()
+    }
+
+    /// The status that a whole request from `host` is answered with.
+    async fn status_from(&self, host: u8) -> String {
+        let mut stream = self.post_from(host, b"?").await;
+        let read = move || {
+            let mut head = [0; "HTTP/1.1 200".len()];
+            stream.read_exact(&mut head).unwrap();
+            String::from_utf8_lossy(&head[9..]).into_owned()
+        };
+        tokio::task::spawn_blocking(read).await.unwrap()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn slow_clients_use_up_their_own_share() {
+    let broker = serve();
+    let mut slow = Vec::new();
+    let hosts = u8::try_from(MAX_CONCURRENT / clients::MAX_PER_CLIENT).unwrap() + 1;
+    for host in 2..2 + hosts {
+        for _ in 0..clients::MAX_PER_CLIENT {
+            slow.push(broker.post_from(host, b"").await);
+        }
+        let full = async {
+            while broker.status_from(host).await != "503" {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(REQUEST_TIMEOUT / 2, full)
+            .await
+            .unwrap_or_else(|_| panic!("client {host} has no limit"));
+    }
+    assert!(slow.len() > MAX_CONCURRENT);
+    assert_eq!(broker.status_from(1).await, "400");
     broker.handle.shutdown();
 }
