@@ -2,22 +2,19 @@
 
 use std::hint::black_box;
 use std::process::Command;
-use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use assay_measure::context::LaunchContext;
 use assay_measure::{FirmwareInputs, RegionKind};
 use assay_tee::hashes_table::KernelHashes;
 use assay_tee::page_info::PAGE_SIZE;
-use nix::time::ClockId;
 
 use crate::peers::Peers;
-use crate::table::{compare, heading, median, skipped};
+use crate::rate::rate;
+use crate::table::{compare, heading, skipped};
 
 /// 16 MiB.
 const PAGES: u32 = 4096;
-/// As often as a median needs.
-const ROUNDS: usize = 9;
 
 /// Runs the benchmark.
 pub(crate) fn run(peers: &Peers) -> Result<()> {
@@ -58,25 +55,6 @@ fn against_openssl(what: &str, ours: f64, algorithm: &str, block: usize) {
         Ok(peer) => compare(what, &gigabytes(ours), &gigabytes(peer), ours / peer),
         Err(error) => skipped(what, &format!("{error:#}")),
     }
-}
-
-/// Bytes per second of `work` over `len` bytes, by the median. The processor's
-/// time counts, as it does in `openssl speed`.
-#[expect(clippy::cast_precision_loss, reason = "a figure for people")]
-fn rate(len: usize, work: impl Fn()) -> Result<f64> {
-    let times = (0..ROUNDS)
-        .map(|_| {
-            let start = processor_time()?;
-            work();
-            Ok(processor_time()?.saturating_sub(start))
-        })
-        .collect::<Result<_>>()?;
-    Ok(len as f64 / median(times).as_secs_f64())
-}
-
-fn processor_time() -> Result<Duration> {
-    let time = ClockId::CLOCK_THREAD_CPUTIME_ID.now();
-    Ok(time.context("read the processor's clock")?.into())
 }
 
 /// Bytes per second that OpenSSL hashes in blocks of `block` bytes.

@@ -10,7 +10,9 @@ mod launch_digest;
 mod matrix;
 mod peers;
 mod process;
+mod rate;
 mod table;
+mod verification;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -40,6 +42,8 @@ enum Benchmark {
     Hashing,
     /// `assay explain` where nothing explains the digest
     Explain,
+    /// Appraisals against one signature, the sev crate and go-sev-guest
+    Verification,
 }
 
 /// What the program runs of itself.
@@ -83,6 +87,7 @@ fn run(arguments: &Arguments) -> Result<()> {
             Benchmark::Matrix => matrix::run(&peers)?,
             Benchmark::Hashing => hashing::run(&peers)?,
             Benchmark::Explain => explain::run(&peers)?,
+            Benchmark::Verification => verification::run(&peers)?,
         }
     }
     Ok(())

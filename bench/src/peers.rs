@@ -13,6 +13,10 @@ pub(crate) struct Peers {
     pub(crate) firmware: PathBuf,
     /// sev-snp-measure.
     pub(crate) sev_snp_measure: Option<PathBuf>,
+    /// go-sev-guest's check.
+    pub(crate) go_sev_guest_check: Option<PathBuf>,
+    /// Real evidence.
+    pub(crate) vectors: Option<PathBuf>,
 }
 
 impl Peers {
@@ -29,6 +33,8 @@ impl Peers {
             assay: needed("ASSAY_BENCH_CLI")?,
             firmware: needed("ASSAY_BENCH_FIRMWARE")?,
             sev_snp_measure: path("ASSAY_SEV_SNP_MEASURE"),
+            go_sev_guest_check: path("ASSAY_GO_SEV_GUEST_CHECK"),
+            vectors: path("ASSAY_VECTORS"),
         })
     }
 }

@@ -17,6 +17,7 @@ pub(crate) fn run(checkout: &Path, benchmarks: &[String]) -> Result<()> {
     let cache = Cache::open()?;
     let firmware = layers::firmware(&cache)?;
     let sev_snp_measure = cache.sev_snp_measure()?;
+    let go_sev_guest_check = cache.go_sev_guest_check()?;
     say("building assay and the benchmarks for release");
     let build = [
         "build",
@@ -35,6 +36,7 @@ pub(crate) fn run(checkout: &Path, benchmarks: &[String]) -> Result<()> {
         .env("ASSAY_BENCH_CLI", release.join("assay"))
         .env("ASSAY_BENCH_FIRMWARE", firmware)
         .env("ASSAY_SEV_SNP_MEASURE", sev_snp_measure)
+        .env("ASSAY_GO_SEV_GUEST_CHECK", go_sev_guest_check)
         .status()
         .context("run the benchmarks")?;
     ensure!(status.success(), "the benchmarks failed ({status})");
