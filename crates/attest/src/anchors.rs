@@ -109,14 +109,18 @@ const PUBLISHED: [&[u8]; 6] = [
     include_bytes!("anchors/turin.ask.der"),
 ];
 
-/// The certificate that AMD publishes with this common name. It is a hint like
-/// those that a host supplies: signatures and anchors are checked all the same.
-pub(crate) fn published(common_name: &str) -> Option<&'static Certificate> {
+fn publications() -> &'static [Certificate] {
     static CERTIFICATES: LazyLock<Vec<Certificate>> = LazyLock::new(|| {
         let parsed = PUBLISHED.iter().map(|der| Certificate::parse(der));
         parsed.filter_map(Result::ok).collect()
     });
-    CERTIFICATES
+    &CERTIFICATES
+}
+
+/// The certificate that AMD publishes with this common name. It is a hint like
+/// those that a host supplies: signatures and anchors are checked all the same.
+pub(crate) fn published(common_name: &str) -> Option<&'static Certificate> {
+    publications()
         .iter()
         .find(|certificate| certificate.common_name == common_name)
 }
@@ -127,6 +131,22 @@ pub(crate) fn published_issuer(
     common_name: &str,
 ) -> Option<&'static Certificate> {
     published(common_name).filter(|published| published.subject() == issued.issuer())
+}
+
+/// Whether AMD publishes both certificates and the signature of `issuer` on
+/// `issued` holds. It is verified once in a process: these bytes never change.
+pub(crate) fn is_published_issue(issued: &Certificate, issuer: &Certificate) -> bool {
+    static ISSUES: LazyLock<Vec<[Sha256Digest; 2]>> = LazyLock::new(|| {
+        let pairs = publications().iter().flat_map(|issued| {
+            let issuers = publications().iter();
+            issuers.map(move |issuer| (issued, issuer))
+        });
+        pairs
+            .filter(|(issued, issuer)| issued.verify_issued_by(issuer).is_ok())
+            .map(|(issued, issuer)| [issued.fingerprint, issuer.fingerprint])
+            .collect()
+    });
+    ISSUES.contains(&[issued.fingerprint, issuer.fingerprint])
 }
 
 #[cfg(test)]
@@ -146,6 +166,27 @@ mod tests {
             assert_eq!(found.fingerprint, amd_root(product));
             assert!(published_issuer(&ask, "ARK-Other").is_none());
         }
+    }
+
+    #[test]
+    fn only_what_is_published_and_signed_counts_as_verified() {
+        let mut issues = 0;
+        for issued in PUBLISHED {
+            let certificate = Certificate::parse(issued).unwrap();
+            // The last byte is one of the signature.
+            let mut changed = issued.to_vec();
+            *changed.last_mut().unwrap() ^= 1;
+            let changed = Certificate::parse(&changed).unwrap();
+            for issuer in PUBLISHED {
+                let issuer = Certificate::parse(issuer).unwrap();
+                let holds = certificate.verify_issued_by(&issuer).is_ok();
+                assert_eq!(is_published_issue(&certificate, &issuer), holds);
+                assert!(!is_published_issue(&changed, &issuer));
+                assert!(changed.verify_issued_by(&issuer).is_err());
+                issues += usize::from(holds);
+            }
+        }
+        assert_eq!(issues, PUBLISHED.len());
     }
 
     #[test]
