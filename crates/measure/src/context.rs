@@ -8,7 +8,7 @@ use assay_tee::page_info::{PAGE_SIZE, PAGE_SIZE_U64, PageInfo, PageType};
 use assay_tee::{LaunchDigest, Sha384Digest};
 use zerocopy::IntoBytes as _;
 
-use crate::sha384::sha384;
+use crate::sha384::{Page, sha384, sha384_pages};
 use crate::trace::{MeasuredRegion, RegionKind};
 
 /// Pages may still be added; there is no digest to compare with anything yet.
@@ -52,6 +52,32 @@ pub enum UpdateError {
         /// Guest physical address.
         gpa: u64,
     },
+}
+
+/// Pages that are hashed together. Four of five pages of an OVMF image are empty,
+/// one after another, so runs of equal pages are hashed once.
+#[derive(Default)]
+struct Batch<'a> {
+    distinct: Vec<&'a Page>,
+    /// Address of each page, and which of [`Self::distinct`] it is.
+    pages: Vec<(u64, usize)>,
+}
+
+impl<'a> Batch<'a> {
+    /// Distinct pages of a full batch: enough for any number of lanes, and few
+    /// enough to stay in the processor's cache.
+    const LEN: usize = 64;
+
+    fn is_full(&self) -> bool {
+        self.distinct.len() == Self::LEN
+    }
+
+    fn push(&mut self, gpa: u64, page: &'a Page) {
+        if self.distinct.last().is_none_or(|last| *last != page) {
+            self.distinct.push(page);
+        }
+        self.pages.push((gpa, self.distinct.len() - 1));
+    }
 }
 
 impl Default for LaunchContext<Updating> {
@@ -122,27 +148,32 @@ impl LaunchContext<Updating> {
         pages: impl IntoIterator<Item = &'a [u8]>,
     ) -> Result<(), UpdateError> {
         count_pages(gpa, 0)?;
-        let mut page_digest = Sha384Digest::new([0; 48]);
-        let mut before: &[u8] = &[];
         let mut length = 0;
+        let mut page_digest = None;
+        let mut batch = Batch::default();
+        let mut outcome = Ok(());
         for page in pages {
             let page_gpa = gpa.wrapping_add(length);
-            if page.len() != PAGE_SIZE || page_gpa.checked_add(PAGE_SIZE_U64).is_none() {
-                return Err(UpdateError::Length {
+            let whole = <&Page>::try_from(page)
+                .ok()
+                .filter(|_| page_gpa.checked_add(PAGE_SIZE_U64).is_some());
+            let Some(page) = whole else {
+                outcome = Err(UpdateError::Length {
                     gpa: page_gpa,
                     length: u64::try_from(page.len()).unwrap_or(u64::MAX),
                 });
+                break;
+            };
+            if batch.is_full() {
+                page_digest = self.extend_batch(&mut batch).or(page_digest);
             }
-            // Four of five pages of an OVMF image are empty, one after another.
-            if page != before {
-                page_digest = sha384(page);
-                before = page;
-            }
-            self.extend(PageType::Normal, page_gpa, page_digest.as_bytes());
+            batch.push(page_gpa, page);
             length += PAGE_SIZE_U64;
         }
+        let page_digest = self.extend_batch(&mut batch).or(page_digest);
+        outcome?;
         let region = self.record(kind, PageType::Normal, gpa, length);
-        region.contents = (length == PAGE_SIZE_U64).then_some(page_digest);
+        region.contents = page_digest.filter(|_| length == PAGE_SIZE_U64);
         Ok(())
     }
 
@@ -209,6 +240,20 @@ impl LaunchContext<Updating> {
     pub(crate) fn extend(&mut self, page_type: PageType, gpa: u64, contents: &[u8; 48]) {
         let info = PageInfo::new(self.digest, page_type, gpa, *contents);
         self.digest = *sha384(info.as_bytes()).as_bytes();
+    }
+
+    /// Measures the pages of a batch and empties it; gives the last page's digest.
+    fn extend_batch(&mut self, batch: &mut Batch<'_>) -> Option<Sha384Digest> {
+        let digests = sha384_pages(&batch.distinct);
+        let mut last = None;
+        for (page_gpa, index) in batch.pages.drain(..) {
+            last = digests.get(index).copied();
+            if let Some(digest) = &last {
+                self.extend(PageType::Normal, page_gpa, digest.as_bytes());
+            }
+        }
+        batch.distinct.clear();
+        last
     }
 
     fn record(
