@@ -81,6 +81,21 @@ pub(crate) fn run(peers: &Peers) -> Result<()> {
                 &format!("{what}, peak by the largest input"),
                 &peak_over(&warm[0], largest),
             );
+            // What an artifact's manifest holds instead of its files.
+            let inputs = directory.path().join("inputs.json");
+            let mut recording = Command::new(&peers.assay);
+            recording.arg("measure");
+            launch(&mut recording, direct_boot);
+            digest(recording.arg("--write-inputs").arg(&inputs))?;
+            let mut recorded = Command::new(&peers.assay);
+            recorded.arg("measure").arg("--inputs").arg(&inputs);
+            recorded.args(["--vcpu-type", "EPYC-Milan", "--vcpus", &vcpus.to_string()]);
+            ensure!(
+                digest(&mut recorded)? == digest(&mut peer)?,
+                "the digests differ: {recorded:?} and {peer:?}"
+            );
+            let costs = in_turn([&recorded, &peer], 15, || Ok(()))?;
+            print(&format!("{what}, recorded inputs"), costs);
             match drop_caches() {
                 Ok(()) => {
                     let cold = in_turn([&ours, &peer], 5, drop_caches)?;
