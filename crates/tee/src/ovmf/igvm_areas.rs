@@ -4,10 +4,8 @@
 use zerocopy::little_endian::U32;
 use zerocopy::{FromBytes, Immutable, KnownLayout, Unaligned};
 
-use super::{FOUR_GIB, PAGE_SIZE_U32, ParseOvmfError, entry_data, parse_table};
-use crate::guid::Guid;
+use super::{FOUR_GIB, IGVM_METADATA_GUID, PAGE_SIZE_U32, ParseOvmfError, entry_data, parse_table};
 
-const IGVM_METADATA_GUID: Guid = Guid::new(0x784f_a70e_3176_4677_8a20_04b6_8699_e374);
 const SIGNATURE: [u8; 4] = *b"IGVM";
 const VERSION: u32 = 1;
 /// Most entries that are accepted. Firmware has four.
@@ -173,6 +171,7 @@ fn area(gpa: u32, size: u32) -> Result<IgvmArea, IgvmMetadataProblem> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::guid::Guid;
     use crate::ovmf::tests::with_entry;
 
     const OFFSET: u32 = 0x400;
