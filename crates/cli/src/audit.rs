@@ -7,6 +7,8 @@ use std::path::PathBuf;
 use anyhow::{Context as _, Result};
 use assay_protocol::audit::verify_log;
 
+use crate::stdout::write_line;
+
 /// What a person may type.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
@@ -33,6 +35,6 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let path = file.display();
     let log = File::open(file).with_context(|| format!("cannot read {path}"))?;
     let chain = verify_log(BufReader::new(log)).with_context(|| format!("{path} is not whole"))?;
-    println!("{} lines, head {}", chain.lines, chain.head);
+    write_line(format_args!("{} lines, head {}", chain.lines, chain.head))?;
     Ok(())
 }

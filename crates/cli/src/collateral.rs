@@ -16,6 +16,7 @@ use assay_tee::{Product, Sha256Digest};
 use clap::Subcommand;
 use jiff::Timestamp;
 
+use crate::stdout::write_line;
 use crate::verify::{certificate, read};
 
 /// Options of `assay collateral`.
@@ -113,7 +114,7 @@ fn fetch(args: &FetchArgs) -> Result<()> {
                 .block_on(store.fetch(request))
                 .with_context(|| format!("fetch {}{}", args.url, request.path()))?,
         };
-        println!("{}", describe(request, &collateral, now));
+        write_line(describe(request, &collateral, now))?;
     }
     Ok(())
 }
@@ -157,12 +158,15 @@ fn show(args: &ShowArgs) -> Result<()> {
     names.sort();
     for name in names {
         let Some(request) = name.to_str().and_then(CollateralRequest::from_file_name) else {
-            println!("{}: not collateral", name.display());
+            write_line(format_args!("{}: not collateral", name.display()))?;
             continue;
         };
         match store.load(&request, now) {
-            Ok(collateral) => println!("{}", describe(&request, &collateral, now)),
-            Err(error) => println!("{}: {:#}", name.display(), anyhow::Error::from(error)),
+            Ok(collateral) => write_line(describe(&request, &collateral, now))?,
+            Err(error) => {
+                let error = anyhow::Error::from(error);
+                write_line(format_args!("{}: {error:#}", name.display()))?;
+            }
         }
     }
     Ok(())

@@ -5,6 +5,8 @@ use std::str::FromStr;
 use anyhow::{Result, ensure};
 use assay_tee::GuestPolicy;
 
+use crate::measure::parse_u64;
+
 /// A guest policy, decimal or 0x and hexadecimal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct PolicyArg(GuestPolicy);
@@ -34,14 +36,10 @@ impl PolicyArg {
 }
 
 impl FromStr for PolicyArg {
-    type Err = std::num::ParseIntError;
+    type Err = String;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let value = match text.strip_prefix("0x") {
-            Some(digits) => u64::from_str_radix(digits, 16),
-            None => text.parse(),
-        };
-        value.map(|value| Self(GuestPolicy(value)))
+        parse_u64(text).map(|value| Self(GuestPolicy(value)))
     }
 }
 

@@ -14,7 +14,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, ensure};
-use assay_measure::inputs::{FirmwareInputs, MeasurementInputs};
+use assay_measure::inputs::MeasurementInputs;
 use assay_measure::matrix::measure_matrix;
 use assay_measure::sev::{measure_sev, measure_sev_es, measure_sev_es_counts};
 use assay_measure::snp::{VcpuProfile, measure_snp_launch};
@@ -27,7 +27,7 @@ use zerocopy::IntoBytes as _;
 use crate::stdout;
 
 use options::Mode;
-pub(crate) use options::{Args, parse_launch_digest, parse_u32};
+pub(crate) use options::{Args, parse_launch_digest, parse_u32, parse_u64};
 use output::{MeasuredAreas, Profile, Recorded, Report, Row, Trace};
 use request::{DirectBoot, Named, Request, SnpSource, SvsmSource, Vars};
 pub(crate) use single::SingleLaunch;
@@ -162,8 +162,7 @@ fn sev_es(
 
 fn snp_ovmf_hash(mut report: Report, ovmf: &[PathBuf]) -> Result<Report> {
     for path in ovmf {
-        let inputs =
-            FirmwareInputs::from_bytes(&files::read(path)?).with_context(|| measuring(path))?;
+        let inputs = files::measure_firmware(path).with_context(|| measuring(path))?;
         report.rows.push(Row {
             firmware: path.display().to_string(),
             cpu: None,
@@ -255,13 +254,16 @@ fn snp_inputs<'a>(
         }
         SnpSource::Ovmf { files, digest } => {
             let inputs = files.iter().map(|path| {
-                let mut inputs = MeasurementInputs::from_bytes(&files::read(path)?, kernel_hashes)
-                    .with_context(|| measuring(path))?;
-                inputs.cmdline.clone_from(&cmdline);
+                let mut firmware =
+                    files::measure_firmware(path).with_context(|| measuring(path))?;
                 if let Some(digest) = digest {
-                    inputs.firmware.digest = *digest;
+                    firmware.digest = *digest;
                 }
-                Ok(inputs)
+                Ok(MeasurementInputs {
+                    firmware,
+                    kernel_hashes,
+                    cmdline: cmdline.clone(),
+                })
             });
             Ok((files, inputs.collect::<Result<_>>()?))
         }

@@ -54,29 +54,51 @@ pub enum UpdateError {
     },
 }
 
-/// Pages that are hashed together. Four of five pages of an OVMF image are empty,
-/// one after another, so runs of equal pages are hashed once.
-#[derive(Default)]
-struct Batch<'a> {
-    distinct: Vec<&'a Page>,
-    /// Address of each page, and which of [`Self::distinct`] it is.
-    pages: Vec<(u64, usize)>,
+/// The digests of the contents of pages, one after another, ready to be chained.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct PageDigests {
+    /// Of each run of equal pages, how many they are and the digest of one. Four
+    /// of five pages of an OVMF image are empty, so runs are hashed once.
+    runs: Vec<(u64, Sha384Digest)>,
 }
 
-impl<'a> Batch<'a> {
-    /// Distinct pages of a full batch: enough for any number of lanes, and few
-    /// enough to stay in the processor's cache.
-    const LEN: usize = 64;
+impl PageDigests {
+    /// Distinct pages that are hashed together: enough for any number of lanes,
+    /// and few enough to stay in the processor's cache.
+    const BATCH: usize = 64;
 
-    fn is_full(&self) -> bool {
-        self.distinct.len() == Self::LEN
+    /// Hashes pages.
+    pub fn of<'a>(pages: impl IntoIterator<Item = &'a Page>) -> Self {
+        let mut digests = Self::default();
+        let mut batch = Vec::with_capacity(Self::BATCH);
+        let mut lengths = Vec::with_capacity(Self::BATCH);
+        for page in pages {
+            if batch.last() == Some(&page) {
+                if let Some(length) = lengths.last_mut() {
+                    *length += 1;
+                }
+                continue;
+            }
+            if batch.len() == Self::BATCH {
+                digests.hash(&mut batch, &mut lengths);
+            }
+            batch.push(page);
+            lengths.push(1);
+        }
+        digests.hash(&mut batch, &mut lengths);
+        digests
     }
 
-    fn push(&mut self, gpa: u64, page: &'a Page) {
-        if self.distinct.last().is_none_or(|last| *last != page) {
-            self.distinct.push(page);
-        }
-        self.pages.push((gpa, self.distinct.len() - 1));
+    fn hash(&mut self, batch: &mut Vec<&Page>, lengths: &mut Vec<u64>) {
+        let hashed = sha384_pages(batch);
+        self.runs.extend(lengths.drain(..).zip(hashed));
+        batch.clear();
+    }
+
+    /// Length of the pages in bytes.
+    pub fn length(&self) -> u64 {
+        let pages: u64 = self.runs.iter().map(|(length, _)| length).sum();
+        pages.saturating_mul(PAGE_SIZE_U64)
     }
 }
 
@@ -130,50 +152,39 @@ impl LaunchContext<Updating> {
         gpa: u64,
         contents: &[u8],
     ) -> Result<(), UpdateError> {
+        let (pages, rest) = contents.as_chunks::<PAGE_SIZE>();
         let length = u64::try_from(contents.len()).unwrap_or(u64::MAX);
+        if !rest.is_empty() {
+            return Err(UpdateError::Length { gpa, length });
+        }
         count_pages(gpa, length)?;
-        self.update_normal_pages(kind, gpa, contents.chunks(PAGE_SIZE))
+        self.update_hashed(kind, gpa, &PageDigests::of(pages))
     }
 
-    /// Measures normal pages from `gpa` on, each with one item of `pages`,
-    /// which must be whole pages.
+    /// Measures normal pages from `gpa` on whose contents were hashed before.
     ///
     /// # Errors
-    /// When the address is not page-aligned, or an item is no page. The pages
-    /// before it are measured then.
-    pub fn update_normal_pages<'a>(
+    /// When the address is not page-aligned, or they go beyond the address space.
+    pub fn update_hashed(
         &mut self,
         kind: RegionKind,
         gpa: u64,
-        pages: impl IntoIterator<Item = &'a [u8]>,
+        pages: &PageDigests,
     ) -> Result<(), UpdateError> {
-        count_pages(gpa, 0)?;
-        let mut length = 0;
-        let mut page_digest = None;
-        let mut batch = Batch::default();
-        let mut outcome = Ok(());
-        for page in pages {
-            let page_gpa = gpa.wrapping_add(length);
-            let whole = <&Page>::try_from(page)
-                .ok()
-                .filter(|_| page_gpa.checked_add(PAGE_SIZE_U64).is_some());
-            let Some(page) = whole else {
-                outcome = Err(UpdateError::Length {
-                    gpa: page_gpa,
-                    length: u64::try_from(page.len()).unwrap_or(u64::MAX),
-                });
-                break;
-            };
-            if batch.is_full() {
-                page_digest = self.extend_batch(&mut batch).or(page_digest);
+        let length = pages.length();
+        count_pages(gpa, length)?;
+        let mut page_gpa = gpa;
+        for (run, contents) in &pages.runs {
+            for _ in 0..*run {
+                self.extend(PageType::Normal, page_gpa, contents.as_bytes());
+                page_gpa = page_gpa.wrapping_add(PAGE_SIZE_U64);
             }
-            batch.push(page_gpa, page);
-            length += PAGE_SIZE_U64;
         }
-        let page_digest = self.extend_batch(&mut batch).or(page_digest);
-        outcome?;
         let region = self.record(kind, PageType::Normal, gpa, length);
-        region.contents = page_digest.filter(|_| length == PAGE_SIZE_U64);
+        region.contents = match pages.runs.as_slice() {
+            [(1, contents)] => Some(*contents),
+            _ => None,
+        };
         Ok(())
     }
 
@@ -240,20 +251,6 @@ impl LaunchContext<Updating> {
     pub(crate) fn extend(&mut self, page_type: PageType, gpa: u64, contents: &[u8; 48]) {
         let info = PageInfo::new(self.digest, page_type, gpa, *contents);
         self.digest = *sha384(info.as_bytes()).as_bytes();
-    }
-
-    /// Measures the pages of a batch and empties it; gives the last page's digest.
-    fn extend_batch(&mut self, batch: &mut Batch<'_>) -> Option<Sha384Digest> {
-        let digests = sha384_pages(&batch.distinct);
-        let mut last = None;
-        for (page_gpa, index) in batch.pages.drain(..) {
-            last = digests.get(index).copied();
-            if let Some(digest) = &last {
-                self.extend(PageType::Normal, page_gpa, digest.as_bytes());
-            }
-        }
-        batch.distinct.clear();
-        last
     }
 
     fn record(

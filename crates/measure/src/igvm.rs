@@ -21,9 +21,9 @@ use serde::{Deserialize, Serialize};
 use sha2::Digest as _;
 use zerocopy::IntoBytes as _;
 
-use crate::context::{LaunchContext, UpdateError, Updating};
+use crate::context::{LaunchContext, PageDigests, UpdateError, Updating};
 use crate::sev::{Stream, StreamMeasurement};
-use crate::sha384::sha384;
+use crate::sha384::{Page, sha384};
 use crate::snp::Measurement;
 use crate::trace::RegionKind;
 use crate::vcpus::measure_counts;
@@ -440,7 +440,10 @@ fn measure_pages(
     };
     if page_type == PageType::Normal {
         let contents = pages.contents.iter().map(|page| page.unwrap_or(ZEROS));
-        return context.update_normal_pages(kind, pages.gpa, contents);
+        let contents: Result<Vec<&Page>, _> = contents.map(TryFrom::try_from).collect();
+        let (gpa, length) = (pages.gpa, pages.length());
+        let contents = contents.map_err(|_| UpdateError::Length { gpa, length })?;
+        return context.update_hashed(kind, gpa, &PageDigests::of(contents));
     }
     context.update_without_contents(kind, page_type, pages.gpa, pages.length())
 }

@@ -7,11 +7,11 @@
 
 use assay_tee::LaunchDigest;
 use assay_tee::hashes_table::KernelHashes;
-use assay_tee::ovmf::{ParseOvmfError, Section, SectionKind, parse_ovmf};
+use assay_tee::ovmf::{OvmfMetadata, ParseOvmfError, Section, SectionKind, parse_ovmf};
 use assay_tee::page_info::PageType;
 use serde::{Deserialize, Serialize};
 
-use crate::context::{LaunchContext, UpdateError};
+use crate::context::{LaunchContext, PageDigests, UpdateError, Updating};
 use crate::trace::{MeasuredRegion, RegionKind};
 
 /// Everything that a launch digest depends on besides the launch shape.
@@ -55,6 +55,71 @@ pub enum FirmwareInputsError {
     /// The image's pages cannot be measured.
     #[error("measure the firmware's pages")]
     Update(#[source] UpdateError),
+    /// Not all pages were measured, or more than all.
+    #[error("{measured:#x} bytes of firmware were measured, but it has {length:#x}")]
+    Incomplete {
+        /// Bytes that were measured.
+        measured: u64,
+        /// Bytes that the image has.
+        length: u64,
+    },
+}
+
+/// A measurement of firmware piece by piece, for images that are not in memory
+/// as a whole. Hashing pages and chaining their digests are apart: the first can
+/// be done for many at a time, the second cannot.
+#[derive(Debug, Clone)]
+pub struct FirmwareMeasurement {
+    metadata: OvmfMetadata,
+    context: LaunchContext<Updating>,
+    measured: u64,
+}
+
+impl FirmwareMeasurement {
+    /// Nothing of the image that has this metadata is measured.
+    pub const fn new(metadata: OvmfMetadata) -> Self {
+        Self {
+            metadata,
+            context: LaunchContext::new(),
+            measured: 0,
+        }
+    }
+
+    /// Measures the image's next pages.
+    ///
+    /// # Errors
+    /// When they go beyond the address space.
+    pub fn update(&mut self, pages: &PageDigests) -> Result<(), FirmwareInputsError> {
+        let gpa = self.metadata.base_gpa.saturating_add(self.measured);
+        self.context
+            .update_hashed(RegionKind::Firmware, gpa, pages)
+            .map_err(FirmwareInputsError::Update)?;
+        self.measured = self.measured.saturating_add(pages.length());
+        Ok(())
+    }
+
+    /// What a launch digest depends on.
+    ///
+    /// # Errors
+    /// When not exactly the whole image was measured.
+    pub fn finish(self) -> Result<FirmwareInputs, FirmwareInputsError> {
+        let Self {
+            metadata,
+            context,
+            measured,
+        } = self;
+        let length = (1_u64 << 32).saturating_sub(metadata.base_gpa);
+        if measured != length {
+            return Err(FirmwareInputsError::Incomplete { measured, length });
+        }
+        Ok(FirmwareInputs {
+            base_gpa: metadata.base_gpa,
+            digest: context.finish().digest(),
+            sections: metadata.sections,
+            reset_eip: metadata.reset_eip,
+            hashes_table_gpa: metadata.hashes_table.map(|area| area.gpa),
+        })
+    }
 }
 
 impl FirmwareInputs {
@@ -64,17 +129,10 @@ impl FirmwareInputs {
     /// When the bytes are no OVMF image.
     pub fn from_bytes(firmware: &[u8]) -> Result<Self, FirmwareInputsError> {
         let metadata = parse_ovmf(firmware).map_err(FirmwareInputsError::Parse)?;
-        let mut context = LaunchContext::new();
-        context
-            .update_normal(RegionKind::Firmware, metadata.base_gpa, firmware)
-            .map_err(FirmwareInputsError::Update)?;
-        Ok(Self {
-            base_gpa: metadata.base_gpa,
-            digest: context.finish().digest(),
-            sections: metadata.sections,
-            reset_eip: metadata.reset_eip,
-            hashes_table_gpa: metadata.hashes_table.map(|area| area.gpa),
-        })
+        let (pages, _) = firmware.as_chunks();
+        let mut measurement = FirmwareMeasurement::new(metadata);
+        measurement.update(&PageDigests::of(pages))?;
+        measurement.finish()
     }
 
     /// The image as a measured region.
@@ -129,5 +187,57 @@ impl MeasurementInputs {
             .as_deref()
             .filter(is_hashed)
             .or_else(|| Some("").filter(is_hashed))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn metadata(base_gpa: u64) -> OvmfMetadata {
+        OvmfMetadata {
+            base_gpa,
+            sections: Vec::new(),
+            reset_eip: None,
+            hashes_table: None,
+        }
+    }
+
+    fn pages(count: u8) -> Vec<[u8; 4096]> {
+        (0..count).map(|page| [page / 3; 4096]).collect()
+    }
+
+    #[test]
+    fn pieces_are_measured_as_the_whole() {
+        let image = pages(200);
+        let measurement = FirmwareMeasurement::new(metadata((1 << 32) - 200 * 4096));
+        let in_pieces = |piece: usize| {
+            let mut measurement = measurement.clone();
+            image
+                .chunks(piece)
+                .try_for_each(|pages| measurement.update(&PageDigests::of(pages)))
+                .unwrap();
+            measurement.finish().unwrap()
+        };
+        let whole = in_pieces(200);
+        for piece in [1, 3, 7, 16, 199] {
+            assert_eq!(in_pieces(piece), whole, "{piece} pages at a time");
+        }
+    }
+
+    #[test]
+    fn a_part_of_an_image_has_no_digest() {
+        let mut measurement = FirmwareMeasurement::new(metadata((1 << 32) - 3 * 4096));
+        measurement.update(&PageDigests::of(&pages(2))).unwrap();
+        let error = FirmwareInputsError::Incomplete {
+            measured: 0x2000,
+            length: 0x3000,
+        };
+        assert_eq!(measurement.clone().finish(), Err(error));
+        let last = PageDigests::of(&pages(1));
+        measurement.update(&last).unwrap();
+        assert!(measurement.clone().finish().is_ok());
+        measurement.update(&last).unwrap();
+        assert!(measurement.finish().is_err());
     }
 }

@@ -31,7 +31,7 @@ pub mod trace;
 pub mod vcpus;
 
 pub use explain::{Explanation, explain};
-pub use inputs::{FirmwareInputs, MeasurementInputs};
+pub use inputs::{FirmwareInputs, FirmwareMeasurement, MeasurementInputs};
 pub use snp::{
     MeasureError, Measurement, VcpuProfile, measure_snp, measure_snp_launch, measure_vcpu_counts,
     measure_vcpu_range,

@@ -44,7 +44,7 @@ mod tests {
             })
         };
         let pages: Vec<Page> = (0..35).map(|_| page()).collect();
-        for count in [0, 1, 7, 8, 9, 16, 35] {
+        for count in [0, 1, 3, 4, 7, 8, 9, 13, 16, 35] {
             let pages: Vec<&Page> = pages.iter().take(count).collect();
             let one_by_one: Vec<_> = pages.iter().map(|page| Sha384Digest::of(*page)).collect();
             assert_eq!(sha384_pages(&pages), one_by_one, "{count} pages");

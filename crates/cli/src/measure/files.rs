@@ -1,25 +1,30 @@
-//! Reading what is measured. Firmware is parsed and so mapped; kernels and initrds
-//! are only hashed, piece by piece.
+//! Reading what is measured. What is parsed is mapped; what is only hashed is
+//! read piece by piece, which is faster and takes no memory.
 
 use std::fs::File;
 use std::io::{self, Read as _};
 use std::ops::Deref;
+use std::panic::resume_unwind;
 use std::path::Path;
+use std::thread;
 
 use anyhow::{Context as _, Result};
 use assay_image::manifest::Manifest;
-use assay_measure::MeasurementInputs;
+use assay_measure::context::PageDigests;
+use assay_measure::inputs::FirmwareInputsError;
+use assay_measure::{FirmwareInputs, FirmwareMeasurement, MeasurementInputs};
 use assay_tee::Sha256Digest;
 use assay_tee::hashes_table::KernelHashes;
-use memmap2::{Mmap, MmapOptions};
+use assay_tee::ovmf::parse_ovmf;
+use memmap2::Mmap;
 use serde::de::DeserializeOwned;
 use sha2::{Digest as _, Sha256};
 
 use super::request::{Blob, Cmdline, DirectBoot};
 
-/// Bytes that are hashed at a time: large enough that system calls cost
-/// nothing, small enough to stay in the processor's cache.
-const CHUNK: usize = 256 * 1024;
+/// Bytes that are hashed at a time, a whole number of pages: large enough that
+/// system calls cost nothing, small enough to stay in the processor's cache.
+const PIECE: usize = 256 * 1024;
 
 /// The content of a file.
 pub(super) enum Content {
@@ -60,7 +65,34 @@ fn map(file: &File) -> io::Result<Mmap> {
     // is measured gets a digest of what was there at one moment or another, as
     // with a copy; whoever truncates it ends this program with SIGBUS, before
     // anything is printed.
-    unsafe { MmapOptions::new().populate().map(file) }
+    unsafe { Mmap::map(file) }
+}
+
+/// Measures an OVMF image. Its metadata is a few bytes anywhere in the file; its
+/// pages are read piece by piece.
+pub(super) fn measure_firmware(path: &Path) -> Result<FirmwareInputs> {
+    let content = read(path)?;
+    if let Content::Read(bytes) = &content {
+        return Ok(FirmwareInputs::from_bytes(bytes)?);
+    }
+    let metadata = parse_ovmf(&content).map_err(FirmwareInputsError::Parse)?;
+    drop(content);
+    let mut measurement = FirmwareMeasurement::new(metadata);
+    read_pieces(path, |piece| {
+        let (pages, _) = piece.as_chunks();
+        Ok(measurement.update(&PageDigests::of(pages))?)
+    })?;
+    Ok(measurement.finish()?)
+}
+
+/// Runs the first on another thread and the second on this one.
+fn in_parallel<A: Send, B>(first: impl FnOnce() -> A + Send, second: impl FnOnce() -> B) -> (A, B) {
+    thread::scope(|scope| {
+        let first = scope.spawn(first);
+        let second = second();
+        let first = first.join();
+        (first.unwrap_or_else(|panic| resume_unwind(panic)), second)
+    })
 }
 
 /// What stands for the files of an SEV-SNP launch: recorded inputs, or the
@@ -81,8 +113,11 @@ pub(super) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
 
 /// The hashes of what QEMU is given to boot.
 pub(super) fn hash_kernel(boot: &DirectBoot) -> Result<KernelHashes> {
-    let initrd = boot.initrd.as_ref().map(hash_blob).transpose()?;
-    let kernel = hash_blob(&boot.kernel)?;
+    let (kernel, initrd) = in_parallel(
+        || hash_blob(&boot.kernel),
+        || boot.initrd.as_ref().map(hash_blob).transpose(),
+    );
+    let (kernel, initrd) = (kernel?, initrd?);
     Ok(match &boot.cmdline {
         Cmdline::Text(text) => KernelHashes::from_digests(kernel, initrd, text),
         Cmdline::Digest(cmdline) => KernelHashes {
@@ -95,21 +130,41 @@ pub(super) fn hash_kernel(boot: &DirectBoot) -> Result<KernelHashes> {
 fn hash_blob(blob: &Blob) -> Result<Sha256Digest> {
     match blob {
         Blob::Digest(digest) => Ok(*digest),
-        Blob::File(path) => hash_file(path).with_context(|| format!("read {}", path.display())),
+        Blob::File(path) => {
+            let mut digest = Sha256::new();
+            read_pieces(path, |piece| {
+                digest.update(piece);
+                Ok(())
+            })?;
+            Ok(Sha256Digest::new(digest.finalize().into()))
+        }
     }
 }
 
-fn hash_file(path: &Path) -> std::io::Result<Sha256Digest> {
-    let mut file = File::open(path)?;
-    let mut digest = Sha256::new();
-    let mut chunk = vec![0; CHUNK];
+/// Hands over a file in pieces of [`PIECE`] bytes, the last one shorter.
+fn read_pieces(path: &Path, mut take: impl FnMut(&[u8]) -> Result<()>) -> Result<()> {
+    let reading = || format!("read {}", path.display());
+    let mut file = File::open(path).with_context(reading)?;
+    let mut buffer = vec![0; PIECE];
     loop {
-        let length = match file.read(&mut chunk) {
-            Ok(0) => return Ok(Sha256Digest::new(digest.finalize().into())),
-            Ok(length) => length,
-            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
-            Err(error) => return Err(error),
-        };
-        digest.update(chunk.get(..length).unwrap_or_default());
+        let length = fill(&mut file, &mut buffer).with_context(reading)?;
+        if length == 0 {
+            return Ok(());
+        }
+        take(buffer.get(..length).unwrap_or_default())?;
     }
+}
+
+/// Reads until the buffer is full or the file ends; gives the bytes read.
+fn fill(file: &mut File, buffer: &mut [u8]) -> io::Result<usize> {
+    let mut length = 0;
+    while let Some(rest) = buffer.get_mut(length..).filter(|rest| !rest.is_empty()) {
+        match file.read(rest) {
+            Ok(0) => break,
+            Ok(read) => length += read,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(length)
 }

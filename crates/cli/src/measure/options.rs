@@ -271,7 +271,7 @@ fn parse_vcpus(text: &str) -> Result<VcpuCounts, String> {
 }
 
 /// A number in decimal, or in hexadecimal after `0x`.
-fn parse_u64(text: &str) -> Result<u64, String> {
+pub(crate) fn parse_u64(text: &str) -> Result<u64, String> {
     let parsed = match text.strip_prefix("0x").or_else(|| text.strip_prefix("0X")) {
         Some(digits) => u64::from_str_radix(digits, 16),
         None => text.parse(),

@@ -118,8 +118,11 @@ const ROUNDS: [u64; 80] = [
     0x6c44_198c_4a47_5817,
 ];
 
-/// Appends the digests of as many pages as come in eights, and gives back the
-/// others: all, where the processor has no AVX-512.
+/// Fewest pages that are worth eight lanes, some of them idle.
+const WORTHWHILE: usize = 4;
+
+/// Appends the digests of the first pages, and gives back the others: fewer than
+/// are worth it, or all where the processor has no AVX-512.
 #[expect(
     unsafe_code,
     reason = "whether the processor can is known at run time only"
@@ -136,7 +139,15 @@ pub(super) fn hash<'a, 'b>(
         // SAFETY: the processor has AVX-512F, as was just asked.
         digests.extend(unsafe { hash_eight(eight) });
     }
-    rest
+    if rest.len() < WORTHWHILE {
+        return rest;
+    }
+    let mut eight = [rest[0]; LANES];
+    eight[..rest.len()].copy_from_slice(rest);
+    // SAFETY: as above.
+    let hashed = unsafe { hash_eight(&eight) };
+    digests.extend(hashed.iter().take(rest.len()));
+    &[]
 }
 
 #[target_feature(enable = "avx512f")]
