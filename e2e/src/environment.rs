@@ -21,6 +21,8 @@ pub struct Environment {
     pub scratch: PathBuf,
     /// The cluster.
     pub kubeconfig: PathBuf,
+    /// Logs of the cluster's components, where it is on this machine.
+    pub logs: Option<PathBuf>,
     /// The kubectl program.
     pub kubectl: PathBuf,
     /// The helm program.

@@ -7,6 +7,7 @@
 pub mod environment;
 pub mod install;
 pub mod kubectl;
+pub mod leaks;
 pub mod phases;
 pub mod quickstart;
 pub mod visitor;

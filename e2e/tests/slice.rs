@@ -8,6 +8,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
+use assay_e2e::leaks::{self, Needles};
 use assay_e2e::{Environment, install, kubectl, phases, quickstart, wait};
 use assay_tee::guest_message::{CertificateGuid, CertificateTable};
 use base64::Engine as _;
@@ -410,44 +411,65 @@ fn the_deployment_says_why(environment: &Environment) -> Result<()> {
     Ok(())
 }
 
-/// The secret may stand in the Secret alone: not in records, conditions,
-/// Events, launch data or logs.
+/// The secret may be in its Secret and in the guests alone: not in other objects,
+/// logs, Events, or the memory of what it passed through.
 fn no_secret_has_leaked(environment: &Environment) -> Result<()> {
     let kubectl = environment.kubectl();
+    let name = "web-users";
     let secret = kubectl
-        .find(quickstart::NAMESPACE, "secret", "web-users")?
+        .find(quickstart::NAMESPACE, "secret", name)?
         .context("the Secret is gone")?;
     let encoded = secret["data"]["htpasswd"]
         .as_str()
         .context("the Secret has no htpasswd")?;
-    let hash = "$apr1$";
-    let kinds = "mi,cdep,ap,ar,pods,configmaps,events,deployments,replicasets,jobs";
-    let mut places =
-        vec![kubectl.run(&["-n", quickstart::NAMESPACE, "get", kinds, "-o", "yaml"])?];
-    for pod in kubectl.list(quickstart::NAMESPACE, "pods", "assay.dev/deployment")? {
-        let name = pod["metadata"]["name"]
-            .as_str()
-            .context("a pod has no name")?;
-        places.push(kubectl.run(&[
-            "-n",
-            quickstart::NAMESPACE,
-            "logs",
-            name,
-            "--all-containers",
-        ])?);
+    let secret = BASE64_STANDARD
+        .decode(encoded)
+        .context("the Secret's htpasswd is not base64")?;
+    let needles = Needles::of(secret.trim_ascii_end());
+
+    leaks::search_objects(&kubectl, quickstart::NAMESPACE, name, &needles)?;
+    if let Some(logs) = &environment.logs {
+        leaks::search_files(logs, &needles)?;
     }
-    places.push(kubectl.run(&[
+    let mut logs = vec![kubectl.run(&[
         "-n",
         install::NAMESPACE,
         "logs",
         "-l",
         "app.kubernetes.io/name=assay",
         "--tail=-1",
-    ])?);
-    for place in places {
+    ])?];
+    for pod in kubectl.list(quickstart::NAMESPACE, "pods", "assay.dev/deployment")? {
+        let name = pod["metadata"]["name"]
+            .as_str()
+            .context("a pod has no name")?;
+        let namespace = quickstart::NAMESPACE;
+        logs.push(kubectl.run(&["-n", namespace, "logs", name, "--all-containers"])?);
+    }
+    for log in logs {
         ensure!(
-            !place.contains(encoded) && !place.contains(hash),
-            "the secret leaked:\n{place}"
+            needles.find(log.as_bytes()).is_none(),
+            "the secret is in a log:\n{log}"
+        );
+    }
+
+    let here = leaks::search_memory(std::process::id(), &needles)?;
+    ensure!(here.is_some(), "the search of memory finds nothing");
+    for program in ["assay-broker", "assay-operator", "assay-launcher"] {
+        let processes = leaks::processes(program)?;
+        ensure!(!processes.is_empty(), "no process is called {program}");
+        for id in processes {
+            let found = leaks::search_memory(id, &needles)?;
+            ensure!(
+                found.is_none(),
+                "the secret is in the memory of {program} ({id}): {found:?}"
+            );
+        }
+    }
+    for id in leaks::processes("assay-broker")? {
+        ensure!(
+            leaks::leaves_no_core_dump(id)?,
+            "the broker ({id}) would leave a core dump"
         );
     }
     Ok(())

@@ -4,6 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
+use assay_cluster::layout::Layout;
 use assay_cluster::{Cache, Kubeconfig};
 use assay_e2e::Environment;
 use assay_e2e::environment::Images;
@@ -19,10 +20,12 @@ pub(crate) fn prepare(checkout: &Path, cluster: &Kubeconfig, oracles: bool) -> R
     let pushed = images::store_all(&cache, &mut registry)?;
     let scratch = checkout.join("dist");
     fs::create_dir_all(&scratch).context("create dist/")?;
+    let layout = Layout::open()?;
     Ok(Environment {
         checkout: checkout.to_owned(),
         scratch,
         kubeconfig: cluster.path.clone(),
+        logs: (cluster.path == layout.kubeconfig()).then(|| layout.path("logs")),
         kubectl: cache.kubectl()?,
         helm: cache.helm()?,
         assay: images::release_directory().join("assay"),
