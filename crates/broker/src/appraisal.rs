@@ -22,24 +22,24 @@ use assay_crds::v1alpha1::{
 };
 use assay_protocol::broker::IssuedNonce;
 use assay_tee::canonical::EncodeCanonicalError;
-use assay_tee::{InstanceData, Sha256Digest};
+use assay_tee::{AttestationReport, InstanceData, Sha256Digest};
 use base64::prelude::{BASE64_STANDARD, Engine as _};
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use crate::diagnosis::Mismatch;
-use crate::identity::{IdentityError, Lineage, check_identity, image_name};
+use crate::identity::{IdentityError, Witness, check_identity, image_name};
 use crate::policy::{appraisal_policy, reference_values};
 use crate::submission::Submission;
 
 /// Longest text of a check in a record: certificates can hold long names.
 const MAX_TEXT: usize = 512;
 
-/// What the cluster says about the instance that a submission names.
+/// What the inventory says about the instance that a submission names.
 #[derive(Debug, Clone, Default)]
 pub struct Observed {
-    /// The pod and what controls it.
-    pub lineage: Lineage,
+    /// Who says that there is such a pod.
+    pub witness: Witness,
     /// The ConfidentialDeployment that the instance data names.
     pub deployment: Option<Arc<ConfidentialDeployment>>,
     /// The MeasuredImage that the pod was made to run: see
@@ -144,6 +144,8 @@ pub struct Appraisal {
     /// session is no replay: true of every acceptance, and of rejections that
     /// really come from the guest.
     pub authentic: bool,
+    /// Whether somebody else than the host says that the pod exists.
+    pub witnessed: bool,
     /// The launch digest, where it is unknown and may be explained. Has no part
     /// in the verdict.
     pub mismatch: Option<Mismatch>,
@@ -179,19 +181,15 @@ pub fn decide_attestation(
 ) -> Result<Decision, EncodeCanonicalError> {
     let instance = &submission.instance;
     let deployment =
-        match check_identity(instance, &observed.lineage, observed.deployment.as_deref()) {
+        match check_identity(instance, &observed.witness, observed.deployment.as_deref()) {
             Ok(deployment) => deployment,
             Err(error) => return Ok(Decision::Unidentified(error)),
         };
-    let identity = format!(
-        "{}/{} ({})",
-        instance.namespace, instance.pod.name, instance.pod.uid
-    );
     let freshness = check_freshness(nonce, observed.record.as_ref(), instance);
     let fresh = freshness.result == CheckResult::Pass;
     let mut checks = vec![
         freshness,
-        BrokerCheck::InstanceIdentity.pass(identity),
+        identity(instance, &observed.witness),
         check_verifier(instance, verifier),
         check_policy(instance, observed.policy.as_deref())?,
         check_image(observed.image.as_deref()),
@@ -231,7 +229,7 @@ pub fn decide_attestation(
     let own_checks_pass = checks
         .iter()
         .take_while(|check| check.name != CheckName::ReportLength.as_str())
-        .all(|check| check.result == CheckResult::Pass);
+        .all(|check| matches!(check.result, CheckResult::Pass | CheckResult::NotApplicable));
     let checks_pass = own_checks_pass && verdict.as_ref().is_some_and(Verdict::is_accepted);
     // Without an expiry there is no acceptance.
     let expires_at = observed
@@ -296,7 +294,7 @@ pub fn decide_attestation(
             name: instance.deployment.clone(),
         },
         image_ref: LocalReference {
-            name: image_name(&observed.lineage, deployment).to_owned(),
+            name: image_name(&observed.witness, deployment).to_owned(),
         },
         policy_ref: deployment.spec.policy_ref.clone(),
     };
@@ -308,8 +306,34 @@ pub fn decide_attestation(
         trust_domain,
         claims,
         authentic,
+        witnessed: matches!(observed.witness, Witness::ApiServer(_)),
         mismatch,
     })))
+}
+
+/// Whether evidence may be of a guest of the deployment, before anybody is asked
+/// about it: its pod exists or, where nobody knows of pods, the report names a chip
+/// that the policy names.
+pub fn is_worth_endorsing(submission: &Submission, observed: &Observed) -> bool {
+    let Observed {
+        witness,
+        deployment,
+        policy,
+        ..
+    } = observed;
+    if check_identity(&submission.instance, witness, deployment.as_deref()).is_err() {
+        return false;
+    }
+    let allowed = policy
+        .as_ref()
+        .and_then(|policy| policy.spec.snp.allowed_chips.as_ref());
+    match (witness, allowed) {
+        (Witness::ApiServer(_), _) | (Witness::Nobody, None) => true,
+        (Witness::Nobody, Some(chips)) => {
+            AttestationReport::read_layout(&submission.evidence.report)
+                .is_ok_and(|report| chips.contains(&Sha256Digest::of(&report.chip_id)))
+        }
+    }
 }
 
 /// What the vendor published and the appraisal used; nothing, where the evidence
@@ -367,6 +391,21 @@ fn check_freshness(
             format!("issued at {}", issued_at(nonce)),
         ),
         None => BrokerCheck::Freshness.pass("a nonce of this session, used once"),
+    }
+}
+
+/// What [`check_identity`] found: a pod that exists, or nobody to ask.
+fn identity(instance: &InstanceData, witness: &Witness) -> CheckStatus {
+    let InstanceData { namespace, pod, .. } = instance;
+    let observed = format!("{namespace}/{} ({})", pod.name, pod.uid);
+    match witness {
+        Witness::ApiServer(_) => BrokerCheck::InstanceIdentity.pass(observed),
+        Witness::Nobody => BrokerCheck::InstanceIdentity.status(
+            CheckResult::NotApplicable,
+            None,
+            None,
+            Some(format!("{observed}, as the host says")),
+        ),
     }
 }
 

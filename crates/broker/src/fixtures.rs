@@ -31,7 +31,7 @@ use serde_json::json;
 use zerocopy::IntoBytes as _;
 
 use crate::appraisal::{Appraisal, Decision, Observed, VerifierIdentity, decide_attestation};
-use crate::identity::Lineage;
+use crate::identity::{Lineage, Witness};
 use crate::record::plan_record;
 use crate::release::{ReleaseObserved, ResourcePath};
 use crate::submission::Submission;
@@ -400,7 +400,7 @@ pub(crate) fn lineage() -> Lineage {
 
 pub(crate) fn observed() -> Observed {
     Observed {
-        lineage: lineage(),
+        witness: Witness::ApiServer(lineage()),
         deployment: Some(Arc::new(deployment())),
         image: Some(Arc::new(image())),
         policy: Some(Arc::new(policy())),

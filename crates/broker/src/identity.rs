@@ -2,7 +2,9 @@
 //! pod of the ConfidentialDeployment that it names.
 //!
 //! HOST_DATA shows that the guest was launched with this document; that the
-//! document is true is shown by the cluster's objects alone.
+//! document is true is shown by the cluster's objects alone. A broker outside the
+//! cluster has none: then pod and node are what the host says, and nothing but
+//! the evidence and the policy says who may be a guest of the deployment.
 
 use assay_crds::names::{DEPLOYMENT_LABEL, IMAGE_LABEL};
 use assay_crds::v1alpha1::ConfidentialDeployment;
@@ -10,6 +12,22 @@ use assay_tee::InstanceData;
 use k8s_openapi::api::apps::v1::ReplicaSet;
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
+
+/// Who else than the host says which pods there are.
+#[derive(Debug, Clone)]
+pub enum Witness {
+    /// The API server.
+    ApiServer(Lineage),
+    /// Nobody. A host may launch as many guests as it likes, under any names.
+    Nobody,
+}
+
+impl Default for Witness {
+    /// An API server that knows of no pod.
+    fn default() -> Self {
+        Self::ApiServer(Lineage::default())
+    }
+}
 
 /// The pod and what controls it, as the API server has them.
 #[derive(Debug, Clone, Default)]
@@ -30,6 +48,12 @@ pub enum IdentityError {
     #[error("the pod has UID {got}")]
     PodUid {
         /// The UID of the pod that exists.
+        got: String,
+    },
+    /// The pod's UID is none, where it is all that tells guests apart.
+    #[error("pod.uid is not a UID: {got:?}")]
+    PodUidMalformed {
+        /// The UID.
         got: String,
     },
     /// The pod is on its way out.
@@ -61,6 +85,7 @@ impl IdentityError {
         match self {
             Self::PodMissing => "PodMissing",
             Self::PodUid { .. } => "PodUidMismatch",
+            Self::PodUidMalformed { .. } => "PodUidMalformed",
             Self::PodTerminating => "PodTerminating",
             Self::PodLabel { .. } => "PodLabelMismatch",
             Self::PodNode { .. } => "PodNodeMismatch",
@@ -70,11 +95,37 @@ impl IdentityError {
     }
 }
 
-/// Checks the identity in `instance` against the cluster.
+/// Checks the identity in `instance` against what is known.
 ///
 /// # Errors
 /// The first thing that is not as the instance data says.
 pub fn check_identity<'a>(
+    instance: &InstanceData,
+    witness: &Witness,
+    deployment: Option<&'a ConfidentialDeployment>,
+) -> Result<&'a ConfidentialDeployment, IdentityError> {
+    match witness {
+        Witness::ApiServer(lineage) => check_lineage(instance, lineage, deployment),
+        Witness::Nobody if is_uid(&instance.pod.uid) => {
+            deployment.ok_or(IdentityError::DeploymentMissing)
+        }
+        Witness::Nobody => Err(IdentityError::PodUidMalformed {
+            got: instance.pod.uid.clone(),
+        }),
+    }
+}
+
+/// Whether `uid` is a UUID (RFC 9562) as Kubernetes writes them, in lower case.
+pub(crate) fn is_uid(uid: &str) -> bool {
+    let digit = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
+    uid.len() == 36
+        && uid.bytes().enumerate().all(|(index, byte)| match index {
+            8 | 13 | 18 | 23 => byte == b'-',
+            _ => digit(byte),
+        })
+}
+
+fn check_lineage<'a>(
     instance: &InstanceData,
     lineage: &Lineage,
     deployment: Option<&'a ConfidentialDeployment>,
@@ -138,11 +189,14 @@ pub fn controller_name<'a>(child: &'a ObjectMeta, kind: &str) -> Option<&'a str>
 
 /// Name of the MeasuredImage that the pod was made to run: while a deployment
 /// moves from one image to another, pods of both attest. The ReplicaSet's
-/// template says which; nothing on the node can write it.
-pub fn image_name<'a>(lineage: &'a Lineage, deployment: &'a ConfidentialDeployment) -> &'a str {
-    lineage
-        .replica_set
-        .as_ref()
+/// template says which; nothing on the node can write it. Where there is none it
+/// is the image that the deployment names.
+pub fn image_name<'a>(witness: &'a Witness, deployment: &'a ConfidentialDeployment) -> &'a str {
+    let replica_set = match witness {
+        Witness::ApiServer(lineage) => lineage.replica_set.as_ref(),
+        Witness::Nobody => None,
+    };
+    replica_set
         .and_then(|replica_set| {
             replica_set
                 .spec
@@ -170,7 +224,7 @@ mod tests {
         let deployment = fixtures::deployment();
         let found = check_identity(
             &fixtures::instance(),
-            &fixtures::lineage(),
+            &Witness::ApiServer(fixtures::lineage()),
             Some(&deployment),
         );
         assert_eq!(found, Ok(&deployment));
@@ -180,13 +234,17 @@ mod tests {
     fn the_replica_set_names_the_image() {
         let deployment = fixtures::deployment();
         let mut lineage = fixtures::lineage();
-        assert_eq!(image_name(&lineage, &deployment), fixtures::IMAGE);
+        let image = |lineage: &Lineage| {
+            image_name(&Witness::ApiServer(lineage.clone()), &deployment).to_owned()
+        };
+        assert_eq!(image(&lineage), fixtures::IMAGE);
         let spec = lineage.replica_set.as_mut().unwrap().spec.as_mut().unwrap();
         let labels = spec.template.as_mut().unwrap().metadata.as_mut().unwrap();
         labels.labels = Some([(IMAGE_LABEL.to_owned(), "older".to_owned())].into());
-        assert_eq!(image_name(&lineage, &deployment), "older");
+        assert_eq!(image(&lineage), "older");
         lineage.replica_set = None;
-        assert_eq!(image_name(&lineage, &deployment), fixtures::IMAGE);
+        assert_eq!(image(&lineage), fixtures::IMAGE);
+        assert_eq!(image_name(&Witness::Nobody, &deployment), fixtures::IMAGE);
     }
 
     #[test]
@@ -240,10 +298,37 @@ mod tests {
         for (index, (change, reason)) in rows.into_iter().enumerate() {
             let mut lineage = fixtures::lineage();
             change(&mut lineage);
-            let error = check_identity(&fixtures::instance(), &lineage, Some(&deployment));
+            let witness = Witness::ApiServer(lineage);
+            let error = check_identity(&fixtures::instance(), &witness, Some(&deployment));
             assert_eq!(error.unwrap_err().reason(), reason, "row {index}");
         }
-        let missing = check_identity(&fixtures::instance(), &fixtures::lineage(), None);
+        let witness = Witness::ApiServer(fixtures::lineage());
+        let missing = check_identity(&fixtures::instance(), &witness, None);
         assert_eq!(missing, Err(IdentityError::DeploymentMissing));
+    }
+
+    #[test]
+    fn without_a_witness_the_uid_tells_guests_apart() {
+        let deployment = fixtures::deployment();
+        let mut instance = fixtures::instance();
+        let mut check = |uid: &str, deployment| {
+            instance.pod.uid = uid.to_owned();
+            check_identity(&instance, &Witness::Nobody, deployment).map(drop)
+        };
+        assert_eq!(check(fixtures::POD_UID, Some(&deployment)), Ok(()));
+        assert_eq!(
+            check(fixtures::POD_UID, None),
+            Err(IdentityError::DeploymentMissing)
+        );
+        for uid in [
+            "",
+            "7E2C6BCB-3C53-4F8C-9B5E-0A4F6D1D2C3B",
+            "7e2c6bcb-3c53-4f8c-9b5e-0a4f6d1d2c3b0",
+            "7e2c6bcb/3c53-4f8c-9b5e-0a4f6d1d2c3b",
+            "../../../../../../../../../etc/passw",
+        ] {
+            let error = check(uid, Some(&deployment)).unwrap_err();
+            assert_eq!(error.reason(), "PodUidMalformed", "{uid}");
+        }
     }
 }

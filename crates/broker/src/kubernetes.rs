@@ -1,11 +1,12 @@
-//! The cluster behind the broker: objects read and written at the API server.
-//! No decision is made here.
+//! The inventory of a cluster: objects read and written at the API server. No
+//! decision is made here.
 
 use std::fmt::Debug;
 use std::hash::Hash;
 use std::sync::Arc;
 
 use assay_crds::names::BROKER;
+use assay_crds::v1alpha1::attestation_record::PodReference;
 use assay_crds::v1alpha1::{
     AttestationPolicy, AttestationRecord, ConfidentialDeployment, MeasuredImage,
 };
@@ -14,7 +15,7 @@ use futures::future::ready;
 use futures::{Stream, StreamExt as _, TryStreamExt as _};
 use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::apps::v1::ReplicaSet;
-use k8s_openapi::api::core::v1::{ObjectReference, Pod, Secret};
+use k8s_openapi::api::core::v1::{ObjectReference, Pod};
 use kube::api::{Api, Patch, PatchParams};
 use kube::core::DeserializeGuard;
 use kube::core::error_boundary::InvalidObject;
@@ -27,16 +28,17 @@ use serde::de::DeserializeOwned;
 use serde_json::json;
 
 use crate::appraisal::Observed;
-use crate::identity::{Lineage, controller_name, image_name};
+use crate::identity::{Lineage, Witness, controller_name, image_name};
+use crate::inventory::{Inventory, InventoryError, Notice};
 use crate::release::ReleaseObserved;
-use crate::service::{Chain, Cluster, ClusterError, Notice};
+use crate::service::Chain;
 use crate::token::InstanceClaims;
 
 /// Longest note of an Event (events.k8s.io).
 const MAX_NOTE: usize = 1024;
 
 /// The API server, with watched copies of what every appraisal needs.
-pub struct KubernetesCluster {
+pub struct KubernetesInventory {
     client: Client,
     deployments: Store<ConfidentialDeployment>,
     images: Store<MeasuredImage>,
@@ -44,7 +46,7 @@ pub struct KubernetesCluster {
     recorder: Recorder,
 }
 
-impl KubernetesCluster {
+impl KubernetesInventory {
     /// Starts to watch. The returned future drives the watches and never ends.
     pub fn start(client: Client) -> (Self, impl Future<Output = ()> + Send) {
         let (deployments, watch_deployments) = watch(&client);
@@ -100,7 +102,7 @@ impl KubernetesCluster {
         action: &'static str,
         namespace: &str,
         name: &str,
-    ) -> Result<Option<K>, ClusterError>
+    ) -> Result<Option<K>, InventoryError>
     where
         K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>
             + Clone
@@ -121,7 +123,7 @@ impl KubernetesCluster {
         action: &'static str,
         namespace: &str,
         name: &str,
-    ) -> Result<Option<Arc<K>>, ClusterError>
+    ) -> Result<Option<Arc<K>>, InventoryError>
     where
         K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>
             + Clone
@@ -136,7 +138,15 @@ impl KubernetesCluster {
         Ok(found.and_then(|DeserializeGuard(object)| object.ok().map(Arc::new)))
     }
 
-    async fn lineage(&self, namespace: &str, pod: &str) -> Result<Lineage, ClusterError> {
+    async fn record(
+        &self,
+        namespace: &str,
+        pod: &str,
+    ) -> Result<Option<AttestationRecord>, InventoryError> {
+        self.get("read the AttestationRecord", namespace, pod).await
+    }
+
+    async fn lineage(&self, namespace: &str, pod: &str) -> Result<Lineage, InventoryError> {
         let pod: Option<Pod> = self.get("read the pod", namespace, pod).await?;
         let owner = pod
             .as_ref()
@@ -212,8 +222,8 @@ where
     }
 }
 
-fn api_error(action: &'static str, source: kube::Error) -> ClusterError {
-    ClusterError::Api {
+fn api_error(action: &'static str, source: kube::Error) -> InventoryError {
+    InventoryError::Failed {
         action,
         source: Box::new(source),
     }
@@ -221,15 +231,15 @@ fn api_error(action: &'static str, source: kube::Error) -> ClusterError {
 
 /// As [`api_error`], but a conflict is told apart. An object that has vanished
 /// is one, too: the caller reads again.
-fn write_error(action: &'static str, source: kube::Error) -> ClusterError {
+fn write_error(action: &'static str, source: kube::Error) -> InventoryError {
     match &source {
-        kube::Error::Api(status) if matches!(status.code, 404 | 409) => ClusterError::Conflict,
+        kube::Error::Api(status) if matches!(status.code, 404 | 409) => InventoryError::Conflict,
         _ => api_error(action, source),
     }
 }
 
-impl Cluster for KubernetesCluster {
-    async fn observe(&self, instance: &InstanceData) -> Result<Observed, ClusterError> {
+impl Inventory for KubernetesInventory {
+    async fn observe(&self, instance: &InstanceData) -> Result<Observed, InventoryError> {
         let namespace = &instance.namespace;
         let (lineage, deployment, record) = tokio::try_join!(
             self.lineage(namespace, &instance.pod.name),
@@ -239,11 +249,12 @@ impl Cluster for KubernetesCluster {
                 namespace,
                 &instance.deployment
             ),
-            self.read_record(namespace, &instance.pod.name),
+            self.record(namespace, &instance.pod.name),
         )?;
+        let witness = Witness::ApiServer(lineage);
         let Some(deployment) = deployment else {
             return Ok(Observed {
-                lineage,
+                witness,
                 record,
                 ..Observed::default()
             });
@@ -253,7 +264,7 @@ impl Cluster for KubernetesCluster {
                 &self.images,
                 "read the MeasuredImage",
                 namespace,
-                image_name(&lineage, &deployment)
+                image_name(&witness, &deployment)
             ),
             self.cached(
                 &self.policies,
@@ -263,7 +274,7 @@ impl Cluster for KubernetesCluster {
             ),
         )?;
         Ok(Observed {
-            lineage,
+            witness,
             deployment: Some(deployment),
             image,
             policy,
@@ -274,10 +285,10 @@ impl Cluster for KubernetesCluster {
     async fn observe_release(
         &self,
         instance: &InstanceClaims,
-    ) -> Result<ReleaseObserved, ClusterError> {
+    ) -> Result<ReleaseObserved, InventoryError> {
         let namespace = &instance.namespace;
         let (record, deployment, image) = tokio::try_join!(
-            self.read_record(namespace, &instance.pod),
+            self.record(namespace, &instance.pod),
             self.get::<ConfidentialDeployment>(
                 "read the ConfidentialDeployment",
                 namespace,
@@ -304,9 +315,9 @@ impl Cluster for KubernetesCluster {
     async fn read_record(
         &self,
         namespace: &str,
-        pod: &str,
-    ) -> Result<Option<AttestationRecord>, ClusterError> {
-        self.get("read the AttestationRecord", namespace, pod).await
+        pod: &PodReference,
+    ) -> Result<Option<AttestationRecord>, InventoryError> {
+        self.record(namespace, &pod.name).await
     }
 
     fn images(&self, namespace: &str) -> Vec<Arc<MeasuredImage>> {
@@ -320,7 +331,7 @@ impl Cluster for KubernetesCluster {
         &self,
         record: &AttestationRecord,
         existing: Option<&AttestationRecord>,
-    ) -> Result<(), ClusterError> {
+    ) -> Result<(), InventoryError> {
         let namespace = record.namespace().unwrap_or_default();
         let name = record.name_any();
         let api: Api<AttestationRecord> = self.api(&namespace);
@@ -342,7 +353,7 @@ impl Cluster for KubernetesCluster {
                 .map_err(|source| write_error("apply the AttestationRecord", source))?;
             if existing.is_none() && applied.status.is_some() {
                 // Another replica was first.
-                return Err(ClusterError::Conflict);
+                return Err(InventoryError::Conflict);
             }
             applied.resource_version()
         };
@@ -358,15 +369,7 @@ impl Cluster for KubernetesCluster {
         Ok(())
     }
 
-    async fn read_secret(
-        &self,
-        namespace: &str,
-        name: &str,
-    ) -> Result<Option<Secret>, ClusterError> {
-        self.get("read the Secret", namespace, name).await
-    }
-
-    async fn notify(&self, namespace: &str, pod: &str, pod_uid: &str, notice: Notice) {
+    async fn notify(&self, namespace: &str, pod: &PodReference, notice: Notice) {
         let (type_, reason, action, note) = match notice {
             Notice::SecretReleased { path } => (
                 EventType::Normal,
@@ -397,9 +400,9 @@ impl Cluster for KubernetesCluster {
         let regarding = ObjectReference {
             api_version: Some("v1".to_owned()),
             kind: Some("Pod".to_owned()),
-            name: Some(pod.to_owned()),
+            name: Some(pod.name.clone()),
             namespace: Some(namespace.to_owned()),
-            uid: Some(pod_uid.to_owned()),
+            uid: Some(pod.uid.clone()),
             ..ObjectReference::default()
         };
         if let Err(error) = self.recorder.publish(&event, &regarding).await {

@@ -10,7 +10,8 @@
 //! launch digest is unknown is [`diagnosis`], which no decision reads; the
 //! order of reads and writes around them is [`service`]; what the processor's
 //! vendor publishes is kept by [`collateral`]; HTTP is [`server`], the
-//! API server is [`kubernetes`] and what was released is kept by [`audit`].
+//! [`inventory`] is the API server's ([`kubernetes`]), values come from one of the
+//! stores of [`secrets`], and what was released is kept by [`audit`].
 
 pub mod appraisal;
 pub mod audit;
@@ -19,11 +20,13 @@ pub mod diagnosis;
 #[cfg(test)]
 mod fixtures;
 pub mod identity;
+pub mod inventory;
 pub mod keys;
 pub mod kubernetes;
 pub mod policy;
 pub mod record;
 pub mod release;
+pub mod secrets;
 pub mod server;
 pub mod service;
 pub mod startup;

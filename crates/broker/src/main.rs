@@ -13,7 +13,8 @@ use assay_broker::appraisal::VerifierIdentity;
 use assay_broker::audit::AuditLog;
 use assay_broker::collateral::{CollateralStore, Fetch, HttpFetch, REQUEST_INTERVAL};
 use assay_broker::keys::{BrokerKeys, SERVER_RENEW_DAYS, server_names};
-use assay_broker::kubernetes::KubernetesCluster;
+use assay_broker::kubernetes::KubernetesInventory;
+use assay_broker::secrets::kubernetes::KubernetesSecrets;
 use assay_broker::server::router;
 use assay_broker::service::{Chain, Service, ServiceParts};
 use assay_broker::startup::{get_or_create_keys, publish_ca};
@@ -95,8 +96,9 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let keys = get_or_create_keys(&client, namespace, Timestamp::now()).await?;
     publish_ca(&client, namespace, &keys.ca).await?;
 
-    let (cluster, watches) = KubernetesCluster::start(client);
-    let synced = cluster.synced();
+    let secrets = Arc::new(KubernetesSecrets::new(client.clone()));
+    let (inventory, watches) = KubernetesInventory::start(client);
+    let synced = inventory.synced();
     tokio::spawn(watches);
     let ready = Arc::new(AtomicBool::new(false));
     tokio::spawn({
@@ -105,7 +107,8 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
     });
 
     let service = Service::new(ServiceParts {
-        cluster,
+        inventory,
+        secrets,
         verifier: VerifierIdentity {
             ca: keys.ca.clone(),
             anchors,

@@ -32,6 +32,10 @@ pub enum NotRecorded {
     /// A newer appraisal of the pod is recorded.
     #[error("a newer appraisal of the pod is recorded")]
     Older,
+    /// Nobody says that the pod exists, and nothing shows that the evidence came
+    /// from a guest at all: noise must not fill the disk.
+    #[error("evidence that is not authentic, of a pod that nobody knows, is not recorded")]
+    Unwitnessed,
     /// The pod has an acceptance in force, and nothing shows that the rejected
     /// evidence came from its guest. Anyone who can reach the broker could
     /// otherwise take a pod out of its Services by sending noise in its name.
@@ -48,6 +52,9 @@ pub fn plan_record(
     appraisal: &Appraisal,
     existing: Option<&AttestationRecord>,
 ) -> Result<AttestationRecord, NotRecorded> {
+    if !appraisal.witnessed && !appraisal.authentic {
+        return Err(NotRecorded::Unwitnessed);
+    }
     // A record of an earlier pod of the same name says nothing about this one.
     let predecessor = existing
         .filter(|record| record.spec.pod_ref.uid == appraisal.spec.pod_ref.uid)
@@ -392,6 +399,20 @@ mod tests {
         let one = &secrets[..1];
         let record = plan_release(&record, fixtures::POD_UID, one, &other, fixtures::now());
         assert_eq!(record.unwrap().status.unwrap().secrets, [other]);
+    }
+
+    #[test]
+    fn noise_about_a_pod_that_nobody_knows_is_not_recorded() {
+        for (witnessed, authentic, recorded) in [
+            (true, false, true),
+            (false, true, true),
+            (false, false, false),
+        ] {
+            let mut appraisal = rejected(authentic);
+            appraisal.witnessed = witnessed;
+            let plan = plan_record(fixtures::NAMESPACE, &appraisal, None);
+            assert_eq!(plan.is_ok(), recorded, "{witnessed} {authentic}");
+        }
     }
 
     #[test]

@@ -8,7 +8,6 @@
 use std::fmt;
 
 use assay_attest::ReferenceState;
-use assay_crds::names::{RELEASE_CLASS_LABEL, RELEASE_CLASS_SIMULATED};
 use assay_crds::v1alpha1::attestation_record::{
     AttestationRecordStatus, ReleaseOutcome, SecretRelease,
 };
@@ -20,11 +19,11 @@ use assay_crds::v1alpha1::{
 use assay_protocol::audit::{AuditEntry, AuditOutcome};
 use assay_tee::LaunchDigest;
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::Secret;
 use zeroize::Zeroizing;
 
 use crate::policy::reference_values;
 use crate::record::is_in_force;
+use crate::secrets::{Location, ReleaseClass, StoredSecret};
 use crate::submission::is_name;
 use crate::token::Claims;
 
@@ -112,14 +111,14 @@ pub enum ReleaseRefusal {
     /// The deployment has no such resource.
     #[error("the deployment has no such resource")]
     ResourceUnknown,
-    /// The Secret does not exist.
-    #[error("the Secret does not exist")]
+    /// The secret does not exist.
+    #[error("the secret does not exist")]
     SecretMissing,
-    /// The Secret has no such key.
-    #[error("the Secret has no such key")]
+    /// The secret has no such key.
+    #[error("the secret has no such key")]
     SecretKeyMissing,
-    /// The Secret is for hardware-backed guests only.
-    #[error("the Secret is not labelled {RELEASE_CLASS_LABEL}={RELEASE_CLASS_SIMULATED}")]
+    /// The secret is for hardware-backed guests only.
+    #[error("the secret is not marked for simulated guests")]
     ReleaseClassMismatch,
     /// The value is too large.
     #[error("the value has more than {MAX_VALUE} bytes")]
@@ -269,77 +268,66 @@ fn is_measurement_accepted(
         .is_some_and(|value| value.state == ReferenceState::Accepted)
 }
 
-/// Takes the value out of the Secret, if its class allows.
+/// Takes the value out of what the store has, if its class allows.
 ///
 /// # Errors
-/// When the Secret, its key or the right to have it is missing.
+/// When the secret, its key or the right to have it is missing.
 pub fn decide_secret(
     claims: &Claims,
-    reference: &SecretKeyReference,
-    secret: Option<Secret>,
+    stored: Option<StoredSecret>,
 ) -> Result<Zeroizing<Vec<u8>>, ReleaseRefusal> {
-    let secret = secret.ok_or(ReleaseRefusal::SecretMissing)?;
-    // Every value is wiped, not only the one that is released.
-    let values: Vec<(String, Zeroizing<Vec<u8>>)> = secret
-        .data
-        .unwrap_or_default()
-        .into_iter()
-        .map(|(key, value)| (key, Zeroizing::new(value.0)))
-        .collect();
-    let class = secret
-        .metadata
-        .labels
-        .as_ref()
-        .and_then(|labels| labels.get(RELEASE_CLASS_LABEL));
-    if claims.instance().simulated && class.map(String::as_str) != Some(RELEASE_CLASS_SIMULATED) {
+    let stored = stored.ok_or(ReleaseRefusal::SecretMissing)?;
+    if claims.instance().simulated && stored.class != ReleaseClass::Simulated {
         return Err(ReleaseRefusal::ReleaseClassMismatch);
     }
-    let (_, value) = values
-        .into_iter()
-        .find(|(key, _)| *key == reference.key)
-        .ok_or(ReleaseRefusal::SecretKeyMissing)?;
+    stored.value.ok_or(ReleaseRefusal::SecretKeyMissing)
+}
+
+/// Checks that a value, opened, is one that can be released.
+///
+/// # Errors
+/// When it is too large.
+pub fn check_size(value: Zeroizing<Vec<u8>>) -> Result<Zeroizing<Vec<u8>>, ReleaseRefusal> {
     if value.len() > MAX_VALUE {
         return Err(ReleaseRefusal::ValueTooLarge);
     }
     Ok(value)
 }
 
-/// What the pod's record says about a request that got as far as the Secret:
+/// What the pod's record says about a request that got as far as the secret:
 /// names, and never a value.
 pub fn describe_release(
     path: &ResourcePath,
-    reference: &SecretKeyReference,
+    location: &Location,
     refusal: Option<ReleaseRefusal>,
 ) -> Option<SecretRelease> {
-    let namespace = &path.namespace;
-    let SecretKeyReference { name, key } = reference;
+    let Location {
+        secret,
+        place,
+        value,
+        mark,
+    } = location;
     let (outcome, message) = match refusal {
         None => (ReleaseOutcome::Released, None),
         Some(ReleaseRefusal::SecretMissing) => (
             ReleaseOutcome::SecretMissing,
-            Some(format!(
-                "Secret {name:?} does not exist in namespace {namespace}; create it"
-            )),
+            Some(format!("{secret} does not exist {place}; create it")),
         ),
         Some(ReleaseRefusal::SecretKeyMissing) => (
             ReleaseOutcome::SecretKeyMissing,
-            Some(format!(
-                "Secret {name:?} in namespace {namespace} has no key {key:?}; add it"
-            )),
+            Some(format!("{secret} {place} has no {value}; add it")),
         ),
         Some(ReleaseRefusal::ReleaseClassMismatch) => (
             ReleaseOutcome::ReleaseClassMismatch,
             Some(format!(
-                "Secret {name:?} in namespace {namespace} is not labelled \
-                 {RELEASE_CLASS_LABEL}={RELEASE_CLASS_SIMULATED}; label it if simulated guests, \
-                 which nothing protects, may have it"
+                "{secret} {place} lacks {mark}; add it if simulated guests, which nothing \
+                 protects, may have it"
             )),
         ),
         Some(ReleaseRefusal::ValueTooLarge) => (
             ReleaseOutcome::ValueTooLarge,
             Some(format!(
-                "key {key:?} of Secret {name:?} in namespace {namespace} has more than \
-                 {MAX_VALUE} bytes; shorten it"
+                "{value} of {secret} {place} has more than {MAX_VALUE} bytes; shorten it"
             )),
         ),
         Some(_) => return None,
@@ -382,11 +370,15 @@ pub fn audit_entry(
 mod tests {
     use super::*;
     use crate::fixtures;
+    use assay_crds::names::RELEASE_CLASS_LABEL;
     use assay_crds::v1alpha1::TeeType;
     use assay_crds::v1alpha1::attestation_record::Verdict;
     use assay_crds::v1alpha1::measured_image::{DigestState, LaunchDigestRow};
     use jiff::ToSpan as _;
     use k8s_openapi::ByteString;
+    use k8s_openapi::api::core::v1::Secret;
+
+    use crate::secrets::kubernetes::{locate, stored};
 
     struct Case {
         claims: Claims,
@@ -526,7 +518,8 @@ mod tests {
     #[test]
     fn the_value_of_a_simulated_class_secret_is_taken() {
         let reference = decide(&good()).unwrap();
-        let value = decide_secret(&fixtures::claims(), &reference, Some(fixtures::secret()));
+        let stored = stored(fixtures::secret(), &reference.key);
+        let value = decide_secret(&fixtures::claims(), Some(stored));
         assert_eq!(value.unwrap().as_slice(), fixtures::SECRET_VALUE);
     }
 
@@ -548,7 +541,8 @@ mod tests {
         large.data = Some([(reference.key.clone(), ByteString(vec![0; MAX_VALUE + 1]))].into());
 
         let refused = |secret: Option<Secret>| {
-            decide_secret(&claims, &reference, secret)
+            decide_secret(&claims, secret.map(|secret| stored(secret, &reference.key)))
+                .and_then(check_size)
                 .map(|_| ())
                 .unwrap_err()
         };
@@ -563,7 +557,8 @@ mod tests {
         );
         assert_eq!(refused(Some(other_key)), ReleaseRefusal::SecretKeyMissing);
         assert_eq!(refused(Some(large)), ReleaseRefusal::ValueTooLarge);
-        assert!(decide_secret(&hardware, &reference, Some(unlabelled)).is_ok());
+        let unlabelled = stored(unlabelled, &reference.key);
+        assert!(decide_secret(&hardware, Some(unlabelled)).is_ok());
     }
 
     #[test]
@@ -571,6 +566,7 @@ mod tests {
         use ReleaseRefusal as R;
         let reference = decide(&good()).unwrap();
         let path = fixtures::resource_path();
+        let location = locate(&path, &reference);
         for (refusal, outcome, words) in [
             (
                 R::SecretMissing,
@@ -585,7 +581,7 @@ mod tests {
             (
                 R::ReleaseClassMismatch,
                 ReleaseOutcome::ReleaseClassMismatch,
-                "not labelled assay.dev/release-class=simulated; label it",
+                "in namespace shop lacks label assay.dev/release-class=simulated; add it",
             ),
             (
                 R::ValueTooLarge,
@@ -593,18 +589,18 @@ mod tests {
                 "65536 bytes; shorten it",
             ),
         ] {
-            let release = describe_release(&path, &reference, Some(refusal)).unwrap();
+            let release = describe_release(&path, &location, Some(refusal)).unwrap();
             assert_eq!(release.name, "greeting");
             assert_eq!(release.outcome, outcome);
             assert_eq!(outcome.as_str(), refusal.reason());
             let message = release.message.unwrap();
             assert!(message.contains(words), "{message}");
         }
-        let released = describe_release(&path, &reference, None).unwrap();
+        let released = describe_release(&path, &location, None).unwrap();
         assert_eq!(released.outcome, ReleaseOutcome::Released);
         // What is wrong with the guest is not wrong with the Secret.
         assert_eq!(
-            describe_release(&path, &reference, Some(R::TokenSuperseded)),
+            describe_release(&path, &location, Some(R::TokenSuperseded)),
             None
         );
     }

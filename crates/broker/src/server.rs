@@ -20,8 +20,9 @@ use tokio::sync::Semaphore;
 use tower_http::timeout::TimeoutLayer;
 
 use self::clients::Clients;
+use crate::inventory::Inventory;
 use crate::release::ResourcePath;
-use crate::service::{Cluster, Refusal, Service};
+use crate::service::{Refusal, Service};
 
 /// Most bytes of a request's body.
 const MAX_BODY: usize = 256 * 1024;
@@ -31,32 +32,32 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(20);
 const MAX_CONCURRENT: usize = 256;
 
 /// What the routes share.
-struct Shared<C> {
-    service: Service<C>,
+struct Shared<I> {
+    service: Service<I>,
     ready: Arc<AtomicBool>,
 }
 
 /// The routes, to be served with the clients' addresses. `ready` says whether
 /// `/readyz` succeeds.
-pub fn router<C: Cluster>(service: Service<C>, ready: Arc<AtomicBool>) -> Router {
+pub fn router<I: Inventory>(service: Service<I>, ready: Arc<AtomicBool>) -> Router {
     let permits = Arc::new(Semaphore::new(MAX_CONCURRENT));
     let clients = Clients::default();
     let limit = middleware::from_fn(move |client, request, next| {
         limit(permits.clone(), clients.clone(), client, request, next)
     });
     let protocol = Router::new()
-        .route(AUTH_PATH, post(authenticate::<C>))
-        .route(ATTEST_PATH, post(attest::<C>))
+        .route(AUTH_PATH, post(authenticate::<I>))
+        .route(ATTEST_PATH, post(attest::<I>))
         .route(
             &format!("{RESOURCE_PATH}/{{repository}}/{{type}}/{{tag}}"),
-            get(resource::<C>),
+            get(resource::<I>),
         )
         .layer(limit);
     Router::new()
         .merge(protocol)
         .route("/healthz", get(|| async { "ok" }))
-        .route("/readyz", get(readyz::<C>))
-        .route("/.well-known/jwks.json", get(jwks::<C>))
+        .route("/readyz", get(readyz::<I>))
+        .route("/.well-known/jwks.json", get(jwks::<I>))
         .layer(DefaultBodyLimit::max(MAX_BODY))
         .layer(TimeoutLayer::with_status_code(
             StatusCode::REQUEST_TIMEOUT,
@@ -89,7 +90,7 @@ async fn limit(
     }
 }
 
-async fn authenticate<C: Cluster>(State(shared): State<Arc<Shared<C>>>, body: Bytes) -> Response {
+async fn authenticate<I: Inventory>(State(shared): State<Arc<Shared<I>>>, body: Bytes) -> Response {
     match shared.service.authenticate(&body) {
         Ok((session, challenge)) => {
             ([(header::SET_COOKIE, cookie(&session))], Json(challenge)).into_response()
@@ -98,8 +99,8 @@ async fn authenticate<C: Cluster>(State(shared): State<Arc<Shared<C>>>, body: By
     }
 }
 
-async fn attest<C: Cluster>(
-    State(shared): State<Arc<Shared<C>>>,
+async fn attest<I: Inventory>(
+    State(shared): State<Arc<Shared<I>>>,
     headers: HeaderMap,
     body: Bytes,
 ) -> Response {
@@ -115,8 +116,8 @@ async fn attest<C: Cluster>(
     }
 }
 
-async fn resource<C: Cluster>(
-    State(shared): State<Arc<Shared<C>>>,
+async fn resource<I: Inventory>(
+    State(shared): State<Arc<Shared<I>>>,
     Path((namespace, deployment, name)): Path<(String, String, String)>,
     headers: HeaderMap,
 ) -> Response {
@@ -132,7 +133,7 @@ async fn resource<C: Cluster>(
     }
 }
 
-async fn readyz<C: Cluster>(State(shared): State<Arc<Shared<C>>>) -> Response {
+async fn readyz<I: Inventory>(State(shared): State<Arc<Shared<I>>>) -> Response {
     if shared.ready.load(Ordering::Relaxed) {
         "ok".into_response()
     } else {
@@ -140,7 +141,7 @@ async fn readyz<C: Cluster>(State(shared): State<Arc<Shared<C>>>) -> Response {
     }
 }
 
-async fn jwks<C: Cluster>(State(shared): State<Arc<Shared<C>>>) -> Response {
+async fn jwks<I: Inventory>(State(shared): State<Arc<Shared<I>>>) -> Response {
     Json(shared.service.jwks()).into_response()
 }
 

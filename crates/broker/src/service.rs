@@ -1,35 +1,37 @@
 //! The broker's three operations: reads, one pure decision, writes.
 //!
 //! Nothing here knows HTTP or Kubernetes: [`crate::server`] turns requests into
-//! calls, and a [`Cluster`] is where objects are read and written.
+//! calls, an [`Inventory`] is where objects are read and written, and a
+//! [`SecretStore`] is where values are.
 
 use std::fmt;
-use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
 use assay_attest::Endorsements;
-use assay_crds::v1alpha1::attestation_record::SecretRelease;
+use assay_crds::v1alpha1::AttestationRecord;
+use assay_crds::v1alpha1::attestation_record::{PodReference, SecretRelease};
 use assay_crds::v1alpha1::confidential_deployment::SecretKeyReference;
-use assay_crds::v1alpha1::{AttestationRecord, MeasuredImage};
 use assay_protocol::broker::{NonceCache, NonceError, NonceIssuer, new_session};
 use assay_protocol::jwe::Jwe;
 use assay_protocol::messages::{Challenge, ErrorInformation, Request, VERSION};
 use assay_tee::InstanceData;
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::Secret;
 use tokio::sync::Semaphore;
 use zeroize::Zeroizing;
 
-use crate::appraisal::{Appraisal, Decision, Observed, VerifierIdentity, decide_attestation};
+use crate::appraisal::{
+    Appraisal, Decision, Observed, VerifierIdentity, decide_attestation, is_worth_endorsing,
+};
 use crate::audit::AuditLog;
 use crate::collateral::CollateralStore;
-use crate::identity::check_identity;
+use crate::inventory::{Inventory, InventoryError, Notice};
 use crate::record::{NotRecorded, plan_record, plan_release};
 use crate::release::{
-    ReleaseObserved, ReleaseRefusal, ResourcePath, audit_entry, check_path, decide_release,
-    decide_secret, describe_release,
+    ReleaseObserved, ReleaseRefusal, ResourcePath, audit_entry, check_path, check_size,
+    decide_release, decide_secret, describe_release,
 };
+use crate::secrets::SecretStore;
 use crate::submission::Submission;
 use crate::token::{Claims, InstanceClaims, TokenKey};
 
@@ -48,91 +50,6 @@ const COLLATERAL_PATIENCE: Duration = Duration::from_secs(12);
 
 /// The time, handed in so that tests can say what it is.
 pub type Clock = Arc<dyn Fn() -> Timestamp + Send + Sync>;
-
-/// Why the cluster did not do what it was asked.
-#[derive(Debug, thiserror::Error)]
-pub enum ClusterError {
-    /// The object changed since it was read.
-    #[error("the object changed since it was read")]
-    Conflict,
-    /// The API server could not be asked, or refused.
-    #[error("cannot {action}")]
-    Api {
-        /// What was asked.
-        action: &'static str,
-        /// Why it failed.
-        #[source]
-        source: Box<dyn std::error::Error + Send + Sync>,
-    },
-}
-
-/// What happened, for the people who watch the objects.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Notice {
-    /// A value was released.
-    SecretReleased {
-        /// Which.
-        path: String,
-    },
-    /// A value was refused.
-    SecretRefused {
-        /// Which.
-        path: String,
-        /// Reason code.
-        reason: &'static str,
-    },
-    /// Evidence was rejected.
-    AttestationRejected {
-        /// Reason code.
-        reason: String,
-    },
-}
-
-/// Where the broker reads and writes objects.
-///
-/// # Guarantees
-/// [`Cluster::write_record`] fails with [`ClusterError::Conflict`] when the
-/// record is not the one that the new one was planned from.
-pub trait Cluster: Send + Sync + 'static {
-    /// Reads what an appraisal needs. Policies and images may be seconds old.
-    fn observe(
-        &self,
-        instance: &InstanceData,
-    ) -> impl Future<Output = Result<Observed, ClusterError>> + Send;
-    /// Reads what a release needs, as it is now.
-    fn observe_release(
-        &self,
-        instance: &InstanceClaims,
-    ) -> impl Future<Output = Result<ReleaseObserved, ClusterError>> + Send;
-    /// Reads the record of a pod, as it is now.
-    fn read_record(
-        &self,
-        namespace: &str,
-        pod: &str,
-    ) -> impl Future<Output = Result<Option<AttestationRecord>, ClusterError>> + Send;
-    /// The images of a namespace, as far as they are known at once.
-    fn images(&self, namespace: &str) -> Vec<Arc<MeasuredImage>>;
-    /// Writes a record that was planned from `existing`.
-    fn write_record(
-        &self,
-        record: &AttestationRecord,
-        existing: Option<&AttestationRecord>,
-    ) -> impl Future<Output = Result<(), ClusterError>> + Send;
-    /// Reads a Secret.
-    fn read_secret(
-        &self,
-        namespace: &str,
-        name: &str,
-    ) -> impl Future<Output = Result<Option<Secret>, ClusterError>> + Send;
-    /// Tells people. Must not fail the operation.
-    fn notify(
-        &self,
-        namespace: &str,
-        pod: &str,
-        pod_uid: &str,
-        notice: Notice,
-    ) -> impl Future<Output = ()> + Send;
-}
 
 /// A value that is to be released, or why it is not.
 type Found = Result<Zeroizing<Vec<u8>>, ReleaseRefusal>;
@@ -203,9 +120,11 @@ impl fmt::Display for Chain<'_> {
 }
 
 /// What the service is made of.
-pub struct ServiceParts<C> {
+pub struct ServiceParts<I> {
     /// Where objects are.
-    pub cluster: C,
+    pub inventory: I,
+    /// Where values are.
+    pub secrets: Arc<dyn SecretStore>,
     /// What the broker stands for.
     pub verifier: VerifierIdentity,
     /// Issues nonces.
@@ -223,14 +142,14 @@ pub struct ServiceParts<C> {
 }
 
 /// The broker.
-pub struct Service<C> {
-    parts: ServiceParts<C>,
+pub struct Service<I> {
+    parts: ServiceParts<I>,
     diagnoses: Arc<Semaphore>,
 }
 
-impl<C: Cluster> Service<C> {
+impl<I: Inventory> Service<I> {
     /// A broker of `parts`.
-    pub fn new(parts: ServiceParts<C>) -> Self {
+    pub fn new(parts: ServiceParts<I>) -> Self {
         Self {
             parts,
             diagnoses: Arc::new(Semaphore::new(CONCURRENT_DIAGNOSES)),
@@ -297,7 +216,7 @@ impl<C: Cluster> Service<C> {
         let instance = &submission.instance;
         let observed = self
             .parts
-            .cluster
+            .inventory
             .observe(instance)
             .await
             .map_err(|error| unavailable(&error))?;
@@ -346,18 +265,12 @@ impl<C: Cluster> Service<C> {
             .map_err(|error| unavailable(&error))
     }
 
-    /// What the vendor says of the evidence. Only for a pod that exists, so that
-    /// nobody else can use up the few requests that the vendor answers.
+    /// What the vendor says of the evidence. Only for a guest that may be one of
+    /// ours, so that nobody else can use up the few requests that the vendor
+    /// answers.
     async fn endorse(&self, submission: &Submission, observed: &Observed) -> Endorsements {
-        let Observed {
-            lineage,
-            deployment,
-            ..
-        } = observed;
         match &self.parts.collateral {
-            Some(store)
-                if check_identity(&submission.instance, lineage, deployment.as_deref()).is_ok() =>
-            {
+            Some(store) if is_worth_endorsing(submission, observed) => {
                 let evidence = submission.evidence();
                 store.endorse(&evidence, COLLATERAL_PATIENCE).await
             }
@@ -374,7 +287,7 @@ impl<C: Cluster> Service<C> {
         if appraisal.is_accepted() || !appraisal.authentic {
             return;
         }
-        let images = self.parts.cluster.images(namespace);
+        let images = self.parts.inventory.images(namespace);
         let slots = self.diagnoses.clone();
         let search = async {
             let slot = slots.acquire_owned().await.ok()?;
@@ -401,11 +314,11 @@ impl<C: Cluster> Service<C> {
         appraisal: &Appraisal,
         observed: Option<AttestationRecord>,
     ) -> Result<bool, Refusal> {
-        let pod = &appraisal.spec.pod_ref.name;
+        let pod = &appraisal.spec.pod_ref;
         let plan = |existing: Option<&_>| plan_record(namespace, appraisal, existing);
         match self.write(namespace, pod, observed, plan).await {
             Ok(Ok(())) => Ok(true),
-            Ok(Err(NotRecorded::NotAuthentic)) => Ok(false),
+            Ok(Err(NotRecorded::NotAuthentic | NotRecorded::Unwitnessed)) => Ok(false),
             Ok(Err(NotRecorded::Older)) => {
                 Err(Refusal::AttestationFailed("AppraisalSuperseded".to_owned()))
             }
@@ -420,26 +333,26 @@ impl<C: Cluster> Service<C> {
     async fn write<E>(
         &self,
         namespace: &str,
-        pod: &str,
+        pod: &PodReference,
         observed: Option<AttestationRecord>,
         plan: impl Fn(Option<&AttestationRecord>) -> Result<AttestationRecord, E>,
-    ) -> Result<Result<(), E>, ClusterError> {
-        let cluster = &self.parts.cluster;
+    ) -> Result<Result<(), E>, InventoryError> {
+        let inventory = &self.parts.inventory;
         let mut existing = observed;
         for _ in 0..WRITE_ATTEMPTS {
             let record = match plan(existing.as_ref()) {
                 Ok(record) => record,
                 Err(error) => return Ok(Err(error)),
             };
-            match cluster.write_record(&record, existing.as_ref()).await {
+            match inventory.write_record(&record, existing.as_ref()).await {
                 Ok(()) => return Ok(Ok(())),
-                Err(ClusterError::Conflict) => {
-                    existing = cluster.read_record(namespace, pod).await?;
+                Err(InventoryError::Conflict) => {
+                    existing = inventory.read_record(namespace, pod).await?;
                 }
                 Err(error) => return Err(error),
             }
         }
-        Err(ClusterError::Conflict)
+        Err(InventoryError::Conflict)
     }
 
     fn log_appraisal(instance: &InstanceData, appraisal: &Appraisal) {
@@ -457,10 +370,7 @@ impl<C: Cluster> Service<C> {
 
     async fn notify(&self, namespace: &str, appraisal: &Appraisal, notice: Notice) {
         let pod = &appraisal.spec.pod_ref;
-        self.parts
-            .cluster
-            .notify(namespace, &pod.name, &pod.uid, notice)
-            .await;
+        self.parts.inventory.notify(namespace, pod, notice).await;
     }
 
     /// Releases a resource to the holder of a token, encrypted to the key in
@@ -494,14 +404,9 @@ impl<C: Cluster> Service<C> {
             resource = %path, outcome = ?notice, "resource requested",
         );
         if let Some(notice) = notice {
-            let cluster = &self.parts.cluster;
-            cluster
-                .notify(
-                    &instance.namespace,
-                    &instance.pod,
-                    &instance.pod_uid,
-                    notice,
-                )
+            let inventory = &self.parts.inventory;
+            inventory
+                .notify(&instance.namespace, &pod_of(instance), notice)
                 .await;
         }
         result
@@ -513,10 +418,7 @@ impl<C: Cluster> Service<C> {
         path: &ResourcePath,
         now: Timestamp,
     ) -> Result<Jwe, Refusal> {
-        let (value, found) = self
-            .find(claims, path, now)
-            .await
-            .map_err(|error| unavailable(&error))?;
+        let (value, found) = self.find(claims, path, now).await?;
         let refusal = value.as_ref().err().copied();
         if let Some(audit) = &self.parts.audit {
             audit
@@ -525,7 +427,10 @@ impl<C: Cluster> Service<C> {
                 .map_err(|error| unavailable(&error))?;
         }
         if let Some((reference, observed)) = found
-            && let Some(release) = describe_release(path, &reference, refusal)
+            && let Some(release) = {
+                let location = self.parts.secrets.locate(path, &reference);
+                describe_release(path, &location, refusal)
+            }
         {
             self.record_release(claims.instance(), observed, &release, now)
                 .await;
@@ -541,21 +446,40 @@ impl<C: Cluster> Service<C> {
         claims: &Claims,
         path: &ResourcePath,
         now: Timestamp,
-    ) -> Result<(Found, Option<(SecretKeyReference, ReleaseObserved)>), ClusterError> {
+    ) -> Result<(Found, Option<(SecretKeyReference, ReleaseObserved)>), Refusal> {
         if let Err(refusal) = check_path(claims, path) {
             return Ok((Err(refusal), None));
         }
-        let cluster = &self.parts.cluster;
-        let observed = cluster.observe_release(claims.instance()).await?;
+        let inventory = &self.parts.inventory;
+        let observed = inventory
+            .observe_release(claims.instance())
+            .await
+            .map_err(|error| unavailable(&error))?;
         let reference = match decide_release(claims, path, &observed, now) {
             Ok(reference) => reference,
             Err(refusal) => return Ok((Err(refusal), None)),
         };
-        let secret = cluster
-            .read_secret(&path.namespace, &reference.name)
-            .await?;
-        let value = decide_secret(claims, &reference, secret);
+        let value = self.read(claims, path, &reference).await?;
         Ok((value, Some((reference, observed))))
+    }
+
+    /// The value, as far as its class allows. What the store keeps sealed is
+    /// opened only once it is to be released.
+    async fn read(
+        &self,
+        claims: &Claims,
+        path: &ResourcePath,
+        reference: &SecretKeyReference,
+    ) -> Result<Found, Refusal> {
+        let secrets = &self.parts.secrets;
+        let stored = secrets.read(path, reference).await;
+        let stored = stored.map_err(|error| unavailable(&error))?;
+        let value = match decide_secret(claims, stored) {
+            Ok(value) => value,
+            Err(refusal) => return Ok(Err(refusal)),
+        };
+        let value = secrets.open(path, value).await;
+        Ok(check_size(value.map_err(|error| unavailable(&error))?))
     }
 
     /// Tells in the pod's record what came of a request. People read it; no
@@ -575,9 +499,18 @@ impl<C: Cluster> Service<C> {
                 .ok_or(())
         };
         let InstanceClaims { namespace, pod, .. } = instance;
-        if let Err(error) = self.write(namespace, pod, observed.record, plan).await {
+        let reference = pod_of(instance);
+        let written = self.write(namespace, &reference, observed.record, plan);
+        if let Err(error) = written.await {
             tracing::warn!(error = %Chain(&error), namespace, pod, "cannot record the release");
         }
+    }
+}
+
+fn pod_of(instance: &InstanceClaims) -> PodReference {
+    PodReference {
+        name: instance.pod.clone(),
+        uid: instance.pod_uid.clone(),
     }
 }
 

@@ -205,8 +205,9 @@ fn every_mutation_has_its_reason() {
 #[test]
 fn instance_data_of_another_pod_is_unidentified() {
     let mut case = good();
-    let pod = case.observed.lineage.pod.as_mut().unwrap();
-    pod.metadata.uid = Some("another".to_owned());
+    let mut lineage = fixtures::lineage();
+    lineage.pod.as_mut().unwrap().metadata.uid = Some("another".to_owned());
+    case.observed.witness = Witness::ApiServer(lineage);
     let Case {
         submission,
         nonce,
@@ -271,4 +272,43 @@ fn attesting_again_is_accepted() {
     let mut case = good();
     case.observed.record = Some(fixtures::record());
     assert!(decide(&case).is_accepted());
+}
+
+/// Where nobody says that the pod exists, evidence counts and the record says so.
+#[test]
+fn without_a_witness_the_evidence_decides() {
+    let mut case = good();
+    case.observed.witness = Witness::Nobody;
+    let appraisal = decide(&case);
+    assert!(appraisal.is_accepted() && !appraisal.witnessed);
+    let mut checks = appraisal.status.checks.iter();
+    let identity = checks.find(|check| check.name == "InstanceIdentity");
+    let identity = identity.unwrap();
+    assert_eq!(identity.result, CheckResult::NotApplicable);
+    let observed = identity.observed.as_ref().unwrap();
+    assert!(observed.ends_with("as the host says"), "{observed}");
+}
+
+/// Whoever is no guest must not use up what the vendor answers.
+#[test]
+fn chips_that_the_policy_does_not_name_are_not_asked_about() {
+    let mut case = good();
+    let report = AttestationReport::read_layout(&case.submission.evidence.report).unwrap();
+    let (own, other) = (
+        Sha256Digest::of(&report.chip_id),
+        Sha256Digest::of(b"another"),
+    );
+    for (witness, chips, worth) in [
+        (Witness::ApiServer(fixtures::lineage()), Some(other), true),
+        (Witness::default(), Some(own), false),
+        (Witness::Nobody, None, true),
+        (Witness::Nobody, Some(own), true),
+        (Witness::Nobody, Some(other), false),
+    ] {
+        case.observed.witness = witness;
+        let policy = Arc::make_mut(case.observed.policy.as_mut().unwrap());
+        policy.spec.snp.allowed_chips = chips.map(|chip| vec![chip]);
+        let found = is_worth_endorsing(&case.submission, &case.observed);
+        assert_eq!(found, worth, "{:?} {chips:?}", case.observed.witness);
+    }
 }

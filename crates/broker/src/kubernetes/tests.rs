@@ -70,17 +70,17 @@ async fn records_are_written_once_and_in_order() {
     let _ = records
         .delete(fixtures::POD, &DeleteParams::default())
         .await;
-    let (cluster, _watches) = KubernetesCluster::start(client);
+    let (inventory, _watches) = KubernetesInventory::start(client);
     let read = async || {
-        cluster
-            .read_record(fixtures::NAMESPACE, fixtures::POD)
+        inventory
+            .record(fixtures::NAMESPACE, fixtures::POD)
             .await
             .unwrap()
     };
     assert_eq!(read().await, None);
 
     let first = plan_record(fixtures::NAMESPACE, &fixtures::accepted(), None).unwrap();
-    cluster.write_record(&first, None).await.unwrap();
+    inventory.write_record(&first, None).await.unwrap();
     let stored = read().await.unwrap();
     assert_eq!(stored.status, first.status);
     assert_eq!(
@@ -90,9 +90,9 @@ async fn records_are_written_once_and_in_order() {
     let generation = stored.metadata.generation;
 
     // A replica that saw no record was not first.
-    let conflict = cluster.write_record(&first, None).await;
+    let conflict = inventory.write_record(&first, None).await;
     assert!(
-        matches!(conflict, Err(ClusterError::Conflict)),
+        matches!(conflict, Err(InventoryError::Conflict)),
         "{conflict:?}"
     );
 
@@ -101,27 +101,30 @@ async fn records_are_written_once_and_in_order() {
 
     let again = fixtures::accepted_again();
     let second = plan_record(fixtures::NAMESPACE, &again, Some(&stored)).unwrap();
-    cluster.write_record(&second, Some(&stored)).await.unwrap();
+    inventory
+        .write_record(&second, Some(&stored))
+        .await
+        .unwrap();
     let after = read().await.unwrap();
     assert_eq!(after.status.as_ref().unwrap().history.len(), 1);
     assert_eq!(after.metadata.generation, generation);
     assert_ne!(after.resource_version(), stored.resource_version());
 
     // A replica that planned from the first record is told so.
-    let conflict = cluster.write_record(&second, Some(&stored)).await;
+    let conflict = inventory.write_record(&second, Some(&stored)).await;
     assert!(
-        matches!(conflict, Err(ClusterError::Conflict)),
+        matches!(conflict, Err(InventoryError::Conflict)),
         "{conflict:?}"
     );
     // As is one whose record also names another image now.
     let mut moved = second.clone();
     moved.spec.image_ref.name = "web-2".to_owned();
-    let conflict = cluster.write_record(&moved, Some(&stored)).await;
+    let conflict = inventory.write_record(&moved, Some(&stored)).await;
     assert!(
-        matches!(conflict, Err(ClusterError::Conflict)),
+        matches!(conflict, Err(InventoryError::Conflict)),
         "{conflict:?}"
     );
-    cluster.write_record(&moved, Some(&after)).await.unwrap();
+    inventory.write_record(&moved, Some(&after)).await.unwrap();
     assert_eq!(read().await.unwrap().spec.image_ref.name, "web-2");
 
     // What came of a request for a secret outlives that.
@@ -134,7 +137,7 @@ async fn records_are_written_once_and_in_order() {
     let secrets = fixtures::deployment().spec.secrets;
     let now = fixtures::now();
     let told = plan_release(&stored, fixtures::POD_UID, &secrets, &release, now).unwrap();
-    cluster.write_record(&told, Some(&stored)).await.unwrap();
+    inventory.write_record(&told, Some(&stored)).await.unwrap();
     assert_eq!(read().await.unwrap().status, told.status);
 }
 
@@ -143,22 +146,25 @@ async fn what_is_observed_is_what_is_there() {
     let Some(client) = client().await else { return };
     let api: Api<AttestationPolicy> = Api::namespaced(client.clone(), fixtures::NAMESPACE);
     let _ = api.delete("standard", &DeleteParams::default()).await;
-    let (cluster, watches) = KubernetesCluster::start(client);
-    let synced = cluster.synced();
+    let (inventory, watches) = KubernetesInventory::start(client);
+    let synced = inventory.synced();
     let watches = tokio::spawn(watches);
     assert!(synced.await);
 
     // Nothing of the workload is there.
-    let observed = cluster.observe(&fixtures::instance()).await.unwrap();
-    assert!(observed.lineage.pod.is_none() && observed.deployment.is_none());
+    let observed = inventory.observe(&fixtures::instance()).await.unwrap();
+    let Witness::ApiServer(lineage) = observed.witness else {
+        panic!("{:?}", observed.witness)
+    };
+    assert!(lineage.pod.is_none() && observed.deployment.is_none());
 
     // A policy that was made a moment ago is found, watched already or not, and
     // hashes to what the guest's instance data says.
     api.create(&PostParams::default(), &fixtures::policy())
         .await
         .unwrap();
-    let policy = cluster
-        .cached(&cluster.policies, "read", fixtures::NAMESPACE, "standard")
+    let policy = inventory
+        .cached(&inventory.policies, "read", fixtures::NAMESPACE, "standard")
         .await
         .unwrap()
         .unwrap();

@@ -3,18 +3,23 @@
 
 use std::sync::Mutex;
 
+use assay_crds::v1alpha1::MeasuredImage;
 use assay_crds::v1alpha1::attestation_record::Verdict;
 use assay_crds::v1alpha1::measured_image::{DigestState, LifecycleState};
 use assay_protocol::audit::verify_log;
 use assay_protocol::broker::BoundedNonceCache;
 use assay_protocol::guest::{AttestedSession, GuestSession, HttpRequest, HttpResponse};
 use assay_protocol::messages::TokenResponse;
-use futures::future::join;
+use futures::future::{BoxFuture, FutureExt as _, join, ready};
 use jiff::{SignedDuration, ToSpan as _};
+use k8s_openapi::api::core::v1::Secret;
 use serde::Serialize;
 
 use super::*;
 use crate::fixtures;
+use crate::identity::Witness;
+use crate::secrets::kubernetes::stored;
+use crate::secrets::{Location, SecretStoreError, StoredSecret};
 
 mod collateral;
 mod interleavings;
@@ -53,15 +58,15 @@ impl FakeCluster {
     }
 }
 
-impl Cluster for FakeCluster {
+impl Inventory for FakeCluster {
     /// Whoever else is at work goes on once the objects are read.
-    async fn observe(&self, _: &InstanceData) -> Result<Observed, ClusterError> {
+    async fn observe(&self, _: &InstanceData) -> Result<Observed, InventoryError> {
         let observed = self.0.lock().unwrap().observed.clone();
         tokio::task::yield_now().await;
         Ok(observed)
     }
 
-    async fn observe_release(&self, _: &InstanceClaims) -> Result<ReleaseObserved, ClusterError> {
+    async fn observe_release(&self, _: &InstanceClaims) -> Result<ReleaseObserved, InventoryError> {
         let observed = self.0.lock().unwrap().observed.clone();
         Ok(ReleaseObserved {
             record: observed.record,
@@ -74,8 +79,8 @@ impl Cluster for FakeCluster {
     async fn read_record(
         &self,
         _: &str,
-        _: &str,
-    ) -> Result<Option<AttestationRecord>, ClusterError> {
+        _: &PodReference,
+    ) -> Result<Option<AttestationRecord>, InventoryError> {
         Ok(self.record())
     }
 
@@ -89,14 +94,14 @@ impl Cluster for FakeCluster {
         &self,
         record: &AttestationRecord,
         existing: Option<&AttestationRecord>,
-    ) -> Result<(), ClusterError> {
+    ) -> Result<(), InventoryError> {
         let mut world = self.0.lock().unwrap();
         if world.conflicts > 0 {
             world.conflicts -= 1;
-            return Err(ClusterError::Conflict);
+            return Err(InventoryError::Conflict);
         }
         if world.observed.record.as_ref() != existing {
-            return Err(ClusterError::Conflict);
+            return Err(InventoryError::Conflict);
         }
         let mut record = record.clone();
         record.metadata.generation = Some(existing.map_or(1, |existing| {
@@ -107,14 +112,25 @@ impl Cluster for FakeCluster {
         Ok(())
     }
 
-    async fn read_secret(&self, _: &str, _: &str) -> Result<Option<Secret>, ClusterError> {
+    async fn notify(&self, _: &str, _: &PodReference, notice: Notice) {
+        self.0.lock().unwrap().notices.push(notice);
+    }
+}
+
+impl SecretStore for FakeCluster {
+    fn read<'a>(
+        &'a self,
+        _: &'a ResourcePath,
+        reference: &'a SecretKeyReference,
+    ) -> BoxFuture<'a, Result<Option<StoredSecret>, SecretStoreError>> {
         let mut world = self.0.lock().unwrap();
         world.secret_reads += 1;
-        Ok(world.secret.clone())
+        let secret = world.secret.clone();
+        ready(Ok(secret.map(|secret| stored(secret, &reference.key)))).boxed()
     }
 
-    async fn notify(&self, _: &str, _: &str, _: &str, notice: Notice) {
-        self.0.lock().unwrap().notices.push(notice);
+    fn locate(&self, path: &ResourcePath, reference: &SecretKeyReference) -> Location {
+        crate::secrets::kubernetes::locate(path, reference)
     }
 }
 
@@ -127,7 +143,8 @@ struct Replica {
 
 pub(crate) fn parts(cluster: FakeCluster, clock: Clock) -> ServiceParts<FakeCluster> {
     ServiceParts {
-        cluster,
+        secrets: Arc::new(cluster.clone()),
+        inventory: cluster,
         verifier: fixtures::verifier(),
         nonces: NonceIssuer::new(&[7; 32]),
         used_nonces: Box::new(BoundedNonceCache::new(64)),
@@ -524,7 +541,7 @@ async fn a_secret_that_cannot_be_released_is_told_in_the_record() {
         (
             |world| secret(world).metadata.labels = None,
             "ReleaseClassMismatch",
-            "is not labelled assay.dev/release-class=simulated; label it",
+            "lacks label assay.dev/release-class=simulated; add it",
         ),
     ];
     let released = |cluster: &FakeCluster| {
@@ -655,7 +672,7 @@ async fn a_released_value_is_for_the_attested_key_only() {
 #[tokio::test]
 async fn an_unknown_pod_leaves_no_trace() {
     let cluster = FakeCluster::new();
-    cluster.0.lock().unwrap().observed.lineage.pod = None;
+    cluster.0.lock().unwrap().observed.witness = Witness::default();
     let replica = Replica::new(&cluster);
     assert_refused(
         replica.attest(1).await,
