@@ -400,7 +400,7 @@ pub(crate) fn lineage() -> Lineage {
 
 pub(crate) fn observed() -> Observed {
     Observed {
-        witness: Witness::ApiServer(lineage()),
+        witness: Witness::ApiServer(Box::new(lineage())),
         deployment: Some(Arc::new(deployment())),
         image: Some(Arc::new(image())),
         policy: Some(Arc::new(policy())),

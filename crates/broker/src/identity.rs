@@ -17,7 +17,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference}
 #[derive(Debug, Clone)]
 pub enum Witness {
     /// The API server.
-    ApiServer(Lineage),
+    ApiServer(Box<Lineage>),
     /// Nobody. A host may launch as many guests as it likes, under any names.
     Nobody,
 }
@@ -25,7 +25,7 @@ pub enum Witness {
 impl Default for Witness {
     /// An API server that knows of no pod.
     fn default() -> Self {
-        Self::ApiServer(Lineage::default())
+        Self::ApiServer(Box::default())
     }
 }
 
@@ -224,7 +224,7 @@ mod tests {
         let deployment = fixtures::deployment();
         let found = check_identity(
             &fixtures::instance(),
-            &Witness::ApiServer(fixtures::lineage()),
+            &Witness::ApiServer(Box::new(fixtures::lineage())),
             Some(&deployment),
         );
         assert_eq!(found, Ok(&deployment));
@@ -235,7 +235,7 @@ mod tests {
         let deployment = fixtures::deployment();
         let mut lineage = fixtures::lineage();
         let image = |lineage: &Lineage| {
-            image_name(&Witness::ApiServer(lineage.clone()), &deployment).to_owned()
+            image_name(&Witness::ApiServer(Box::new(lineage.clone())), &deployment).to_owned()
         };
         assert_eq!(image(&lineage), fixtures::IMAGE);
         let spec = lineage.replica_set.as_mut().unwrap().spec.as_mut().unwrap();
@@ -298,11 +298,11 @@ mod tests {
         for (index, (change, reason)) in rows.into_iter().enumerate() {
             let mut lineage = fixtures::lineage();
             change(&mut lineage);
-            let witness = Witness::ApiServer(lineage);
+            let witness = Witness::ApiServer(Box::new(lineage));
             let error = check_identity(&fixtures::instance(), &witness, Some(&deployment));
             assert_eq!(error.unwrap_err().reason(), reason, "row {index}");
         }
-        let witness = Witness::ApiServer(fixtures::lineage());
+        let witness = Witness::ApiServer(Box::new(fixtures::lineage()));
         let missing = check_identity(&fixtures::instance(), &witness, None);
         assert_eq!(missing, Err(IdentityError::DeploymentMissing));
     }

@@ -51,6 +51,18 @@ pub enum Notice {
     },
 }
 
+/// How far an inventory is from what people wrote.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct InventoryHealth {
+    /// Files that cannot be used as they are now: what they said before is in
+    /// force.
+    pub invalid_files: usize,
+    /// How often a file that had changed could not be used, since the start.
+    pub reload_failures: usize,
+    /// Records that are kept, where the inventory keeps them itself.
+    pub records: usize,
+}
+
 /// Where the broker reads what there is and writes records.
 ///
 /// # Guarantees
@@ -81,6 +93,10 @@ pub trait Inventory: Send + Sync + 'static {
         record: &AttestationRecord,
         existing: Option<&AttestationRecord>,
     ) -> impl Future<Output = Result<(), InventoryError>> + Send;
+    /// How far it is from what people wrote.
+    fn health(&self) -> InventoryHealth {
+        InventoryHealth::default()
+    }
     /// Tells people. Must not fail the operation.
     fn notify(
         &self,

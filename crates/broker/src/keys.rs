@@ -1,17 +1,19 @@
 //! The broker's own keys: a certificate authority, the token key and the nonce
 //! key. All replicas share them; the TLS certificate is each replica's own,
-//! made at start and again before it ends, and its key is never stored.
+//! made at start and again before it ends, and its key is never stored. A broker
+//! outside the cluster may bring a certificate instead.
 
 use std::sync::Arc;
 
 use jiff::tz::TimeZone;
 use jiff::{Timestamp, ToSpan as _};
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
-    Issuer, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256,
+    BasicConstraints, Certificate, CertificateParams, DistinguishedName, DnType,
+    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256,
 };
 use rustls::ServerConfig;
-use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use std::collections::BTreeMap;
 use zeroize::Zeroizing;
 
@@ -25,10 +27,13 @@ const SERVER_DAYS: i64 = 90;
 /// Days after which a running replica makes another TLS certificate.
 pub const SERVER_RENEW_DAYS: u64 = 30;
 
-const CA_CERTIFICATE: &str = "ca.crt";
+/// Entry with the certificate authority.
+pub const CA_CERTIFICATE: &str = "ca.crt";
 const CA_KEY: &str = "ca.key";
 const TOKEN_KEY: &str = "token.key";
 const NONCE_KEY: &str = "nonce.key";
+/// Entries that nobody else may read.
+pub const PRIVATE_ENTRIES: [&str; 3] = [CA_KEY, TOKEN_KEY, NONCE_KEY];
 
 /// Why the broker's keys are not usable.
 #[derive(Debug, thiserror::Error)]
@@ -45,11 +50,11 @@ pub enum KeysError {
         #[source]
         source: rcgen::Error,
     },
-    /// The Secret lacks an entry.
-    #[error("the Secret has no entry {0}")]
+    /// An entry is missing.
+    #[error("there is no {0}")]
     Missing(&'static str),
     /// An entry cannot be read.
-    #[error("entry {0} of the Secret is malformed")]
+    #[error("{0} is malformed")]
     Malformed(&'static str),
     /// The token key is of the wrong kind.
     #[error("the token key cannot be used")]
@@ -69,6 +74,9 @@ pub struct BrokerKeys {
 }
 
 impl BrokerKeys {
+    /// The entries of [`BrokerKeys::encode`], by name.
+    pub const ENTRIES: [&str; 4] = [CA_CERTIFICATE, CA_KEY, TOKEN_KEY, NONCE_KEY];
+
     /// Makes new keys.
     ///
     /// # Errors
@@ -97,7 +105,7 @@ impl BrokerKeys {
         })
     }
 
-    /// The entries of the Secret.
+    /// The keys by name, to be stored.
     pub fn encode(&self) -> BTreeMap<String, Vec<u8>> {
         [
             (CA_CERTIFICATE, self.ca.clone().into_bytes()),
@@ -110,7 +118,7 @@ impl BrokerKeys {
         .collect()
     }
 
-    /// Reads the entries of the Secret. An entry that is missing or malformed
+    /// Reads what [`BrokerKeys::encode`] gave. An entry that is missing or malformed
     /// is an error: making another would silently cut off every running guest.
     ///
     /// # Errors
@@ -161,6 +169,16 @@ impl BrokerKeys {
         names: &[String],
         now: Timestamp,
     ) -> Result<Arc<ServerConfig>, KeysError> {
+        let (certificate, key) = self.issue(names, now)?;
+        let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
+        server_config(vec![certificate.der().clone()], key)
+    }
+
+    pub(crate) fn issue(
+        &self,
+        names: &[String],
+        now: Timestamp,
+    ) -> Result<(Certificate, KeyPair), KeysError> {
         let failed = |source| KeysError::Generate {
             what: "the TLS certificate",
             source,
@@ -175,18 +193,40 @@ impl BrokerKeys {
         set_validity(&mut params, now, SERVER_DAYS);
         let issuer = Issuer::new(ca_params(), &self.ca_key);
         let certificate = params.signed_by(&key, &issuer).map_err(failed)?;
-
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
-        let mut config = ServerConfig::builder_with_provider(provider)
-            .with_protocol_versions(&[&rustls::version::TLS13])
-            .map_err(KeysError::Tls)?
-            .with_no_client_auth()
-            .with_single_cert(vec![certificate.der().clone()], key)
-            .map_err(KeysError::Tls)?;
-        config.alpn_protocols = vec![b"http/1.1".to_vec()];
-        Ok(Arc::new(config))
+        Ok((certificate, key))
     }
+}
+
+/// The configuration of a server that speaks TLS 1.3 and HTTP/1.1 with a
+/// certificate that somebody else issued: PEM of its chain, the server's own
+/// first, and of its key.
+///
+/// # Errors
+/// When they cannot be read, or do not belong together.
+pub fn parse_server_config(chain: &[u8], key: &[u8]) -> Result<Arc<ServerConfig>, KeysError> {
+    let chain: Vec<_> = CertificateDer::pem_slice_iter(chain)
+        .collect::<Result<_, _>>()
+        .map_err(|_| KeysError::Malformed("tls.certificate"))?;
+    if chain.is_empty() {
+        return Err(KeysError::Malformed("tls.certificate"));
+    }
+    let key = PrivateKeyDer::from_pem_slice(key).map_err(|_| KeysError::Malformed("tls.key"))?;
+    server_config(chain, key)
+}
+
+fn server_config(
+    chain: Vec<CertificateDer<'static>>,
+    key: PrivateKeyDer<'static>,
+) -> Result<Arc<ServerConfig>, KeysError> {
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let mut config = ServerConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .map_err(KeysError::Tls)?
+        .with_no_client_auth()
+        .with_single_cert(chain, key)
+        .map_err(KeysError::Tls)?;
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Ok(Arc::new(config))
 }
 
 /// Names that the broker's certificate has in `namespace`.
@@ -237,8 +277,7 @@ fn set_validity(params: &mut CertificateParams, now: Timestamp, days: i64) {
 mod tests {
     use super::*;
     use crate::fixtures;
-    use rustls::pki_types::pem::PemObject as _;
-    use rustls::pki_types::{CertificateDer, ServerName};
+    use rustls::pki_types::ServerName;
     use rustls::{ClientConfig, ClientConnection, RootCertStore, ServerConnection};
 
     fn keys() -> BrokerKeys {

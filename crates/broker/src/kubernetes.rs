@@ -251,7 +251,7 @@ impl Inventory for KubernetesInventory {
             ),
             self.record(namespace, &instance.pod.name),
         )?;
-        let witness = Witness::ApiServer(lineage);
+        let witness = Witness::ApiServer(Box::new(lineage));
         let Some(deployment) = deployment else {
             return Ok(Observed {
                 witness,

@@ -10,25 +10,32 @@
 //! launch digest is unknown is [`diagnosis`], which no decision reads; the
 //! order of reads and writes around them is [`service`]; what the processor's
 //! vendor publishes is kept by [`collateral`]; HTTP is [`server`], the
-//! [`inventory`] is the API server's ([`kubernetes`]), values come from one of the
-//! stores of [`secrets`], and what was released is kept by [`audit`].
+//! [`inventory`] is the API server's ([`kubernetes`]) or a [`directory`] of
+//! [`manifests`], values come from one of the stores of [`secrets`], and what was
+//! released is kept by [`audit`]. [`standalone`] makes a broker of them that needs
+//! no Kubernetes.
 
 pub mod appraisal;
 pub mod audit;
 pub mod collateral;
+pub mod config;
 pub mod diagnosis;
+pub mod directory;
 #[cfg(test)]
 mod fixtures;
 pub mod identity;
 pub mod inventory;
 pub mod keys;
 pub mod kubernetes;
+pub mod manifests;
 pub mod policy;
 pub mod record;
 pub mod release;
 pub mod secrets;
 pub mod server;
 pub mod service;
+pub mod standalone;
 pub mod startup;
+pub mod state;
 pub mod submission;
 pub mod token;

@@ -1,4 +1,4 @@
-//! The broker's process.
+//! The broker's process: in a cluster, or by a configuration file without one.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -8,39 +8,56 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use assay_attest::TrustAnchors;
-use assay_attest::evidence::parse_certificates;
 use assay_broker::appraisal::VerifierIdentity;
 use assay_broker::audit::AuditLog;
 use assay_broker::collateral::{CollateralStore, Fetch, HttpFetch, REQUEST_INTERVAL};
+use assay_broker::config::Config;
 use assay_broker::keys::{BrokerKeys, SERVER_RENEW_DAYS, server_names};
 use assay_broker::kubernetes::KubernetesInventory;
 use assay_broker::secrets::kubernetes::KubernetesSecrets;
 use assay_broker::server::router;
-use assay_broker::service::{Chain, Service, ServiceParts};
+use assay_broker::service::{Chain, NONCE_CACHE, Service, ServiceParts};
+use assay_broker::standalone::{Standalone, parse_simulated_root};
 use assay_broker::startup::{get_or_create_keys, publish_ca};
 use assay_protocol::broker::{BoundedNonceCache, NonceIssuer};
 use assay_tee::Sha256Digest;
 use axum_server::Handle;
 use axum_server::tls_rustls::RustlsConfig;
-use clap::Parser;
+use clap::{Args, Parser};
 use jiff::Timestamp;
 use tracing_subscriber::EnvFilter;
 
 /// Time for requests in flight when the process is told to end.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(20);
-/// Accepted attestations that are remembered for five minutes: 200 in a second.
-const NONCE_CACHE: usize = 65_536;
 
 /// Verifier and key broker of Assay.
 #[derive(Parser)]
 #[command(version)]
 struct Arguments {
+    /// Configuration file of a broker without Kubernetes, which takes no other
+    /// options.
+    #[arg(long, conflicts_with_all = ClusterArguments::OPTIONS)]
+    config: Option<PathBuf>,
+    /// Check the configuration and everything that it names, and end.
+    #[arg(long, requires = "config", conflicts_with = "print_ca")]
+    check_config: bool,
+    /// Print the certificate authority that guests must name and trust, and end.
+    /// It is made, if there is none.
+    #[arg(long, requires = "config")]
+    print_ca: bool,
+    #[command(flatten)]
+    cluster: ClusterArguments,
+}
+
+/// Options of a broker in a cluster.
+#[derive(Args)]
+struct ClusterArguments {
     /// Address to serve on, over TLS 1.3.
     #[arg(long, env = "ASSAY_BROKER_LISTEN", default_value = "0.0.0.0:8443")]
     listen: SocketAddr,
     /// Namespace of this installation.
-    #[arg(long, env = "POD_NAMESPACE")]
-    namespace: String,
+    #[arg(long, env = "POD_NAMESPACE", required_unless_present = "config")]
+    namespace: Option<String>,
     /// PEM of a development root. Evidence of simulated processors under it is
     /// accepted where an AttestationPolicy names SimulatedSNP. It protects
     /// nothing. Without this option no simulated evidence is ever accepted.
@@ -62,22 +79,61 @@ struct Arguments {
     collateral_url: Option<String>,
 }
 
+impl ClusterArguments {
+    /// What would be ignored beside --config.
+    const OPTIONS: [&str; 5] = [
+        "namespace",
+        "simulated_root",
+        "audit_log",
+        "collateral_dir",
+        "collateral_url",
+    ];
+}
+
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
+    let arguments = Arguments::parse();
     tracing_subscriber::fmt()
         .json()
         .flatten_event(true)
+        .with_writer(std::io::stderr)
         .with_env_filter(
             EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info")),
         )
         .init();
-    run(Arguments::parse()).await
-}
-
-async fn run(arguments: Arguments) -> anyhow::Result<()> {
     rustls::crypto::aws_lc_rs::default_provider()
         .install_default()
         .map_err(|_| anyhow::anyhow!("a cryptography provider is installed already"))?;
+    match &arguments.config {
+        Some(path) => standalone(&Config::load(path)?, &arguments).await,
+        None => cluster(arguments.cluster).await,
+    }
+}
+
+async fn standalone(config: &Config, arguments: &Arguments) -> anyhow::Result<()> {
+    if arguments.check_config {
+        let checked = Standalone::check(config)?;
+        for note in &checked.notes {
+            println!("note: {note}");
+        }
+        println!("the configuration is good: {} objects", checked.objects);
+        return Ok(());
+    }
+    if arguments.print_ca {
+        print!("{}", Standalone::ca(config)?);
+        return Ok(());
+    }
+    let mut broker = Standalone::start(config)?;
+    let stop = broker.stopper();
+    tokio::spawn(async {
+        if terminated().await {
+            stop();
+        }
+    });
+    broker.finished().await.context("cannot serve")
+}
+
+async fn cluster(arguments: ClusterArguments) -> anyhow::Result<()> {
     let anchors = match &arguments.simulated_root {
         Some(path) => {
             let anchor = read_simulated_root(path)?;
@@ -92,7 +148,7 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let client = kube::Client::try_default()
         .await
         .context("cannot configure the API client")?;
-    let namespace = &arguments.namespace;
+    let namespace = arguments.namespace.as_deref().unwrap_or_default();
     let keys = get_or_create_keys(&client, namespace, Timestamp::now()).await?;
     publish_ca(&client, namespace, &keys.ca).await?;
 
@@ -125,7 +181,16 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
     tokio::spawn(renew_certificate(keys, names, tls.clone()));
 
     let handle = Handle::new();
-    tokio::spawn(shut_down(handle.clone(), ready.clone()));
+    tokio::spawn({
+        let (handle, ready) = (handle.clone(), ready.clone());
+        async move {
+            if terminated().await {
+                // Not ready at once; requests in flight are answered.
+                ready.store(false, Ordering::Relaxed);
+                handle.graceful_shutdown(Some(SHUTDOWN_GRACE));
+            }
+        }
+    });
     tracing::info!(listen = %arguments.listen, %namespace, "serving");
     axum_server::bind_rustls(arguments.listen, tls)
         .http1_only()
@@ -136,7 +201,7 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
 }
 
 fn collateral(
-    arguments: &Arguments,
+    arguments: &ClusterArguments,
     anchors: TrustAnchors,
 ) -> anyhow::Result<Option<Arc<CollateralStore>>> {
     let Some(directory) = &arguments.collateral_dir else {
@@ -156,12 +221,9 @@ fn collateral(
 
 fn read_simulated_root(path: &std::path::Path) -> anyhow::Result<Sha256Digest> {
     let pem = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
-    let certificates =
-        parse_certificates(&pem).with_context(|| format!("cannot use {}", path.display()))?;
-    let [root] = certificates.as_slice() else {
-        anyhow::bail!("{} must hold exactly one certificate", path.display());
-    };
-    Ok(Sha256Digest::of(root))
+    parse_simulated_root(&pem)
+        .map_err(anyhow::Error::msg)
+        .with_context(|| format!("cannot use {}", path.display()))
 }
 
 /// Makes another TLS certificate long before the one in use ends.
@@ -179,22 +241,20 @@ async fn renew_certificate(keys: BrokerKeys, names: Vec<String>, tls: RustlsConf
     }
 }
 
-/// Ends serving on SIGTERM or SIGINT: not ready at once, requests in flight are
-/// answered.
-async fn shut_down(handle: Handle<SocketAddr>, ready: Arc<AtomicBool>) {
+/// Waits for SIGTERM or SIGINT; false when nobody can tell.
+async fn terminated() -> bool {
     use tokio::signal::unix::{SignalKind, signal};
     let (Ok(mut terminate), Ok(mut interrupt)) = (
         signal(SignalKind::terminate()),
         signal(SignalKind::interrupt()),
     ) else {
         tracing::error!("cannot listen for signals");
-        return;
+        return false;
     };
     tokio::select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
     }
     tracing::info!("shutting down");
-    ready.store(false, Ordering::Relaxed);
-    handle.graceful_shutdown(Some(SHUTDOWN_GRACE));
+    true
 }

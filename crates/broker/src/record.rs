@@ -11,7 +11,7 @@ use assay_crds::v1alpha1::confidential_deployment::SecretMount;
 use assay_crds::v1alpha1::{AttestationRecord, AttestationRecordSpec};
 use assay_protocol::broker::IssuedNonce;
 use base64::prelude::{BASE64_STANDARD, Engine as _};
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{OwnerReference, Time};
 
 use crate::appraisal::{Appraisal, issued_at, supersedes};
@@ -22,6 +22,10 @@ const MAX_HISTORY: usize = 10;
 /// them counts as used, so that forgetting lets none through; a guest would
 /// have to attest this often within a second to be held up by it.
 const MAX_USED_NONCES: usize = 16;
+
+/// Time for which a record is kept on account of the challenges in it, which live
+/// for five minutes.
+const NONCE_MEMORY: SignedDuration = SignedDuration::from_mins(10);
 
 /// Why an appraisal is not recorded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -135,6 +139,16 @@ pub fn is_in_force(status: &AttestationRecordStatus, now: Timestamp) -> bool {
             .expires_at
             .as_ref()
             .is_some_and(|expiry| now < expiry.0)
+}
+
+/// From when on a record is of no use to any decision: its verdict is over, and so
+/// are the challenges that it remembers.
+pub fn spent_at(status: &AttestationRecordStatus) -> Timestamp {
+    let over = status.expires_at.as_ref().map(|expiry| expiry.0);
+    // Other replicas' clocks may be behind.
+    let remembered = status.verified_at.0.checked_add(NONCE_MEMORY);
+    let remembered = remembered.unwrap_or(Timestamp::MAX);
+    over.map_or(remembered, |over| over.max(remembered))
 }
 
 /// The record after a request for one of the deployment's `secrets`; nothing

@@ -4,6 +4,8 @@
 //! it is decided in [`crate::release`], for every store alike. What is not marked
 //! for simulated guests is for hardware-backed guests alone.
 
+pub mod config;
+pub mod files;
 pub mod kubernetes;
 
 use std::fmt;

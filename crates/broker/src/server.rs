@@ -133,11 +133,17 @@ async fn resource<I: Inventory>(
     }
 }
 
+/// Whoever goes on with what files said before serves; how many, and no more, is
+/// for everyone to see.
 async fn readyz<I: Inventory>(State(shared): State<Arc<Shared<I>>>) -> Response {
-    if shared.ready.load(Ordering::Relaxed) {
-        "ok".into_response()
-    } else {
-        (StatusCode::SERVICE_UNAVAILABLE, "not ready").into_response()
+    if !shared.ready.load(Ordering::Relaxed) {
+        return (StatusCode::SERVICE_UNAVAILABLE, "not ready").into_response();
+    }
+    match shared.service.health().invalid_files {
+        0 => "ok".into_response(),
+        number => {
+            format!("ok, but {number} invalid files of the inventory: see the log").into_response()
+        }
     }
 }
 
@@ -178,4 +184,4 @@ fn bearer(headers: &HeaderMap) -> Option<&str> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

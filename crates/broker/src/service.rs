@@ -25,7 +25,7 @@ use crate::appraisal::{
 };
 use crate::audit::AuditLog;
 use crate::collateral::CollateralStore;
-use crate::inventory::{Inventory, InventoryError, Notice};
+use crate::inventory::{Inventory, InventoryError, InventoryHealth, Notice};
 use crate::record::{NotRecorded, plan_record, plan_release};
 use crate::release::{
     ReleaseObserved, ReleaseRefusal, ResourcePath, audit_entry, check_path, check_size,
@@ -35,6 +35,9 @@ use crate::secrets::SecretStore;
 use crate::submission::Submission;
 use crate::token::{Claims, InstanceClaims, TokenKey};
 
+/// Accepted attestations that a replica remembers for five minutes: 200 in a
+/// second.
+pub const NONCE_CACHE: usize = 65_536;
 /// Tries to write a record while other replicas write the same one.
 const WRITE_ATTEMPTS: usize = 5;
 
@@ -159,6 +162,11 @@ impl<I: Inventory> Service<I> {
     /// The token keys as a JWK set.
     pub fn jwks(&self) -> serde_json::Value {
         self.parts.tokens.jwks()
+    }
+
+    /// How far the inventory is from what people wrote.
+    pub fn health(&self) -> InventoryHealth {
+        self.parts.inventory.health()
     }
 
     fn now(&self) -> Timestamp {

@@ -207,7 +207,7 @@ fn instance_data_of_another_pod_is_unidentified() {
     let mut case = good();
     let mut lineage = fixtures::lineage();
     lineage.pod.as_mut().unwrap().metadata.uid = Some("another".to_owned());
-    case.observed.witness = Witness::ApiServer(lineage);
+    case.observed.witness = Witness::ApiServer(Box::new(lineage));
     let Case {
         submission,
         nonce,
@@ -299,7 +299,11 @@ fn chips_that_the_policy_does_not_name_are_not_asked_about() {
         Sha256Digest::of(b"another"),
     );
     for (witness, chips, worth) in [
-        (Witness::ApiServer(fixtures::lineage()), Some(other), true),
+        (
+            Witness::ApiServer(Box::new(fixtures::lineage())),
+            Some(other),
+            true,
+        ),
         (Witness::default(), Some(own), false),
         (Witness::Nobody, None, true),
         (Witness::Nobody, Some(own), true),

@@ -26,6 +26,9 @@ use crate::fixtures;
 use crate::keys::{BrokerKeys, server_names};
 use crate::service::tests::{FakeCluster, parts};
 
+/// A name that the server's certificate has.
+pub(crate) const SERVER_NAME: &str = "assay-broker.assay-system.svc";
+
 struct Broker {
     address: SocketAddr,
     client: Arc<ClientConfig>,
@@ -50,9 +53,19 @@ fn serve() -> Broker {
         .serve(router(service, ready.clone()).into_make_service_with_connect_info::<SocketAddr>());
     tokio::spawn(server);
 
+    Broker {
+        address,
+        client: client(&keys.ca),
+        handle,
+        ready,
+    }
+}
+
+/// A client that trusts `ca` and nobody else.
+pub(crate) fn client(ca: &str) -> Arc<ClientConfig> {
     let mut roots = RootCertStore::empty();
     roots
-        .add(CertificateDer::from_pem_slice(keys.ca.as_bytes()).unwrap())
+        .add(CertificateDer::from_pem_slice(ca.as_bytes()).unwrap())
         .unwrap();
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let client = ClientConfig::builder_with_provider(provider)
@@ -60,12 +73,7 @@ fn serve() -> Broker {
         .unwrap()
         .with_root_certificates(roots)
         .with_no_client_auth();
-    Broker {
-        address,
-        client: Arc::new(client),
-        handle,
-        ready,
-    }
+    Arc::new(client)
 }
 
 impl Broker {
@@ -92,12 +100,16 @@ impl Broker {
 type TlsStream = StreamOwned<ClientConnection, TcpStream>;
 
 fn secure(client: Arc<ClientConfig>, stream: TcpStream) -> TlsStream {
-    let name = ServerName::try_from("assay-broker.assay-system.svc").unwrap();
+    let name = ServerName::try_from(SERVER_NAME).unwrap();
     StreamOwned::new(ClientConnection::new(client, name).unwrap(), stream)
 }
 
 /// One request on a connection of its own.
-fn exchange(address: SocketAddr, client: Arc<ClientConfig>, request: &HttpRequest) -> HttpResponse {
+pub(crate) fn exchange(
+    address: SocketAddr,
+    client: Arc<ClientConfig>,
+    request: &HttpRequest,
+) -> HttpResponse {
     let mut stream = secure(client, TcpStream::connect(address).unwrap());
     let mut head = format!(
         "{} {} HTTP/1.1\r\nhost: assay-broker\r\nconnection: close\r\ncontent-length: {}\r\n",

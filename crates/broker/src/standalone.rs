@@ -1,0 +1,397 @@
+//! The broker as one process without Kubernetes: its objects are files that the
+//! key holder keeps, so that no cluster needs to be trusted.
+//!
+//! What is lost with the API server is who says that a pod exists: see
+//! [`crate::identity::Witness`]. Everything else is decided by the same functions.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::net::{SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use assay_attest::TrustAnchors;
+use assay_attest::evidence::parse_certificates;
+use assay_protocol::broker::{BoundedNonceCache, NonceIssuer};
+use assay_tee::Sha256Digest;
+use axum_server::Handle;
+use axum_server::tls_rustls::RustlsConfig;
+use jiff::Timestamp;
+use rustls::ServerConfig;
+use tokio::task::JoinHandle;
+
+use crate::appraisal::VerifierIdentity;
+use crate::audit::{AuditLog, AuditLogError};
+use crate::collateral::{CollateralStore, Fetch, HttpFetch, REQUEST_INTERVAL};
+use crate::config::{CollateralConfig, Config, ConfigError, TlsSource};
+use crate::directory::DirectoryInventory;
+use crate::directory::objects::{Objects, ReadError, Reading};
+use crate::directory::records::{MAX_RECORDS, RecordDirectory, RecordError};
+use crate::keys::{BrokerKeys, KeysError, parse_server_config};
+use crate::manifests::Rules;
+use crate::server::router;
+use crate::service::{Chain, Clock, NONCE_CACHE, Service, ServiceParts};
+use crate::state::{StateDirectory, StateError, check_private};
+
+/// Time between looks at a certificate that somebody else renews, and between
+/// looks at whether ours is to be renewed.
+const TLS_RELOAD: Duration = Duration::from_hours(12);
+/// Time for requests in flight when the broker is told to end.
+const SHUTDOWN_GRACE: Duration = Duration::from_secs(20);
+
+/// Why the broker does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The configuration, or what it names, cannot be used.
+    #[error("the configuration cannot be used")]
+    Config(#[from] ConfigError),
+    /// The state directory cannot be used.
+    #[error("cannot use stateDirectory")]
+    State(#[from] StateError),
+    /// The records cannot be used.
+    #[error("cannot use the records in stateDirectory")]
+    Records(#[from] RecordError),
+    /// The inventory has errors. A running broker goes on with what it knew; one
+    /// that starts knows nothing.
+    #[error("inventory.directory: {}", list(.0))]
+    Inventory(BTreeMap<PathBuf, ReadError>),
+    /// The keys cannot be used.
+    #[error("cannot use the keys")]
+    Keys(#[from] KeysError),
+    /// The audit log cannot be used.
+    #[error("cannot use auditLog")]
+    Audit(#[from] AuditLogError),
+    /// The address cannot be served on.
+    #[error("cannot listen on {address}")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+fn list(errors: &BTreeMap<PathBuf, ReadError>) -> String {
+    let lines = errors
+        .iter()
+        .map(|(path, error)| format!("\n  {}: {}", path.display(), Chain(error)));
+    lines.collect()
+}
+
+/// What a configuration comes to, for a person who checks it.
+#[derive(Debug)]
+pub struct Checked {
+    /// Objects of the inventory.
+    pub objects: usize,
+    /// What is allowed and accepts nothing.
+    pub notes: Vec<String>,
+}
+
+/// A broker that serves.
+pub struct Standalone {
+    /// Where it serves.
+    pub address: SocketAddr,
+    /// PEM of the authorities that guests must name and trust.
+    pub ca: String,
+    inventory: DirectoryInventory,
+    ready: Arc<AtomicBool>,
+    handle: Handle<SocketAddr>,
+    serving: JoinHandle<std::io::Result<()>>,
+    tasks: Vec<JoinHandle<()>>,
+}
+
+impl Standalone {
+    /// Checks a configuration and everything that it names, without making keys or
+    /// serving.
+    ///
+    /// # Errors
+    /// The first thing that would keep the broker from starting.
+    pub fn check(config: &Config) -> Result<Checked, StartError> {
+        let anchors = anchors(config)?;
+        config.secrets.open()?;
+        collateral(
+            config.collateral.as_ref(),
+            anchors,
+            Arc::new(Timestamp::now),
+        )?;
+        if let TlsSource::Files { .. } = config.tls.source()? {
+            tls_files(config)?;
+        }
+        let Reading {
+            objects,
+            errors,
+            notes,
+        } = Objects::new(&config.inventory.directory, rules(config)).reload();
+        if !errors.is_empty() {
+            return Err(StartError::Inventory(errors));
+        }
+        Ok(Checked { objects, notes })
+    }
+
+    /// The authorities that guests must name and trust; made, if there are none.
+    ///
+    /// # Errors
+    /// When they can be neither read nor made.
+    pub fn ca(config: &Config) -> Result<String, StartError> {
+        match config.tls.source()? {
+            TlsSource::Files { .. } => Ok(tls_files(config)?.1),
+            TlsSource::Issued { .. } => {
+                // A running broker has the directory, and the file is there then.
+                let state = match StateDirectory::open(&config.state_directory) {
+                    Err(StateError::Locked { .. }) => None,
+                    state => Some(state?),
+                };
+                match state {
+                    Some(state) => Ok(state.get_or_create_keys(Timestamp::now())?.ca),
+                    None => Ok(crate::state::read_ca(&config.state_directory)?),
+                }
+            }
+        }
+    }
+
+    /// Starts to serve, as tasks of the runtime that it is called in.
+    ///
+    /// # Panics
+    /// Outside a runtime of tokio.
+    ///
+    /// # Errors
+    /// When anything that the configuration names cannot be used. Errors in the
+    /// inventory are among them.
+    pub fn start(config: &Config) -> Result<Self, StartError> {
+        Self::start_at(config, Arc::new(Timestamp::now))
+    }
+
+    /// As [`Standalone::start`], with a clock for the decisions.
+    ///
+    /// # Errors
+    /// As [`Standalone::start`].
+    pub fn start_at(config: &Config, clock: Clock) -> Result<Self, StartError> {
+        let anchors = anchors(config)?;
+        let secrets = config.secrets.open()?;
+        let collateral = collateral(config.collateral.as_ref(), anchors, clock.clone())?;
+        let state = StateDirectory::open(&config.state_directory)?;
+        let keys = state.get_or_create_keys(Timestamp::now())?;
+        let records = RecordDirectory::open(&state.records(), MAX_RECORDS, clock.clone())?;
+        let directory = &config.inventory.directory;
+        let (inventory, reading) = DirectoryInventory::open(directory, rules(config), records);
+        if !reading.errors.is_empty() {
+            return Err(StartError::Inventory(reading.errors));
+        }
+        for note in &reading.notes {
+            tracing::warn!(note, "the inventory is not complete");
+        }
+        let audit = config
+            .audit_log
+            .clone()
+            .unwrap_or_else(|| state.audit_log());
+        let audit = AuditLog::open(&audit)?;
+        let (tls, ca) = tls(config, &keys)?;
+
+        let listen = |source| StartError::Listen {
+            address: config.listen,
+            source,
+        };
+        let listener = TcpListener::bind(config.listen).map_err(listen)?;
+        listener.set_nonblocking(true).map_err(listen)?;
+        let address = listener.local_addr().map_err(listen)?;
+        let service = Service::new(ServiceParts {
+            inventory: inventory.clone(),
+            secrets,
+            verifier: VerifierIdentity {
+                ca: ca.clone(),
+                anchors,
+            },
+            nonces: NonceIssuer::new(keys.nonce_key()),
+            used_nonces: Box::new(BoundedNonceCache::new(NONCE_CACHE)),
+            tokens: keys.token_key()?,
+            collateral,
+            audit: Some(audit),
+            clock,
+        });
+        let ready = Arc::new(AtomicBool::new(true));
+        let handle = Handle::new();
+        let tls = RustlsConfig::from_config(tls);
+        let server = axum_server::from_tcp_rustls(listener, tls.clone())
+            .map_err(listen)?
+            .http1_only()
+            .handle(handle.clone());
+        let routes = router(service, ready.clone());
+        let routes = routes.into_make_service_with_connect_info::<SocketAddr>();
+        let serving = tokio::spawn(async move {
+            // Held for as long as anything is served.
+            let _state = state;
+            server.serve(routes).await
+        });
+        let tasks = vec![
+            tokio::spawn(reload(inventory.clone(), config.inventory.interval())),
+            tokio::spawn(renew_tls(config.clone(), keys, tls)),
+        ];
+        tracing::info!(%address, objects = reading.objects, "serving");
+        Ok(Self {
+            address,
+            ca,
+            inventory,
+            ready,
+            handle,
+            serving,
+            tasks,
+        })
+    }
+
+    /// The inventory, to look at it and to have it read anew.
+    pub fn inventory(&self) -> &DirectoryInventory {
+        &self.inventory
+    }
+
+    /// A way to end serving while [`Standalone::finished`] waits.
+    pub fn stopper(&self) -> impl FnOnce() + Send + use<> {
+        let (ready, handle) = (self.ready.clone(), self.handle.clone());
+        move || {
+            ready.store(false, Ordering::Relaxed);
+            handle.graceful_shutdown(Some(SHUTDOWN_GRACE));
+        }
+    }
+
+    /// Waits until serving ends.
+    ///
+    /// # Errors
+    /// When it ended by an error.
+    pub async fn finished(&mut self) -> std::io::Result<()> {
+        (&mut self.serving).await.map_err(std::io::Error::other)?
+    }
+}
+
+/// Ends serving at once.
+impl Drop for Standalone {
+    fn drop(&mut self) {
+        self.handle.shutdown();
+        self.serving.abort();
+        for task in &self.tasks {
+            task.abort();
+        }
+    }
+}
+
+fn rules(config: &Config) -> Rules {
+    Rules {
+        any_chip: config.inventory.any_chip,
+    }
+}
+
+fn read(field: &'static str, path: &Path) -> Result<Vec<u8>, ConfigError> {
+    fs::read(path).map_err(|source| {
+        let path = path.to_owned();
+        ConfigError::cannot_use(field)(Box::new(ConfigError::Read { path, source }))
+    })
+}
+
+fn anchors(config: &Config) -> Result<TrustAnchors, ConfigError> {
+    let Some(path) = &config.simulated_root else {
+        return Ok(TrustAnchors::amd());
+    };
+    let anchor = parse_simulated_root(&read("simulatedRoot", path)?)
+        .map_err(|remedy| ConfigError::field("simulatedRoot", remedy))?;
+    tracing::warn!(%anchor, "simulated evidence can be accepted: it protects nothing");
+    Ok(TrustAnchors::with_simulated(anchor))
+}
+
+/// The digest of the one certificate in `pem`.
+///
+/// # Errors
+/// In words, when there is none or more than one.
+pub fn parse_simulated_root(pem: &[u8]) -> Result<Sha256Digest, String> {
+    let certificates = parse_certificates(pem).map_err(|error| Chain(&error).to_string())?;
+    match certificates.as_slice() {
+        [root] => Ok(Sha256Digest::of(root)),
+        roots => Err(format!(
+            "holds {} certificates; leave only the root",
+            roots.len()
+        )),
+    }
+}
+
+fn collateral(
+    config: Option<&CollateralConfig>,
+    anchors: TrustAnchors,
+    clock: Clock,
+) -> Result<Option<Arc<CollateralStore>>, ConfigError> {
+    let Some(CollateralConfig { directory, url }) = config else {
+        return Ok(None);
+    };
+    let source = url.as_deref().map(HttpFetch::new).transpose();
+    let source =
+        source.map_err(|source| ConfigError::cannot_use("collateral.url")(source.into()))?;
+    let source = source.map(|fetch| -> Box<dyn Fetch> { Box::new(fetch) });
+    Ok(Some(Arc::new(CollateralStore::new(
+        directory,
+        anchors,
+        source,
+        REQUEST_INTERVAL,
+        clock,
+    ))))
+}
+
+/// The server's configuration, and the authorities for guests.
+fn tls(config: &Config, keys: &BrokerKeys) -> Result<(Arc<ServerConfig>, String), StartError> {
+    match config.tls.source()? {
+        TlsSource::Issued { names } => {
+            let tls = keys.server_config(&names, Timestamp::now())?;
+            Ok((tls, keys.ca.clone()))
+        }
+        TlsSource::Files { .. } => tls_files(config),
+    }
+}
+
+fn tls_files(config: &Config) -> Result<(Arc<ServerConfig>, String), StartError> {
+    let TlsSource::Files {
+        certificate,
+        key,
+        ca,
+    } = config.tls.source()?
+    else {
+        return Err(ConfigError::field("tls.certificate", "is missing").into());
+    };
+    let ca = String::from_utf8(read("tls.ca", &ca)?)
+        .ok()
+        .filter(|ca| parse_certificates(ca.as_bytes()).is_ok())
+        .ok_or_else(|| ConfigError::field("tls.ca", "is not PEM of certificates"))?;
+    check_private(&key)?;
+    let tls = parse_server_config(
+        &read("tls.certificate", &certificate)?,
+        &zeroize::Zeroizing::new(read("tls.key", &key)?),
+    )?;
+    Ok((tls, ca))
+}
+
+async fn reload(inventory: DirectoryInventory, every: Duration) {
+    let mut interval = tokio::time::interval(every);
+    interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    interval.tick().await;
+    loop {
+        interval.tick().await;
+        let inventory = inventory.clone();
+        // Errors are logged where they are found.
+        let _ = tokio::task::spawn_blocking(move || inventory.objects().reload()).await;
+    }
+}
+
+/// Makes or reads another certificate long before the one in use ends.
+async fn renew_tls(config: Config, keys: BrokerKeys, in_use: RustlsConfig) {
+    let mut interval = tokio::time::interval(TLS_RELOAD);
+    interval.tick().await;
+    loop {
+        interval.tick().await;
+        match tls(&config, &keys) {
+            Ok((tls, _)) => in_use.reload_from_config(tls),
+            Err(error) => {
+                tracing::error!(error = %Chain(&error), "cannot renew the TLS certificate");
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
