@@ -320,7 +320,7 @@ secrets.files.directory = "secrets"
             ),
             (
                 GOOD.replace("secrets.files.directory = \"secrets\"", "secrets = {}"),
-                "secrets: names no store",
+                "secrets: names no store; add one of files and kv",
             ),
             ("listen = ".to_owned(), "is not a configuration"),
         ] {

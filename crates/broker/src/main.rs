@@ -14,7 +14,7 @@ use assay_broker::collateral::{CollateralStore, Fetch, HttpFetch, REQUEST_INTERV
 use assay_broker::config::Config;
 use assay_broker::keys::{BrokerKeys, SERVER_RENEW_DAYS, server_names};
 use assay_broker::kubernetes::KubernetesInventory;
-use assay_broker::secrets::kubernetes::KubernetesSecrets;
+use assay_broker::secrets::config::{OpenSecrets, SecretsConfig};
 use assay_broker::server::router;
 use assay_broker::service::{Chain, NONCE_CACHE, Service, ServiceParts};
 use assay_broker::standalone::{Standalone, parse_simulated_root};
@@ -77,16 +77,21 @@ struct ClusterArguments {
     /// https://kdsintf.amd.com. Without this option nothing is fetched.
     #[arg(long, env = "ASSAY_COLLATERAL_URL", requires = "collateral_dir")]
     collateral_url: Option<String>,
+    /// File that says which store the values are in, as YAML or JSON. Without it
+    /// they are in Secrets of the workloads' namespaces.
+    #[arg(long, env = "ASSAY_SECRETS_CONFIG")]
+    secrets_config: Option<PathBuf>,
 }
 
 impl ClusterArguments {
     /// What would be ignored beside --config.
-    const OPTIONS: [&str; 5] = [
+    const OPTIONS: [&str; 6] = [
         "namespace",
         "simulated_root",
         "audit_log",
         "collateral_dir",
         "collateral_url",
+        "secrets_config",
     ];
 }
 
@@ -152,7 +157,12 @@ async fn cluster(arguments: ClusterArguments) -> anyhow::Result<()> {
     let keys = get_or_create_keys(&client, namespace, Timestamp::now()).await?;
     publish_ca(&client, namespace, &keys.ca).await?;
 
-    let secrets = Arc::new(KubernetesSecrets::new(client.clone()));
+    let secrets = match &arguments.secrets_config {
+        Some(path) => SecretsConfig::load(path)?,
+        None => SecretsConfig::kubernetes(),
+    };
+    let secrets = secrets.open(Some(&client), Arc::new(Timestamp::now))?;
+    tokio::spawn(OpenSecrets::keep_alive(secrets.server));
     let (inventory, watches) = KubernetesInventory::start(client);
     let synced = inventory.synced();
     tokio::spawn(watches);
@@ -164,7 +174,7 @@ async fn cluster(arguments: ClusterArguments) -> anyhow::Result<()> {
 
     let service = Service::new(ServiceParts {
         inventory,
-        secrets,
+        secrets: secrets.store,
         verifier: VerifierIdentity {
             ca: keys.ca.clone(),
             anchors,

@@ -7,6 +7,7 @@
 pub mod config;
 pub mod files;
 pub mod kubernetes;
+pub mod vault;
 
 use std::fmt;
 

@@ -31,6 +31,7 @@ use crate::directory::objects::{Objects, ReadError, Reading};
 use crate::directory::records::{MAX_RECORDS, RecordDirectory, RecordError};
 use crate::keys::{BrokerKeys, KeysError, parse_server_config};
 use crate::manifests::Rules;
+use crate::secrets::config::OpenSecrets;
 use crate::server::router;
 use crate::service::{Chain, Clock, NONCE_CACHE, Service, ServiceParts};
 use crate::state::{StateDirectory, StateError, check_private};
@@ -111,7 +112,7 @@ impl Standalone {
     /// The first thing that would keep the broker from starting.
     pub fn check(config: &Config) -> Result<Checked, StartError> {
         let anchors = anchors(config)?;
-        config.secrets.open()?;
+        config.secrets.open(None, Arc::new(Timestamp::now))?;
         collateral(
             config.collateral.as_ref(),
             anchors,
@@ -170,7 +171,7 @@ impl Standalone {
     /// As [`Standalone::start`].
     pub fn start_at(config: &Config, clock: Clock) -> Result<Self, StartError> {
         let anchors = anchors(config)?;
-        let secrets = config.secrets.open()?;
+        let secrets = config.secrets.open(None, clock.clone())?;
         let collateral = collateral(config.collateral.as_ref(), anchors, clock.clone())?;
         let state = StateDirectory::open(&config.state_directory)?;
         let keys = state.get_or_create_keys(Timestamp::now())?;
@@ -199,7 +200,7 @@ impl Standalone {
         let address = listener.local_addr().map_err(listen)?;
         let service = Service::new(ServiceParts {
             inventory: inventory.clone(),
-            secrets,
+            secrets: secrets.store,
             verifier: VerifierIdentity {
                 ca: ca.clone(),
                 anchors,
@@ -227,6 +228,7 @@ impl Standalone {
         });
         let tasks = vec![
             tokio::spawn(reload(inventory.clone(), config.inventory.interval())),
+            tokio::spawn(OpenSecrets::keep_alive(secrets.server)),
             tokio::spawn(renew_tls(config.clone(), keys, tls)),
         ];
         tracing::info!(%address, objects = reading.objects, "serving");
