@@ -1,5 +1,6 @@
 //! Vocabulary of confidential guests: digests, launch shapes, byte layouts of
-//! the SEV-SNP ABI, and the two documents that a guest is configured by.
+//! the SEV-SNP ABI and of TD quotes, and the two documents that a guest is
+//! configured by.
 //!
 //! Everything here is pure: values and bytes, no files, no clock, no network.
 //! Parsers are total: any input gives a value or an error, never a panic.
@@ -23,6 +24,7 @@ pub mod report;
 pub mod shape;
 pub mod svsm;
 pub mod tcb;
+pub mod td_quote;
 pub mod vmsa;
 
 pub use digest::{LaunchDigest, Sha256Digest, Sha384Digest};
