@@ -19,7 +19,7 @@ use x509_cert::name::Name;
 use x509_cert::time::Time;
 
 use crate::crypto;
-use crate::describe::{TcbExtensions, VendorExtensions};
+use crate::extensions::{TcbExtensions, VendorExtensions};
 use crate::ledger::Finding;
 use crate::verdict::ReasonCode;
 

@@ -10,9 +10,11 @@ use x509_cert::crl::TbsCertList;
 use x509_cert::ext::pkix::CrlNumber;
 use x509_cert::time::Time;
 
-use crate::anchors::{TrustAnchors, TrustDomain, is_published_issue, published_issuer};
+use crate::anchors::TrustAnchors;
 use crate::certificate::{Certificate, EndorsementKey, SignedObject, unix_seconds};
+use crate::domain::TrustDomain;
 use crate::ledger::Finding;
+use crate::published::{is_published_issue, published_issuer};
 use crate::verdict::ReasonCode;
 
 /// The supplied certificates that can be read, and how many cannot.

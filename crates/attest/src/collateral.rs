@@ -11,12 +11,13 @@ use assay_tee::report::SigningKey;
 use assay_tee::{AttestationReport, Product, TcbVersion};
 use jiff::Timestamp;
 
-use crate::anchors::{TrustAnchors, published};
+use crate::anchors::TrustAnchors;
 use crate::appraise::find_product;
 use crate::certificate::Certificate;
 use crate::chain::{RevocationList, Supplied, check_issued, intermediate_name};
-use crate::evidence::{Evidence, parse_certificates};
+use crate::evidence::{Endorsements, Evidence, parse_certificates};
 use crate::ledger::Finding;
+use crate::published::published;
 use crate::verdict::ReasonCode;
 
 /// AMD's key distribution service.
@@ -239,15 +240,6 @@ fn needed(evidence: &Evidence, anchors: &TrustAnchors) -> Option<Vec<CollateralR
         requests.extend(CollateralRequest::vcek(product, &report.chip_id, tcb));
     }
     Some(requests)
-}
-
-/// What the vendor says of evidence, beside what the evidence brings.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Endorsements {
-    /// DER certificates.
-    pub certificates: Vec<Vec<u8>>,
-    /// DER of the root's revocation list.
-    pub revocation_list: Option<Vec<u8>>,
 }
 
 impl Endorsements {

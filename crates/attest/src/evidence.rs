@@ -6,8 +6,6 @@ mod hcl;
 use assay_tee::guest_message::CertificateTable;
 use der::pem;
 
-use crate::collateral::Endorsements;
-
 pub use coco::ParseCocoError;
 pub use hcl::ParseHclError;
 
@@ -49,6 +47,15 @@ impl Evidence {
     pub fn from_table(report: Vec<u8>, table: CertificateTable) -> Self {
         Self::new(report, table.0.into_iter().map(|entry| entry.der).collect())
     }
+}
+
+/// What the vendor says of evidence, beside what the evidence brings.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Endorsements {
+    /// DER certificates.
+    pub certificates: Vec<Vec<u8>>,
+    /// DER of the root's revocation list.
+    pub revocation_list: Option<Vec<u8>>,
 }
 
 /// What the report must contain, so that it is this guest's and fresh.

@@ -8,7 +8,7 @@ use assay_tee::{GuestPolicy, LaunchDigest, Product, Sha256Digest, TcbVersion};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha384};
 
-use crate::anchors::TrustDomain;
+use crate::domain::TrustDomain;
 use crate::policy::FirmwareVersion;
 
 macro_rules! names {

@@ -13,9 +13,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use assay_attest::collateral::{
-    Collateral, CollateralRefusal, CollateralRequest, Content, Endorsements, check_collateral,
+    Collateral, CollateralRefusal, CollateralRequest, Content, check_collateral,
 };
-use assay_attest::{Evidence, TrustAnchors, collateral::collateral_requests};
+use assay_attest::{Endorsements, Evidence, TrustAnchors, collateral::collateral_requests};
 use futures::future::BoxFuture;
 use jiff::{SignedDuration, Timestamp};
 use reqwest::redirect::Policy;

@@ -22,7 +22,7 @@ use x509_cert::name::Name;
 use x509_cert::serial_number::SerialNumber;
 use x509_cert::time::{Time, Validity};
 
-use crate::pki::PkiError;
+use crate::error::PkiError;
 
 /// AlgorithmIdentifier of RSASSA-PSS with SHA-384, MGF1 with SHA-384 and a salt
 /// of 48 bytes, as the vendor writes it in endorsement keys.

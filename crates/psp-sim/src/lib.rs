@@ -14,6 +14,7 @@
 //! certificate specification (AMD 57230).
 
 mod certificate;
+mod error;
 pub mod id_block;
 pub mod kds;
 pub mod pki;

@@ -27,6 +27,7 @@ use x509_cert::time::Validity;
 
 pub use crate::certificate::RevocationListTemplate;
 use crate::certificate::{self, Contents};
+pub use crate::error::PkiError;
 
 const DAY: u64 = 24 * 60 * 60;
 /// The vendor's authorities are valid for 25 years.
@@ -51,44 +52,6 @@ const MICROCODE_SPL: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.6.1.4.
 const FMC_SPL: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.6.1.4.1.3704.1.3.9");
 const HW_ID: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.6.1.4.1.3704.1.4");
 const CSP_ID: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.6.1.4.1.3704.1.5");
-
-/// The development PKI cannot be made or read.
-#[derive(Debug, thiserror::Error)]
-pub enum PkiError {
-    /// A key cannot be generated.
-    #[error("cannot generate a {kind} key")]
-    GenerateKey {
-        /// Kind of the key.
-        kind: &'static str,
-    },
-    /// Signing failed.
-    #[error("cannot sign")]
-    Sign,
-    /// A certificate cannot be written or read.
-    #[error("cannot write or read a certificate")]
-    Certificate(#[from] der::Error),
-    /// A date is out of range.
-    #[error("the date {0} is out of range for a certificate")]
-    Date(Timestamp),
-    /// The key is not an unencrypted PKCS#8 key on P-384.
-    #[error("not an unencrypted PKCS#8 key on P-384")]
-    ParseKey,
-    /// The chain has not three certificates.
-    #[error("the chain has {got} certificates, not endorsement key, intermediate and ARK")]
-    ChainLength {
-        /// Certificates in the chain.
-        got: usize,
-    },
-    /// The key is not the one of the certificate.
-    #[error("the key is not that of the first certificate")]
-    KeyMismatch,
-    /// The certificate lacks an extension of the vendor, or has a malformed one.
-    #[error("the endorsement key's extension {0} is missing or malformed")]
-    Extension(ObjectIdentifier),
-    /// The VLEK is not one for this processor.
-    #[error("the VLEK is of another product or TCB than the processor")]
-    VlekMismatch,
-}
 
 /// A development root and its intermediates with their keys.
 pub struct Authority {

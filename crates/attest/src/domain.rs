@@ -1,0 +1,40 @@
+//! What a chain that ends in a trust anchor proves.
+
+use std::fmt;
+
+use assay_tee::{Sha256Digest, Tee};
+use serde::{Deserialize, Serialize};
+
+/// Whose word the evidence rests on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(tag = "type")]
+pub enum TrustDomain {
+    /// AMD vouches for the processor.
+    #[serde(rename = "AMD")]
+    Amd,
+    /// A development root vouches for a simulation. It proves that the logic
+    /// works and protects nothing.
+    Simulated {
+        /// SHA-256 of the root's DER.
+        anchor: Sha256Digest,
+    },
+}
+
+impl TrustDomain {
+    /// The TEE that evidence of this domain comes from.
+    pub const fn tee(self) -> Tee {
+        match self {
+            Self::Amd => Tee::Snp,
+            Self::Simulated { .. } => Tee::SimulatedSnp,
+        }
+    }
+}
+
+impl fmt::Display for TrustDomain {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Amd => f.write_str("AMD"),
+            Self::Simulated { anchor } => write!(f, "Simulated {anchor}"),
+        }
+    }
+}
