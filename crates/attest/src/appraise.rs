@@ -18,7 +18,7 @@ use crate::verdict::{CheckName, Claims, ReasonCode, TcbClaims, Verdict};
 /// Appraises evidence.
 ///
 /// # Guarantees
-/// - The verdict lists every check of [`CheckName::ALL`], in order.
+/// - The verdict lists every check of [`CheckName::SNP`], in order.
 /// - It is accepted only when each passed, or does not apply and says why.
 /// - Checks of what the report says are made even when its signature is not
 ///   valid, to explain a refusal; they cannot turn it into an acceptance.
@@ -41,15 +41,7 @@ pub fn appraise(
         .map(|report| (report, Finding::pass(evidence.report.len().to_string())))
         .map_err(malformed);
     let Some(report) = ledger.take(CheckName::ReportLength, layout) else {
-        let (outcome, checks) = ledger.conclude();
-        return Verdict {
-            outcome,
-            trust_domain: None,
-            checks,
-            claims: None,
-            reference_value: None,
-            revocation_list_number: None,
-        };
+        return Verdict::unread(ledger.conclude(CheckName::SNP));
     };
 
     check_form(&report, &mut ledger);
@@ -67,12 +59,15 @@ pub fn appraise(
         ledger.take(CheckName::TrustAnchor, root)
     });
     if let Some((_, domain)) = root {
-        let tee = domain.tee();
+        let allowed = domain.tee().is_some_and(|tee| policy.tees.contains(&tee));
+        let observed = domain
+            .tee()
+            .map_or_else(|| domain.to_string(), |tee| tee.to_string());
         let finding = Finding::require(
-            policy.tees.contains(&tee),
+            allowed,
             ReasonCode::TeeNotAllowed,
             format!("one of {:?}", policy.tees),
-            tee.to_string(),
+            observed,
         );
         ledger.enter(CheckName::TrustDomain, finding);
     }
@@ -177,12 +172,13 @@ pub fn appraise(
     let finding = check_measurement(claims.measurement, reference_values);
     ledger.enter(CheckName::Measurement, finding);
 
-    let (outcome, checks) = ledger.conclude();
+    let (outcome, checks) = ledger.conclude(CheckName::SNP);
     Verdict {
         outcome,
         trust_domain,
         checks,
         claims: Some(claims),
+        td_claims: None,
         reference_value: reference.map(|value| value.id.clone()),
         revocation_list_number,
     }

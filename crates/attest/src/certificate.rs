@@ -1,4 +1,5 @@
-//! Certificates as AMD makes them (VCEK certificate specification, AMD 57230).
+//! Certificates as AMD makes them (VCEK certificate specification, AMD 57230), and
+//! what Intel's have in common with them.
 //!
 //! They are not those of RFC 5280: endorsement keys have serial number 0 and no
 //! key usage, and some encode the default trailer field of RSASSA-PSS. So the
@@ -38,8 +39,12 @@ const RSA_PSS_SHA384: [&[u8]; 2] = [
       \xa2\x03\x02\x01\x30\xa3\x03\x02\x01\x01",
 ];
 
+/// AlgorithmIdentifier of ECDSA with SHA-256.
+const ECDSA_SHA256: &[u8] = b"\x30\x0a\x06\x08\x2a\x86\x48\xce\x3d\x04\x03\x02";
+
 const RSA_ENCRYPTION: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.113549.1.1.1");
 const EC_PUBLIC_KEY: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.10045.2.1");
+const SECP256R1: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.10045.3.1.7");
 const SECP384R1: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.132.0.34");
 const COMMON_NAME: ObjectIdentifier = ObjectIdentifier::new_unwrap("2.5.4.3");
 const BASIC_CONSTRAINTS: ObjectIdentifier = ObjectIdentifier::new_unwrap("2.5.29.19");
@@ -106,12 +111,24 @@ impl SignedObject {
     }
 }
 
+impl SignedObject {
+    /// As [`Self::verify`], by a `point` on P-256.
+    fn verify_p256(&self, inner: &[u8], point: &[u8]) -> Result<(), ReasonCode> {
+        if self.algorithm != ECDSA_SHA256 || inner != self.algorithm {
+            return Err(ReasonCode::CertificateParametersWrong);
+        }
+        crypto::verify_ecdsa_p256_sha256_der(point, &self.body, &self.signature)
+            .map_err(|_| ReasonCode::CertificateSignatureInvalid)
+    }
+}
+
 /// A PKCS#1 RSA public key.
 pub(crate) struct RsaPublicKey(Vec<u8>);
 
 /// A certificate that can be read; nothing about it has been verified.
 #[derive(Debug, Clone)]
 pub(crate) struct Certificate {
+    der: Vec<u8>,
     pub(crate) fingerprint: Sha256Digest,
     signed: SignedObject,
     tbs: TbsCertificate,
@@ -126,12 +143,18 @@ impl Certificate {
         let inner_algorithm = tbs.signature().to_der()?;
         let common_name = single_common_name(tbs.subject()).unwrap_or_default();
         Ok(Self {
+            der: der.to_vec(),
             fingerprint: Sha256Digest::of(der),
             signed,
             tbs,
             inner_algorithm,
             common_name,
         })
+    }
+
+    /// The certificate as it came.
+    pub(crate) fn der(&self) -> &[u8] {
+        &self.der
     }
 
     pub(crate) fn tbs(&self) -> &TbsCertificate {
@@ -192,6 +215,24 @@ impl Certificate {
         }
         self.signed
             .verify(&self.inner_algorithm, &issuer.rsa_public_key()?)
+    }
+
+    /// As [`Self::verify_issued_by`], for an issuer with a key on P-256.
+    pub(crate) fn verify_issued_by_p256(&self, issuer: &Self) -> Result<(), ReasonCode> {
+        if self.issuer() != issuer.subject() {
+            return Err(ReasonCode::CertificateNameWrong);
+        }
+        let point = issuer.ec_point(SECP256R1)?;
+        self.signed.verify_p256(&self.inner_algorithm, point)
+    }
+
+    /// `x || y` of a key on P-256.
+    pub(crate) fn p256_coordinates(&self) -> Result<&[u8; 64], ReasonCode> {
+        let point = self.ec_point(SECP256R1)?;
+        let coordinates = point.split_first().map(|(_, coordinates)| coordinates);
+        coordinates
+            .and_then(|coordinates| coordinates.try_into().ok())
+            .ok_or(ReasonCode::CertificateKeyWrong)
     }
 
     /// Checks that this is a certificate authority's certificate of version 3
@@ -265,15 +306,22 @@ impl Certificate {
     }
 
     fn p384_public_key(&self) -> Result<[u8; 97], ReasonCode> {
+        let point = self.ec_point(SECP384R1)?;
+        point
+            .try_into()
+            .map_err(|_| ReasonCode::CertificateKeyWrong)
+    }
+
+    /// The point of a key on this curve.
+    fn ec_point(&self, curve: ObjectIdentifier) -> Result<&[u8], ReasonCode> {
         let wrong = ReasonCode::CertificateKeyWrong;
         let info = self.tbs.subject_public_key_info();
-        let curve = info.algorithm.parameters.as_ref().ok_or(wrong)?;
-        let curve = curve.decode_as::<ObjectIdentifier>().map_err(|_| wrong)?;
-        if info.algorithm.oid != EC_PUBLIC_KEY || curve != SECP384R1 {
+        let found = info.algorithm.parameters.as_ref().ok_or(wrong)?;
+        let found = found.decode_as::<ObjectIdentifier>().map_err(|_| wrong)?;
+        if info.algorithm.oid != EC_PUBLIC_KEY || found != curve {
             return Err(wrong);
         }
-        let point = info.subject_public_key.as_bytes().ok_or(wrong)?;
-        point.try_into().map_err(|_| wrong)
+        info.subject_public_key.as_bytes().ok_or(wrong)
     }
 
     fn extensions(&self) -> &[Extension] {

@@ -2,7 +2,10 @@
 //! another implementation can take the place of this one where aws-lc does not
 //! compile.
 
-use aws_lc_rs::signature::{ECDSA_P384_SHA384_FIXED, RSA_PSS_2048_8192_SHA384, UnparsedPublicKey};
+use aws_lc_rs::signature::{
+    ECDSA_P256_SHA256_ASN1, ECDSA_P256_SHA256_FIXED, ECDSA_P384_SHA384_FIXED,
+    RSA_PSS_2048_8192_SHA384, UnparsedPublicKey,
+};
 
 /// Bytes of an RSA-4096 modulus, and so of a signature.
 const RSA_4096_LEN: usize = 512;
@@ -43,6 +46,38 @@ pub fn verify_ecdsa_p384_sha384(
     signature: &[u8; 96],
 ) -> Result<(), VerifySignatureError> {
     UnparsedPublicKey::new(&ECDSA_P384_SHA384_FIXED, public_key)
+        .verify(message, signature)
+        .map_err(|_| VerifySignatureError)
+}
+
+/// Verifies ECDSA on P-256 with SHA-256, as quotes have it. `public_key` is
+/// `x || y`, `signature` is `r || s`, both big-endian.
+///
+/// # Errors
+/// When the signature does not verify.
+pub fn verify_ecdsa_p256_sha256(
+    public_key: &[u8; 64],
+    message: &[u8],
+    signature: &[u8; 64],
+) -> Result<(), VerifySignatureError> {
+    const UNCOMPRESSED: u8 = 4;
+    let point = [&[UNCOMPRESSED], &public_key[..]].concat();
+    UnparsedPublicKey::new(&ECDSA_P256_SHA256_FIXED, point)
+        .verify(message, signature)
+        .map_err(|_| VerifySignatureError)
+}
+
+/// Verifies ECDSA on P-256 with SHA-256, as certificates have it. `public_key` is
+/// an uncompressed point, `signature` is DER.
+///
+/// # Errors
+/// When the signature does not verify.
+pub fn verify_ecdsa_p256_sha256_der(
+    public_key: &[u8],
+    message: &[u8],
+    signature: &[u8],
+) -> Result<(), VerifySignatureError> {
+    UnparsedPublicKey::new(&ECDSA_P256_SHA256_ASN1, public_key)
         .verify(message, signature)
         .map_err(|_| VerifySignatureError)
 }

@@ -12,6 +12,8 @@ pub enum TrustDomain {
     /// AMD vouches for the processor.
     #[serde(rename = "AMD")]
     Amd,
+    /// Intel vouches for the processor.
+    Intel,
     /// A development root vouches for a simulation. It proves that the logic
     /// works and protects nothing.
     Simulated {
@@ -21,11 +23,21 @@ pub enum TrustDomain {
 }
 
 impl TrustDomain {
-    /// The TEE that evidence of this domain comes from.
-    pub const fn tee(self) -> Tee {
+    /// The TEE that evidence of this domain comes from, if it is one that guests
+    /// are launched in: TDs are appraised, and not launched.
+    pub const fn tee(self) -> Option<Tee> {
         match self {
-            Self::Amd => Tee::Snp,
-            Self::Simulated { .. } => Tee::SimulatedSnp,
+            Self::Amd => Some(Tee::Snp),
+            Self::Intel => None,
+            Self::Simulated { .. } => Some(Tee::SimulatedSnp),
+        }
+    }
+
+    /// Whether real hardware protects the guest.
+    pub const fn is_hardware(self) -> bool {
+        match self {
+            Self::Amd | Self::Intel => true,
+            Self::Simulated { .. } => false,
         }
     }
 }
@@ -34,6 +46,7 @@ impl fmt::Display for TrustDomain {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Amd => f.write_str("AMD"),
+            Self::Intel => f.write_str("Intel"),
             Self::Simulated { anchor } => write!(f, "Simulated {anchor}"),
         }
     }

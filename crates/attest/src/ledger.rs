@@ -132,9 +132,10 @@ impl Ledger {
         }
     }
 
-    /// Every check in order, those without an entry as skipped, and the outcome.
-    pub(crate) fn conclude(mut self) -> (Outcome, Vec<Check>) {
-        let checks: Vec<Check> = CheckName::ALL
+    /// The checks of `names` in order, those without an entry as skipped, and the
+    /// outcome. An entry that `names` lacks is appended, and counts.
+    pub(crate) fn conclude(mut self, names: &[CheckName]) -> (Outcome, Vec<Check>) {
+        let mut checks: Vec<Check> = names
             .iter()
             .map(|&name| {
                 self.0.remove(&name).unwrap_or(Check {
@@ -146,6 +147,7 @@ impl Ledger {
                 })
             })
             .collect();
+        checks.extend(self.0.into_values());
         let good =
             |check: &Check| matches!(check.result, CheckResult::Pass | CheckResult::NotApplicable);
         let outcome = if checks.iter().all(good) {
@@ -167,7 +169,7 @@ mod tests {
         for &name in CheckName::ALL.iter().skip(1) {
             ledger.enter(name, Finding::pass(""));
         }
-        let (outcome, checks) = ledger.conclude();
+        let (outcome, checks) = ledger.conclude(CheckName::ALL);
         assert_eq!(outcome, Outcome::Rejected);
         assert_eq!(checks[0].result, CheckResult::Skipped);
         assert_eq!(checks.len(), CheckName::ALL.len());
@@ -180,7 +182,7 @@ mod tests {
             ledger.enter(name, Finding::fail(ReasonCode::TcbTooOld));
             ledger.enter(name, Finding::pass(""));
         }
-        let (outcome, checks) = ledger.conclude();
+        let (outcome, checks) = ledger.conclude(CheckName::ALL);
         assert_eq!(outcome, Outcome::Rejected);
         assert!(
             checks

@@ -1,11 +1,12 @@
-//! Appraisal of SEV-SNP evidence: evidence, trust anchors, reference values and
-//! a policy in, a verdict with every check out.
+//! Appraisal of SEV-SNP and TDX evidence: evidence, trust anchors, reference values
+//! and a policy in, a verdict with every check out.
 //!
-//! The one entry is [`appraise()`]. It is pure: it reads no clock, no file and no
-//! network, so that the same inputs give the same verdict anywhere, and a
-//! stored piece of evidence can be appraised again by anyone. It fails closed:
-//! a verdict is `Accepted` only when every check of [`CheckName::ALL`] was made
-//! and passed, or is one that the policy visibly does without.
+//! The entries are [`appraise()`] for SNP and [`tdx::appraise_quote()`] for TDX. They
+//! are pure: they read no clock, no file and no network, so that the same inputs give
+//! the same verdict anywhere, and a stored piece of evidence can be appraised again
+//! by anyone. They fail closed: a verdict is `Accepted` only when every check of
+//! [`CheckName::SNP`] or [`CheckName::TDX`] was made and passed, or is one that the
+//! policy visibly does without.
 //!
 //! It must never take a trust anchor from evidence, pad or cut an expected
 //! value, or leave out a check because something to compare with is missing.
@@ -30,6 +31,8 @@ pub mod policy;
 mod published;
 pub mod reference;
 mod signing_key;
+mod td_claims;
+pub mod tdx;
 pub mod verdict;
 
 pub use anchors::TrustAnchors;

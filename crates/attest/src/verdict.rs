@@ -10,6 +10,7 @@ use sha2::{Digest as _, Sha384};
 
 use crate::domain::TrustDomain;
 use crate::policy::FirmwareVersion;
+use crate::td_claims::TdClaims;
 
 macro_rules! names {
     ($(#[$doc:meta])* $name:ident { $($(#[$vdoc:meta])* $variant:ident,)+ }) => {
@@ -40,7 +41,8 @@ macro_rules! names {
 }
 
 names! {
-    /// A check of the appraisal. The order is that of the appraisal.
+    /// A check of an appraisal. The order is that of an SNP appraisal; the checks
+    /// that TDX alone has follow.
     CheckName {
         /// The report has the length of a report.
         ReportLength,
@@ -97,9 +99,66 @@ names! {
         Mitigations,
         /// The launch was signed by an acceptable key, for an acceptable guest.
         IdBlock,
-        /// The launch digest is an acceptable reference value.
+        /// The launch digest, or MRTD, is an acceptable reference value.
         Measurement,
+        /// The quote is one of a TD, of a known form and exact lengths.
+        QuoteStructure,
+        /// The TD's attributes keep the host out.
+        TdAttributes,
+        /// There is collateral, and it can be read.
+        Collateral,
+        /// Every part of the collateral is valid now, and none older than any seen
+        /// before.
+        CollateralDates,
+        /// The PCK signed for a quoting enclave of Intel's that made the attestation
+        /// key.
+        QeIdentity,
+        /// The attestation key signed the quote.
+        QuoteSignature,
+        /// The TDX module is one of Intel's, with attributes that it may have.
+        SeamModule,
+        /// The platform reaches a level of the TCB info.
+        TcbLevel,
+        /// dcap-qvl accepts quote and collateral by Intel's rules.
+        DcapVerification,
+        /// The policy accepts the status of the TCB.
+        TcbStatus,
+        /// No advisory of the TCB's level is one that the policy refuses.
+        Advisories,
+        /// MRCONFIGID binds the instance.
+        ConfigId,
+        /// MROWNER and MROWNERCONFIG are the expected ones.
+        Owner,
+        /// The RTMRs are those of the reference value.
+        Rtmrs,
     }
+}
+
+impl CheckName {
+    /// The checks of an SNP appraisal, in order.
+    pub const SNP: &[Self] = Self::ALL.split_at(Self::QuoteStructure as usize).0;
+    /// The checks of a TDX appraisal, in order.
+    pub const TDX: &[Self] = &[
+        Self::QuoteStructure,
+        Self::TdAttributes,
+        Self::Collateral,
+        Self::TrustAnchor,
+        Self::CertificateChain,
+        Self::CertificateDates,
+        Self::CollateralDates,
+        Self::QeIdentity,
+        Self::QuoteSignature,
+        Self::SeamModule,
+        Self::TcbLevel,
+        Self::DcapVerification,
+        Self::TcbStatus,
+        Self::Advisories,
+        Self::ReportData,
+        Self::ConfigId,
+        Self::Owner,
+        Self::Measurement,
+        Self::Rtmrs,
+    ];
 }
 
 names! {
@@ -187,9 +246,9 @@ names! {
         HostDataMismatch,
         /// The guest policy has unknown bits, or lacks the reserved one.
         GuestPolicyInvalid,
-        /// The guest policy allows debugging.
+        /// The guest policy, or the TD's attributes, allow debugging.
         DebugAllowed,
-        /// The guest policy allows a migration agent.
+        /// The guest policy allows a migration agent, or the TD may be migrated.
         MigrationAllowed,
         /// The guest policy has another forbidden bit.
         GuestPolicyForbidden,
@@ -233,7 +292,60 @@ names! {
         MeasurementProposed,
         /// The launch digest has been revoked.
         MeasurementRevoked,
+        /// The quote cannot be read.
+        QuoteMalformed,
+        /// The quote's version is unknown.
+        QuoteVersionUnknown,
+        /// The quote is of another TEE.
+        QuoteTeeWrong,
+        /// The host may profile the TD.
+        ProfilingAllowed,
+        /// A service TD is bound to the TD.
+        ServiceTdBound,
+        /// The TD's attributes have unknown bits, or lack SEPT_VE_DISABLE.
+        TdAttributesInvalid,
+        /// No collateral was supplied.
+        CollateralMissing,
+        /// A part of the collateral cannot be read.
+        CollateralMalformed,
+        /// A part of the collateral is not valid yet.
+        CollateralNotYetValid,
+        /// A part of the collateral is not valid any more.
+        CollateralExpired,
+        /// Newer collateral has been seen.
+        CollateralSuperseded,
+        /// The PCK did not sign the quoting enclave's report.
+        QeReportSignatureInvalid,
+        /// The quoting enclave's report does not bind the attestation key.
+        AttestationKeyUnbound,
+        /// The quoting enclave is not the one that collateral names.
+        QeIdentityMismatch,
+        /// The quote's signature does not verify.
+        QuoteSignatureInvalid,
+        /// The TDX module's signer or version is not one that collateral names.
+        SeamSignerMismatch,
+        /// The TDX module has attributes that it may not have.
+        SeamAttributesMismatch,
+        /// The platform is below every level of the TCB info, or of another model.
+        TcbLevelMissed,
+        /// Intel's rules refuse the quote or the collateral.
+        DcapRefused,
+        /// The policy does not accept the status of the TCB.
+        TcbStatusNotAllowed,
+        /// The policy refuses an advisory of the TCB's level.
+        AdvisoryRefused,
+        /// MRCONFIGID is another.
+        ConfigIdMismatch,
+        /// MROWNER or MROWNERCONFIG is another.
+        OwnerMismatch,
+        /// An RTMR is another.
+        RtmrMismatch,
     }
+}
+
+impl ReasonCode {
+    /// The reasons of an SNP appraisal; those that are left are of TDX alone.
+    pub const SNP: &[Self] = Self::ALL.split_at(Self::QuoteMalformed as usize).0;
 }
 
 /// What came of a check.
@@ -290,6 +402,10 @@ pub struct Verdict {
     /// What the report says; absent if it has not the length of a report.
     /// Believe it only in an accepted verdict.
     pub claims: Option<Claims>,
+    /// What the quote says, in a verdict about TDX that could read it. Believe it
+    /// only in an accepted verdict.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub td_claims: Option<TdClaims>,
     /// Id of the reference value that the launch digest equals, whatever its
     /// state.
     pub reference_value: Option<String>,
@@ -301,6 +417,19 @@ pub struct Verdict {
 }
 
 impl Verdict {
+    /// The verdict about evidence that could not be read.
+    pub(crate) fn unread((outcome, checks): (Outcome, Vec<Check>)) -> Self {
+        Self {
+            outcome,
+            trust_domain: None,
+            checks,
+            claims: None,
+            td_claims: None,
+            reference_value: None,
+            revocation_list_number: None,
+        }
+    }
+
     /// Whether the evidence is acceptable.
     pub fn is_accepted(&self) -> bool {
         self.outcome == Outcome::Accepted

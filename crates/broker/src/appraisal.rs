@@ -223,7 +223,7 @@ pub fn decide_attestation(
         });
     match &verdict {
         Some(verdict) => checks.extend(verdict.checks.iter().map(check_status)),
-        None => checks.extend(CheckName::ALL.iter().map(|name| skipped(*name))),
+        None => checks.extend(CheckName::SNP.iter().map(|name| skipped(*name))),
     }
 
     let own_checks_pass = checks
@@ -256,7 +256,9 @@ pub fn decide_attestation(
             RecordVerdict::Rejected
         },
         reason,
-        tee: trust_domain.map_or(machine.tee, |domain| TeeType::from(domain.tee())),
+        tee: trust_domain
+            .and_then(TrustDomain::tee)
+            .map_or(machine.tee, TeeType::from),
         trust_domain: trust_domain
             .map_or_else(|| "Unknown".to_owned(), |domain| domain.to_string()),
         measurement: claims.as_ref().map(|claims| claims.measurement.to_string()),

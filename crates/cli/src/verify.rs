@@ -1,7 +1,10 @@
-//! `assay verify`: appraises evidence again, with nothing but files.
+//! `assay verify`: appraises evidence again, with nothing but files: SNP evidence
+//! here, TD quotes in [`quote`].
 //!
 //! Everything that evidence is compared with must be given, or waived by the
 //! word `any`, which the output repeats: nothing is left out in silence.
+
+mod quote;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -43,10 +46,12 @@ pub(crate) struct Args {
         long,
         visible_alias = "evidence",
         value_name = "FILE",
-        required_unless_present = "record",
+        required_unless_present_any = ["record", "quote"],
         conflicts_with = "record"
     )]
     report: Option<PathBuf>,
+    #[command(flatten)]
+    quote: quote::QuoteArgs,
     /// AttestationRecord, YAML or JSON: report, certificates, REPORT_DATA and
     /// HOST_DATA are taken from its status
     #[arg(long, value_name = "FILE")]
@@ -72,23 +77,25 @@ pub(crate) struct Args {
     #[arg(long, value_name = "FILE")]
     crl: Option<PathBuf>,
     /// Directory of `assay collateral fetch`: certificates that the evidence
-    /// lacks, and the revocation list, which must be there
-    #[arg(long, value_name = "DIR", conflicts_with = "crl")]
+    /// lacks, and the revocation list, which must be there. With --quote: the file
+    /// with Intel's collateral, JSON
+    #[arg(long, value_name = "PATH", conflicts_with = "crl")]
     collateral: Option<PathBuf>,
-    /// Launch digest to accept, sha384:<hex>, or `any`; may be repeated
+    /// Launch digest to accept, or MRTD of a quote, sha384:<hex>, or `any`; may be
+    /// repeated
     #[arg(long, value_name = "DIGEST", required = true)]
     measurement: Vec<Expected<LaunchDigest>>,
     /// REPORT_DATA as 128 hex digits, or `any`
     #[arg(long, value_name = "HEX", required_unless_present = "record")]
     report_data: Option<Expected<Hex<64>>>,
     /// HOST_DATA as 64 hex digits, or `any`
-    #[arg(long, value_name = "HEX", required_unless_present = "record")]
+    #[arg(long, value_name = "HEX", required_unless_present_any = ["record", "quote"])]
     host_data: Option<Expected<Hex<32>>>,
     /// Root of a simulation to believe, PEM or DER. Its evidence protects nothing
     #[arg(long, value_name = "FILE")]
     simulated_root: Option<PathBuf>,
     /// Appraisal policy, YAML or JSON [default: VCEK, VMPL 0, no debugging, no
-    /// migration, aliasing ruled out, any TCB]
+    /// migration, aliasing ruled out, any TCB; of a quote: the TCB is up to date]
     #[arg(long, value_name = "FILE")]
     policy: Option<PathBuf>,
     /// Time of the appraisal, RFC 3339 [default: now]
@@ -149,6 +156,10 @@ pub(crate) fn run(args: &Args) -> ExitCode {
 
 /// Why the evidence is refused, or nothing if it is accepted.
 fn verify(args: &Args) -> anyhow::Result<Option<String>> {
+    if let Some(path) = &args.quote.quote {
+        let (verdict, waived) = quote::appraise(args, path)?;
+        return show(verdict, &waived, args.json);
+    }
     let record = args.record.as_deref().map(Record::read).transpose()?;
     let mut evidence = evidence(args, record.as_ref())?;
     let now = args.now.unwrap_or_else(Timestamp::now);
@@ -194,7 +205,7 @@ fn verify(args: &Args) -> anyhow::Result<Option<String>> {
         report_data,
         host_data,
     };
-    let mut verdict = appraise(
+    let verdict = appraise(
         &evidence,
         &anchors,
         &reference_values,
@@ -202,28 +213,35 @@ fn verify(args: &Args) -> anyhow::Result<Option<String>> {
         &binding,
         now,
     );
+    let refusal = show(verdict, &waived, args.json)?;
+    match (&refusal, &policy_hash, &record) {
+        (None, Some(hash), Some(record)) => record.policy_refusal(hash),
+        _ => Ok(refusal),
+    }
+}
+
+/// Prints a verdict, with what was waived as such. Gives why the evidence is
+/// refused, if it is.
+fn show(mut verdict: Verdict, waived: &[CheckName], json: bool) -> anyhow::Result<Option<String>> {
     for check in &mut verdict.checks {
         if waived.contains(&check.name) && check.result == CheckResult::Pass {
             check.result = CheckResult::NotApplicable;
             check.expected = Some("any".to_owned());
         }
     }
-    if args.json {
+    if json {
         println!("{}", serde_json::to_string_pretty(&verdict)?);
     } else {
         print!("{}", render(&verdict));
     }
-    if !verdict.is_accepted() {
-        let refusal = verdict.first_failure().and_then(|check| {
-            let Check { name, reason, .. } = check;
-            Some(format!(": {name}: {}", (*reason)?))
-        });
-        return Ok(Some(refusal.unwrap_or_default()));
+    if verdict.is_accepted() {
+        return Ok(None);
     }
-    match (&policy_hash, &record) {
-        (Some(hash), Some(record)) => record.policy_refusal(hash),
-        _ => Ok(None),
-    }
+    let refusal = verdict.first_failure().and_then(|check| {
+        let Check { name, reason, .. } = check;
+        Some(format!(": {name}: {}", (*reason)?))
+    });
+    Ok(Some(refusal.unwrap_or_default()))
 }
 
 /// The hash that the cluster knows an AttestationPolicy by.
@@ -456,7 +474,7 @@ fn render(verdict: &Verdict) -> String {
         lines.push(line.trim_end().to_owned());
     }
     let domain = match verdict.trust_domain {
-        Some(domain) if domain.tee().is_hardware() => domain.to_string(),
+        Some(domain) if domain.is_hardware() => domain.to_string(),
         Some(domain) => format!("{domain}: protects nothing"),
         None => "no trust anchor".to_owned(),
     };
