@@ -10,6 +10,7 @@ use crate::chain::{Chain, RevocationRules, Supplied};
 use crate::crypto;
 use crate::evidence::{Binding, Evidence};
 use crate::ledger::{Finding, Ledger};
+use crate::memory::{ChainMemory, NoMemory};
 use crate::platform;
 use crate::policy::{AppraisalPolicy, RevocationListMode, SigningKeyPolicy};
 use crate::reference::{ReferenceState, ReferenceValues};
@@ -35,6 +36,29 @@ pub fn appraise(
     policy: &AppraisalPolicy,
     binding: &Binding,
     now: Timestamp,
+) -> Verdict {
+    let memory = &NoMemory;
+    appraise_with(
+        evidence,
+        anchors,
+        reference_values,
+        policy,
+        binding,
+        now,
+        memory,
+    )
+}
+
+/// As [`appraise`], without verifying a certificate chain that `memory` knows. The
+/// verdict is the same.
+pub fn appraise_with(
+    evidence: &Evidence,
+    anchors: &TrustAnchors,
+    reference_values: &ReferenceValues,
+    policy: &AppraisalPolicy,
+    binding: &Binding,
+    now: Timestamp,
+    memory: &dyn ChainMemory,
 ) -> Verdict {
     let mut ledger = Ledger::default();
     let layout = AttestationReport::read_layout(&evidence.report)
@@ -86,7 +110,7 @@ pub fn appraise(
     let (mut trust_domain, mut revocation_list_number) = (None, None);
     if let (Some(product), Some((root, domain)), Some((certificate, key))) = (product, root, &leaf)
     {
-        let chain = supplied.verify_chain(root, certificate, key.kind, product);
+        let chain = supplied.verify_chain(root, certificate, key.kind, product, memory);
         if let Some(chain) = ledger.take(CheckName::CertificateChain, chain) {
             trust_domain = Some(domain);
             ledger.enter(CheckName::CertificateDates, chain.check_dates(now));

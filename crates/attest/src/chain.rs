@@ -1,6 +1,8 @@
 //! The certificate chain: which of the supplied certificates plays which role,
 //! and whether they are what the vendor makes.
 
+use std::borrow::Cow;
+
 use assay_tee::report::SigningKey;
 use assay_tee::{Product, Sha256Digest};
 use der::oid::AssociatedOid;
@@ -14,12 +16,13 @@ use crate::anchors::TrustAnchors;
 use crate::certificate::{Certificate, EndorsementKey, SignedObject, unix_seconds};
 use crate::domain::TrustDomain;
 use crate::ledger::Finding;
-use crate::published::{is_published_issue, published_issuer};
+use crate::memory::{ChainDigest, ChainMemory};
+use crate::published::{is_published_issue, published_der, published_issuer};
 use crate::verdict::ReasonCode;
 
 /// The supplied certificates that can be read, and how many cannot.
 pub(crate) struct Supplied {
-    certificates: Vec<Certificate>,
+    certificates: Vec<Cow<'static, Certificate>>,
     malformed: usize,
 }
 
@@ -30,8 +33,13 @@ impl Supplied {
             malformed: 0,
         };
         for der in ders {
+            // Hosts supply what the vendor publishes, which has been read already.
+            if let Some(certificate) = published_der(der) {
+                supplied.certificates.push(Cow::Borrowed(certificate));
+                continue;
+            }
             match Certificate::parse(der) {
-                Ok(certificate) => supplied.certificates.push(certificate),
+                Ok(certificate) => supplied.certificates.push(Cow::Owned(certificate)),
                 Err(_) => supplied.malformed += 1,
             }
         }
@@ -56,6 +64,7 @@ impl Supplied {
         let mut found = self
             .certificates
             .iter()
+            .map(Cow::as_ref)
             .filter(|certificate| certificate.common_name == name);
         let first = found.next();
         if found.any(|other| Some(other.fingerprint) != first.map(|first| first.fingerprint)) {
@@ -140,22 +149,29 @@ impl Supplied {
         }
     }
 
-    /// The chain from `root` to `leaf`, verified but for its dates.
+    /// The chain from `root` to `leaf`, verified but for its dates. What `memory`
+    /// knows is not verified again.
     pub(crate) fn verify_chain<'a>(
         &'a self,
         root: &'a Certificate,
         leaf: &'a Certificate,
         kind: SigningKey,
         product: Product,
+        memory: &dyn ChainMemory,
     ) -> Result<(Chain<'a>, Finding), Finding> {
         let intermediate = self.intermediate(leaf, kind, product)?;
-        for (certificate, issuer) in [(root, root), (intermediate, root), (leaf, intermediate)] {
-            check_issued(certificate, issuer).map_err(|reason| {
-                Finding::fail(reason).observed(format!(
-                    "{} by {}",
-                    certificate.common_name, issuer.common_name
-                ))
-            })?;
+        let digest = ChainDigest::of([root, intermediate, leaf], kind, product);
+        if !memory.knows(&digest) {
+            let issues = [(root, root), (intermediate, root), (leaf, intermediate)];
+            for (certificate, issuer) in issues {
+                check_issued(certificate, issuer).map_err(|reason| {
+                    Finding::fail(reason).observed(format!(
+                        "{} by {}",
+                        certificate.common_name, issuer.common_name
+                    ))
+                })?;
+            }
+            memory.remember(digest);
         }
         let shown = format!(
             "{} < {} < {}",

@@ -17,6 +17,7 @@ use crate::certificate::Certificate;
 use crate::chain::{RevocationList, Supplied, check_issued, intermediate_name};
 use crate::evidence::{Endorsements, Evidence, parse_certificates};
 use crate::ledger::Finding;
+use crate::memory::NoMemory;
 use crate::published::published;
 use crate::verdict::ReasonCode;
 
@@ -442,7 +443,7 @@ fn check_vcek(
             .into());
     }
     let ((root, _), _) = supplied.root(leaf, kind, product, anchors)?;
-    supplied.verify_chain(root, leaf, kind, product)?;
+    supplied.verify_chain(root, leaf, kind, product, &NoMemory)?;
     let content = Content::Certificates(vec![answer.to_vec()]);
     Collateral::new(content, leaf.validity())
 }

@@ -33,6 +33,13 @@ pub(crate) fn published(common_name: &str) -> Option<&'static Certificate> {
         .find(|certificate| certificate.common_name == common_name)
 }
 
+/// The certificate that AMD publishes with these very bytes.
+pub(crate) fn published_der(der: &[u8]) -> Option<&'static Certificate> {
+    publications()
+        .iter()
+        .find(|certificate| certificate.der() == der)
+}
+
 /// As [`published`], if its name is the one that `issued` says issued it.
 pub(crate) fn published_issuer(
     issued: &Certificate,

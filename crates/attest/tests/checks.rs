@@ -12,6 +12,7 @@ use assay_attest::policy::{
 };
 use assay_attest::{
     CheckName, Outcome, ReasonCode, ReferenceState, TrustAnchors, TrustDomain, Verdict,
+    VerifiedChains,
 };
 use assay_psp_sim::Authority;
 use assay_tee::{
@@ -561,6 +562,23 @@ fn no_check_and_no_reason_is_without_a_row() {
         .filter(|reason| **reason != derived && !rows.iter().any(|row| row.1 == **reason))
         .collect();
     assert!(reasons.is_empty(), "{reasons:?}");
+}
+
+/// However a chain is remembered, before or while evidence is changed, it changes no
+/// verdict.
+#[test]
+fn a_remembered_chain_changes_no_verdict() {
+    for (check, reason, change) in rows() {
+        let mut case = Case::good();
+        let memory = VerifiedChains::new(16);
+        assert!(case.appraise_with(&memory).is_accepted());
+        change(&mut case);
+        let verdict = case.appraise();
+        assert!(!verdict.is_accepted(), "{check}, {reason}");
+        for _ in 0..2 {
+            assert_eq!(case.appraise_with(&memory), verdict, "{check}, {reason}");
+        }
+    }
 }
 
 /// ECDSA signatures have a twin. Both are the vendor's word for the same bytes,

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use assay_attest::{
     Binding, Check, CheckName, Claims, Endorsements, ReasonCode, TrustAnchors, TrustDomain,
-    Verdict, appraise,
+    Verdict, VerifiedChains, appraise_with,
 };
 use assay_crds::v1alpha1::attestation_record::{
     AttestationRecordStatus, CheckResult, CheckStatus, EndorsementsStatus, EvidenceStatus,
@@ -58,6 +58,8 @@ pub struct VerifierIdentity {
     pub ca: String,
     /// The roots that it believes.
     pub anchors: TrustAnchors,
+    /// The certificate chains whose signatures it has verified.
+    pub chains: Arc<VerifiedChains>,
 }
 
 /// The broker's own checks, by name. They precede those of the evidence.
@@ -212,13 +214,14 @@ pub fn decide_attestation(
         .as_deref()
         .zip(observed.policy.as_deref())
         .map(|(image, policy)| {
-            appraise(
+            appraise_with(
                 &evidence,
                 &verifier.anchors,
                 &reference_values(image, machine),
                 &appraisal_policy(&policy.spec, machine),
                 &binding,
                 now,
+                &*verifier.chains,
             )
         });
     match &verdict {

@@ -84,6 +84,7 @@ pub(crate) fn verifier() -> VerifierIdentity {
     VerifierIdentity {
         ca: CA.to_owned(),
         anchors,
+        chains: Arc::default(),
     }
 }
 

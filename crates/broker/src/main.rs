@@ -178,6 +178,7 @@ async fn cluster(arguments: ClusterArguments) -> anyhow::Result<()> {
         verifier: VerifierIdentity {
             ca: keys.ca.clone(),
             anchors,
+            chains: Arc::default(),
         },
         nonces: NonceIssuer::new(keys.nonce_key()),
         used_nonces: Box::new(BoundedNonceCache::new(NONCE_CACHE)),
