@@ -204,6 +204,7 @@ impl Standalone {
             verifier: VerifierIdentity {
                 ca: ca.clone(),
                 anchors,
+                chains: Arc::default(),
             },
             nonces: NonceIssuer::new(keys.nonce_key()),
             used_nonces: Box::new(BoundedNonceCache::new(NONCE_CACHE)),
