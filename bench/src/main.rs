@@ -4,6 +4,7 @@
 //! is not there is named and left out; nothing is compared with figures of
 //! another day or machine.
 
+mod broker;
 mod explain;
 mod hashing;
 mod launch_digest;
@@ -44,6 +45,8 @@ enum Benchmark {
     Explain,
     /// Appraisals against one signature, the sev crate and go-sev-guest
     Verification,
+    /// Guests of one replica of the broker
+    Broker,
 }
 
 /// What the program runs of itself.
@@ -88,6 +91,7 @@ fn run(arguments: &Arguments) -> Result<()> {
             Benchmark::Hashing => hashing::run(&peers)?,
             Benchmark::Explain => explain::run(&peers)?,
             Benchmark::Verification => verification::run(&peers)?,
+            Benchmark::Broker => broker::run()?,
         }
     }
     Ok(())

@@ -49,3 +49,9 @@ pub(crate) fn median(mut durations: Vec<Duration>) -> Duration {
         .copied()
         .unwrap_or_default()
 }
+
+/// The percentile of durations in ascending order; zero of none.
+pub(crate) fn percentile(sorted: &[Duration], percent: usize) -> Duration {
+    let at = (sorted.len() * percent / 100).min(sorted.len().saturating_sub(1));
+    sorted.get(at).copied().unwrap_or_default()
+}
