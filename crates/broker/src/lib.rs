@@ -28,6 +28,7 @@ pub mod inventory;
 pub mod keys;
 pub mod kubernetes;
 pub mod manifests;
+pub mod metrics;
 pub mod policy;
 pub mod record;
 pub mod release;

@@ -17,7 +17,7 @@ use assay_broker::kubernetes::KubernetesInventory;
 use assay_broker::secrets::config::{OpenSecrets, SecretsConfig};
 use assay_broker::server::router;
 use assay_broker::service::{Chain, NONCE_CACHE, Service, ServiceParts};
-use assay_broker::standalone::{Standalone, parse_simulated_root};
+use assay_broker::standalone::{Standalone, parse_simulated_root, serve_metrics};
 use assay_broker::startup::{get_or_create_keys, publish_ca};
 use assay_protocol::broker::{BoundedNonceCache, NonceIssuer};
 use assay_tee::Sha256Digest;
@@ -81,17 +81,21 @@ struct ClusterArguments {
     /// they are in Secrets of the workloads' namespaces.
     #[arg(long, env = "ASSAY_SECRETS_CONFIG")]
     secrets_config: Option<PathBuf>,
+    /// Address for metrics, over plain HTTP. Without it there are none.
+    #[arg(long, env = "ASSAY_METRICS_LISTEN")]
+    metrics_listen: Option<SocketAddr>,
 }
 
 impl ClusterArguments {
     /// What would be ignored beside --config.
-    const OPTIONS: [&str; 6] = [
+    const OPTIONS: [&str; 7] = [
         "namespace",
         "simulated_root",
         "audit_log",
         "collateral_dir",
         "collateral_url",
         "secrets_config",
+        "metrics_listen",
     ];
 }
 
@@ -185,8 +189,13 @@ async fn cluster(arguments: ClusterArguments) -> anyhow::Result<()> {
         tokens: keys.token_key()?,
         collateral,
         audit,
+        metrics: Arc::default(),
         clock: Arc::new(Timestamp::now),
     });
+    let service = Arc::new(service);
+    if let Some(address) = arguments.metrics_listen {
+        serve_metrics(address, service.clone()).context("cannot use --metrics-listen")?;
+    }
     let names = server_names(namespace);
     let tls = RustlsConfig::from_config(keys.server_config(&names, Timestamp::now())?);
     tokio::spawn(renew_certificate(keys, names, tls.clone()));

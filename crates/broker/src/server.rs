@@ -5,7 +5,7 @@ mod clients;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use assay_protocol::messages::TokenResponse;
 use assay_protocol::messages::{ATTEST_PATH, AUTH_PATH, RESOURCE_PATH, SESSION_COOKIE};
@@ -21,6 +21,7 @@ use tower_http::timeout::TimeoutLayer;
 
 use self::clients::Clients;
 use crate::inventory::Inventory;
+use crate::metrics::{self, Operation};
 use crate::release::ResourcePath;
 use crate::service::{Refusal, Service};
 
@@ -33,13 +34,23 @@ const MAX_CONCURRENT: usize = 256;
 
 /// What the routes share.
 struct Shared<I> {
-    service: Service<I>,
+    service: Arc<Service<I>>,
     ready: Arc<AtomicBool>,
+}
+
+impl<I: Inventory> Shared<I> {
+    /// Notes how long an answer took.
+    fn note(&self, operation: Operation, started: Instant, response: Response) -> Response {
+        let status = response.status().as_u16();
+        let metrics = self.service.metrics();
+        metrics.request(operation, status, started.elapsed());
+        response
+    }
 }
 
 /// The routes, to be served with the clients' addresses. `ready` says whether
 /// `/readyz` succeeds.
-pub fn router<I: Inventory>(service: Service<I>, ready: Arc<AtomicBool>) -> Router {
+pub fn router<I: Inventory>(service: Arc<Service<I>>, ready: Arc<AtomicBool>) -> Router {
     let permits = Arc::new(Semaphore::new(MAX_CONCURRENT));
     let clients = Clients::default();
     let limit = middleware::from_fn(move |client, request, next| {
@@ -64,6 +75,17 @@ pub fn router<I: Inventory>(service: Service<I>, ready: Arc<AtomicBool>) -> Rout
             REQUEST_TIMEOUT,
         ))
         .with_state(Arc::new(Shared { service, ready }))
+}
+
+/// What monitoring reads, to be served where guests do not reach it.
+pub fn metrics_router<I: Inventory>(service: Arc<Service<I>>) -> Router {
+    let metrics = |State(service): State<Arc<Service<I>>>| async move {
+        let text = service.encode_metrics();
+        ([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], text)
+    };
+    Router::new()
+        .route("/metrics", get(metrics))
+        .with_state(service)
 }
 
 /// Lets a request pass that is one of few of its client and, once its body is
@@ -91,12 +113,14 @@ async fn limit(
 }
 
 async fn authenticate<I: Inventory>(State(shared): State<Arc<Shared<I>>>, body: Bytes) -> Response {
-    match shared.service.authenticate(&body) {
+    let started = Instant::now();
+    let response = match shared.service.authenticate(&body) {
         Ok((session, challenge)) => {
             ([(header::SET_COOKIE, cookie(&session))], Json(challenge)).into_response()
         }
         Err(error) => refusal(&error),
-    }
+    };
+    shared.note(Operation::Auth, started, response)
 }
 
 async fn attest<I: Inventory>(
@@ -104,7 +128,8 @@ async fn attest<I: Inventory>(
     headers: HeaderMap,
     body: Bytes,
 ) -> Response {
-    match shared.service.attest(session(&headers), &body).await {
+    let started = Instant::now();
+    let response = match shared.service.attest(session(&headers), &body).await {
         // Clients of other key brokers ask for resources with the cookie alone. As
         // the session's new name the token needs no memory of sessions.
         Ok(token) => (
@@ -113,7 +138,8 @@ async fn attest<I: Inventory>(
         )
             .into_response(),
         Err(error) => refusal(&error),
-    }
+    };
+    shared.note(Operation::Attest, started, response)
 }
 
 async fn resource<I: Inventory>(
@@ -126,11 +152,13 @@ async fn resource<I: Inventory>(
         deployment,
         name,
     };
+    let started = Instant::now();
     let token = bearer(&headers).or_else(|| session(&headers));
-    match shared.service.resource(token, &path).await {
+    let response = match shared.service.resource(token, &path).await {
         Ok(jwe) => Json(jwe).into_response(),
         Err(error) => refusal(&error),
-    }
+    };
+    shared.note(Operation::Resource, started, response)
 }
 
 /// Whoever goes on with what files said before serves; how many, and no more, is

@@ -26,12 +26,13 @@ use crate::appraisal::{
 use crate::audit::AuditLog;
 use crate::collateral::CollateralStore;
 use crate::inventory::{Inventory, InventoryError, InventoryHealth, Notice};
+use crate::metrics::{AttestationOutcome, Metrics, RecordWrite};
 use crate::record::{NotRecorded, plan_record, plan_release};
 use crate::release::{
     ReleaseObserved, ReleaseRefusal, ResourcePath, audit_entry, check_path, check_size,
     decide_release, decide_secret, describe_release,
 };
-use crate::secrets::SecretStore;
+use crate::secrets::{SecretStore, SecretStoreError};
 use crate::submission::Submission;
 use crate::token::{Claims, InstanceClaims, TokenKey};
 
@@ -140,6 +141,8 @@ pub struct ServiceParts<I> {
     pub collateral: Option<Arc<CollateralStore>>,
     /// Keeps what was released and refused, if anything does.
     pub audit: Option<AuditLog>,
+    /// Counts.
+    pub metrics: Arc<Metrics>,
     /// The time.
     pub clock: Clock,
 }
@@ -162,6 +165,17 @@ impl<I: Inventory> Service<I> {
     /// The token keys as a JWK set.
     pub fn jwks(&self) -> serde_json::Value {
         self.parts.tokens.jwks()
+    }
+
+    /// Counts of the broker.
+    pub fn metrics(&self) -> &Metrics {
+        &self.parts.metrics
+    }
+
+    /// Everything that is counted, as text.
+    pub fn encode_metrics(&self) -> String {
+        let nonces = self.parts.used_nonces.in_use(seconds(self.now()));
+        self.parts.metrics.encode(nonces, self.health())
     }
 
     /// How far the inventory is from what people wrote.
@@ -212,6 +226,15 @@ impl<I: Inventory> Service<I> {
     /// # Errors
     /// When it is not accepted, or cannot be recorded.
     pub async fn attest(&self, session: Option<&str>, body: &[u8]) -> Result<String, Refusal> {
+        let result = self.appraise(session, body).await;
+        if let Err(Refusal::Session(_)) = &result {
+            let outcome = AttestationOutcome::Refused;
+            self.metrics().attestation(outcome, "InvalidSession", None);
+        }
+        result
+    }
+
+    async fn appraise(&self, session: Option<&str>, body: &[u8]) -> Result<String, Refusal> {
         let now = self.now();
         let submission = Submission::parse(body)
             .map_err(|error| Refusal::InvalidRequest(Chain(&error).to_string()))?;
@@ -241,6 +264,8 @@ impl<I: Inventory> Service<I> {
                     pod = instance.pod.name, pod_uid = instance.pod.uid,
                     reason = error.reason(), detail = %error, "attestation unidentified",
                 );
+                let outcome = AttestationOutcome::Unidentified;
+                self.metrics().attestation(outcome, error.reason(), None);
                 return Err(Refusal::AttestationFailed(error.reason().to_owned()));
             }
         };
@@ -257,6 +282,14 @@ impl<I: Inventory> Service<I> {
         let recorded = self
             .record(&instance.namespace, &appraisal, observed.record)
             .await?;
+        let outcome = if appraisal.is_accepted() {
+            AttestationOutcome::Accepted
+        } else {
+            AttestationOutcome::Rejected
+        };
+        let reason = &appraisal.status.reason;
+        self.metrics()
+            .attestation(outcome, reason, appraisal.trust_domain);
         if !appraisal.is_accepted() {
             if recorded {
                 let reason = appraisal.status.reason.clone();
@@ -328,7 +361,10 @@ impl<I: Inventory> Service<I> {
             Ok(Ok(())) => Ok(true),
             Ok(Err(NotRecorded::NotAuthentic | NotRecorded::Unwitnessed)) => Ok(false),
             Ok(Err(NotRecorded::Older)) => {
-                Err(Refusal::AttestationFailed("AppraisalSuperseded".to_owned()))
+                let (outcome, reason) = (AttestationOutcome::Refused, "AppraisalSuperseded");
+                self.metrics()
+                    .attestation(outcome, reason, appraisal.trust_domain);
+                Err(Refusal::AttestationFailed(reason.to_owned()))
             }
             Ok(Err(NotRecorded::Replayed)) => Err(Refusal::Session(NonceError::Replayed)),
             Err(error) => Err(unavailable(&error)),
@@ -352,7 +388,13 @@ impl<I: Inventory> Service<I> {
                 Ok(record) => record,
                 Err(error) => return Ok(Err(error)),
             };
-            match inventory.write_record(&record, existing.as_ref()).await {
+            let written = inventory.write_record(&record, existing.as_ref()).await;
+            self.metrics().record_write(match &written {
+                Ok(()) => RecordWrite::Written,
+                Err(InventoryError::Conflict) => RecordWrite::Conflict,
+                Err(InventoryError::Failed { .. }) => RecordWrite::Failed,
+            });
+            match written {
                 Ok(()) => return Ok(Ok(())),
                 Err(InventoryError::Conflict) => {
                     existing = inventory.read_record(namespace, pod).await?;
@@ -434,6 +476,7 @@ impl<I: Inventory> Service<I> {
                 .await
                 .map_err(|error| unavailable(&error))?;
         }
+        self.metrics().release(refusal);
         if let Some((reference, observed)) = found
             && let Some(release) = {
                 let location = self.parts.secrets.locate(path, &reference);
@@ -481,13 +524,18 @@ impl<I: Inventory> Service<I> {
     ) -> Result<Found, Refusal> {
         let secrets = &self.parts.secrets;
         let stored = secrets.read(path, reference).await;
-        let stored = stored.map_err(|error| unavailable(&error))?;
+        let stored = stored.map_err(|error| self.no_answer(&error))?;
         let value = match decide_secret(claims, stored) {
             Ok(value) => value,
             Err(refusal) => return Ok(Err(refusal)),
         };
         let value = secrets.open(path, value).await;
-        Ok(check_size(value.map_err(|error| unavailable(&error))?))
+        Ok(check_size(value.map_err(|error| self.no_answer(&error))?))
+    }
+
+    fn no_answer(&self, error: &SecretStoreError) -> Refusal {
+        self.metrics().store_error(error.store);
+        unavailable(error)
     }
 
     /// Tells in the pod's record what came of a request. People read it; no

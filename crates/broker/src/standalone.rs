@@ -29,10 +29,11 @@ use crate::config::{CollateralConfig, Config, ConfigError, TlsSource};
 use crate::directory::DirectoryInventory;
 use crate::directory::objects::{Objects, ReadError, Reading};
 use crate::directory::records::{MAX_RECORDS, RecordDirectory, RecordError};
+use crate::inventory::Inventory;
 use crate::keys::{BrokerKeys, KeysError, parse_server_config};
 use crate::manifests::Rules;
 use crate::secrets::config::OpenSecrets;
-use crate::server::router;
+use crate::server::{metrics_router, router};
 use crate::service::{Chain, Clock, NONCE_CACHE, Service, ServiceParts};
 use crate::state::{StateDirectory, StateError, check_private};
 
@@ -95,6 +96,8 @@ pub struct Checked {
 pub struct Standalone {
     /// Where it serves.
     pub address: SocketAddr,
+    /// Where metrics are, if anywhere.
+    pub metrics_address: Option<SocketAddr>,
     /// PEM of the authorities that guests must name and trust.
     pub ca: String,
     inventory: DirectoryInventory,
@@ -211,8 +214,10 @@ impl Standalone {
             tokens: keys.token_key()?,
             collateral,
             audit: Some(audit),
+            metrics: Arc::default(),
             clock,
         });
+        let service = Arc::new(service);
         let ready = Arc::new(AtomicBool::new(true));
         let handle = Handle::new();
         let tls = RustlsConfig::from_config(tls);
@@ -220,6 +225,10 @@ impl Standalone {
             .map_err(listen)?
             .http1_only()
             .handle(handle.clone());
+        let metrics = match config.metrics_listen {
+            Some(address) => Some(serve_metrics(address, service.clone())?),
+            None => None,
+        };
         let routes = router(service, ready.clone());
         let routes = routes.into_make_service_with_connect_info::<SocketAddr>();
         let serving = tokio::spawn(async move {
@@ -227,14 +236,17 @@ impl Standalone {
             let _state = state;
             server.serve(routes).await
         });
-        let tasks = vec![
+        let (metrics_address, metrics) = metrics.unzip();
+        let mut tasks = vec![
             tokio::spawn(reload(inventory.clone(), config.inventory.interval())),
             tokio::spawn(OpenSecrets::keep_alive(secrets.server)),
             tokio::spawn(renew_tls(config.clone(), keys, tls)),
         ];
+        tasks.extend(metrics);
         tracing::info!(%address, objects = reading.objects, "serving");
         Ok(Self {
             address,
+            metrics_address,
             ca,
             inventory,
             ready,
@@ -258,12 +270,18 @@ impl Standalone {
         }
     }
 
-    /// Waits until serving ends.
+    /// Waits until serving ends, and everything else with it.
     ///
     /// # Errors
     /// When it ended by an error.
     pub async fn finished(&mut self) -> std::io::Result<()> {
-        (&mut self.serving).await.map_err(std::io::Error::other)?
+        let served = (&mut self.serving).await.map_err(std::io::Error::other);
+        // They hold what another broker may now want.
+        for task in self.tasks.drain(..) {
+            task.abort();
+            let _ = task.await;
+        }
+        served?
     }
 }
 
@@ -276,6 +294,27 @@ impl Drop for Standalone {
             task.abort();
         }
     }
+}
+
+/// Serves metrics over plain HTTP, as a task; says where.
+///
+/// # Errors
+/// When the address cannot be served on.
+pub fn serve_metrics<I: Inventory>(
+    address: SocketAddr,
+    service: Arc<Service<I>>,
+) -> Result<(SocketAddr, JoinHandle<()>), StartError> {
+    let listen = |source| StartError::Listen { address, source };
+    let listener = TcpListener::bind(address).map_err(listen)?;
+    listener.set_nonblocking(true).map_err(listen)?;
+    let listener = tokio::net::TcpListener::from_std(listener).map_err(listen)?;
+    let local = listener.local_addr().map_err(listen)?;
+    let task = tokio::spawn(async move {
+        if let Err(error) = axum::serve(listener, metrics_router(service)).await {
+            tracing::error!(error = %Chain(&error), "cannot serve metrics");
+        }
+    });
+    Ok((local, task))
 }
 
 fn rules(config: &Config) -> Rules {

@@ -135,6 +135,9 @@ pub trait NonceCache: Send + Sync {
     /// # Errors
     /// When it was used already, or when the cache cannot remember it.
     fn consume(&self, nonce: &IssuedNonce, now: u64) -> Result<(), NonceError>;
+
+    /// Used nonces that could be answered at `now`, were they not remembered.
+    fn in_use(&self, now: u64) -> usize;
 }
 
 /// A cache in this process's memory, bounded in number. A full cache refuses:
@@ -187,6 +190,11 @@ impl NonceCache for BoundedNonceCache {
             .or_default()
             .push(nonce.id);
         Ok(())
+    }
+
+    fn in_use(&self, now: u64) -> usize {
+        let used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
+        used.by_expiry.range(now..).map(|(_, ids)| ids.len()).sum()
     }
 }
 
@@ -324,6 +332,8 @@ mod tests {
             cache.consume(&second, NOW + 100),
             Err(NonceError::CacheFull)
         );
+        assert_eq!(cache.in_use(first.expires_at()), 1);
+        assert_eq!(cache.in_use(first.expires_at() + 1), 0);
         assert_eq!(cache.consume(&second, first.expires_at() + 1), Ok(()));
     }
 

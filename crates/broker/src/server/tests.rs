@@ -45,7 +45,10 @@ fn serve() -> Broker {
     listener.set_nonblocking(true).unwrap();
     let address = listener.local_addr().unwrap();
     let ready = Arc::new(AtomicBool::new(false));
-    let service = Service::new(parts(FakeCluster::new(), Arc::new(fixtures::now)));
+    let service = Arc::new(Service::new(parts(
+        FakeCluster::new(),
+        Arc::new(fixtures::now),
+    )));
     let handle = Handle::new();
     let server = axum_server::from_tcp_rustls(listener, RustlsConfig::from_config(tls))
         .unwrap()

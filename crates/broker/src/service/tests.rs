@@ -19,7 +19,7 @@ use super::*;
 use crate::fixtures;
 use crate::identity::Witness;
 use crate::secrets::kubernetes::stored;
-use crate::secrets::{Location, SecretStoreError, StoredSecret};
+use crate::secrets::{Location, StoredSecret};
 
 mod collateral;
 mod interleavings;
@@ -151,6 +151,7 @@ pub(crate) fn parts(cluster: FakeCluster, clock: Clock) -> ServiceParts<FakeClus
         tokens: fixtures::token_key(),
         collateral: None,
         audit: None,
+        metrics: Arc::default(),
         clock,
     }
 }

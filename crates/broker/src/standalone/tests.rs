@@ -48,6 +48,7 @@ pub(crate) fn directory(secrets: &str) -> tempfile::TempDir {
          tls.names = [{SERVER_NAME:?}]\n\
          inventory.directory = \"objects\"\n\
          inventory.reloadInterval = \"1h\"\n\
+         metricsListen = \"127.0.0.1:0\"\n\
          {secrets}\n"
     );
     fs::write(path("broker.toml"), config).unwrap();
@@ -401,4 +402,44 @@ async fn a_certificate_of_somebody_else_is_served() {
     assert_eq!(world.broker.ca, issuer.ca);
     let session = world.attest().await.unwrap();
     assert!(world.secret(&session).await.is_ok());
+}
+
+#[tokio::test]
+async fn what_happens_is_counted() {
+    let world = world();
+    let session = world.attest().await.unwrap();
+    world.secret(&session).await.unwrap();
+    let refused = world.resource(&session, "shop/web/other").await;
+    assert_refused(refused, "NotReleased");
+    let _ = world.attest_as(9, &world.instance()).await;
+    let mut other = world.instance();
+    other.deployment = "db".to_owned();
+    let _ = world.attest_as(1, &other).await;
+    fs::write(world.path("objects/policy.yaml"), "a: [").unwrap();
+    world.broker.inventory().objects().reload();
+
+    let address = world.broker.metrics_address.unwrap();
+    let response = reqwest::get(format!("http://{address}/metrics")).await;
+    let response = response.unwrap();
+    let content_type = response.headers()["content-type"].to_str().unwrap();
+    assert!(content_type.starts_with("application/openmetrics-text"));
+    let text = response.text().await.unwrap();
+    for line in [
+        "assay_broker_attestations_total{outcome=\"Accepted\",reason=\"Accepted\",trust_domain=\"Simulated\"} 1",
+        "assay_broker_attestations_total{outcome=\"Rejected\",reason=\"MeasurementUnknown\",trust_domain=\"Simulated\"} 1",
+        "assay_broker_attestations_total{outcome=\"Unidentified\",reason=\"DeploymentMissing\",trust_domain=\"Unknown\"} 1",
+        "assay_broker_releases_total{outcome=\"Released\",reason=\"Released\"} 1",
+        "assay_broker_releases_total{outcome=\"Refused\",reason=\"NotReleased\"} 1",
+        "assay_broker_request_duration_seconds_count{operation=\"attest\",status=\"2xx\"} 1",
+        "assay_broker_request_duration_seconds_count{operation=\"attest\",status=\"4xx\"} 2",
+        "assay_broker_records 1",
+        "assay_broker_nonces_in_use 2",
+        "assay_broker_inventory_invalid_files 1",
+        "assay_broker_inventory_reload_failures_total 1",
+    ] {
+        assert!(text.lines().any(|found| found == line), "{line}\n{text}");
+    }
+    assert!(text.ends_with("# EOF\n"));
+    // Guests reach no metrics.
+    assert!(!world.get("/metrics").await.contains("assay_broker"));
 }

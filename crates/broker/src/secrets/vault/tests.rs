@@ -182,7 +182,7 @@ async fn world(auth: &str, store: &str) -> World {
         store: open.store,
         client: open.server.unwrap(),
         clock,
-        directory: directory,
+        directory,
     }
 }
 
@@ -291,13 +291,14 @@ async fn a_pinned_version_is_asked_for() {
 
 #[tokio::test]
 async fn values_are_text_or_said_to_be_base64() {
+    type Expected = Result<&'static [u8], &'static str>;
     let world = kv().await;
     let custom = |encoding: &str| {
         let mut custom = simulated();
         custom["assay.dev/encoding"] = encoding.into();
         custom
     };
-    let rows: [(Value, Value, Result<&[u8], &str>); 5] = [
+    let rows: [(Value, Value, Expected); 5] = [
         (json!("a\nb\u{e4}"), simulated(), Ok(b"a\nb\xc3\xa4")),
         (json!("AP8="), custom("base64"), Ok(&[0, 255])),
         (json!("not base64"), custom("base64"), Err("is not base64")),
@@ -416,10 +417,10 @@ async fn a_token_is_renewed_after_two_thirds_of_its_life() {
 
 #[tokio::test]
 async fn a_token_that_cannot_be_renewed_is_replaced() {
+    type Change = fn(&mut Server);
     let login = "POST /v1/auth/approle/login";
     let renew = "POST /v1/auth/token/renew-self";
     let get = format!("GET {DATA}");
-    type Change = fn(&mut Server);
     let rows: [(Change, i64, Vec<&str>); 3] = [
         (
             |server| server.renewal = None,
@@ -524,10 +525,11 @@ async fn transit_opens_what_the_store_keeps() {
     world.server.lock().unwrap().status = Some(400);
     let error = open(b"vault:v1:b3RoZXI=").await;
     assert!(error.contains("refused transit/decrypt/broker"), "{error}");
-    world.server.lock().unwrap().status = None;
-    let mut server = world.server.lock().unwrap();
-    server.answers.remove("/v1/transit/decrypt/broker");
-    drop(server);
+    {
+        let mut server = world.server.lock().unwrap();
+        server.status = None;
+        server.answers.remove("/v1/transit/decrypt/broker");
+    }
     let error = open(b"vault:v1:c2VhbGVk").await;
     assert!(error.contains("answered 404"), "{error}");
 }
