@@ -17,7 +17,7 @@ const CASES: [&str; 3] = ["defaults", "simulation", "every-value"];
 const KUBERNETES: &str = "1.33.0";
 
 /// Values that must be refused, and what the refusal must name.
-const REFUSED: [(&str, &str); 6] = [
+const REFUSED: [(&str, &str); 8] = [
     (
         "images.assay=",
         "images.assay is \"\": name the image by digest",
@@ -31,7 +31,9 @@ const REFUSED: [(&str, &str); 6] = [
         "images.launcher is",
     ),
     ("images.tag=v1", "images"),
-    ("broker.replicas=2", "replicas"),
+    ("broker.replicas=0", "replicas"),
+    ("broker.auditLog.claim=A/b", "claim"),
+    ("broker.secrets.files.directory=/x", "files"),
     ("collateral.url=kds.example", "collateral"),
 ];
 

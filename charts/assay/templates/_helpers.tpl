@@ -19,6 +19,11 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 {{- with .Values.collateral -}}{{- .url | default .claim -}}{{- end -}}
 {{- end }}
 
+{{- /* Not empty where the broker has volumes. */ -}}
+{{- define "assay.brokerVolumes" -}}
+{{- if or .Values.simulation.enabled .Values.broker.secrets .Values.broker.auditLog.claim (include "assay.collateral" .) -}}yes{{- end -}}
+{{- end }}
+
 {{- define "assay.podSecurityContext" -}}
 runAsNonRoot: true
 runAsUser: 65532
