@@ -88,7 +88,8 @@ struct ClusterArguments {
 
 impl ClusterArguments {
     /// What would be ignored beside --config.
-    const OPTIONS: [&str; 7] = [
+    const OPTIONS: [&str; 8] = [
+        "listen",
         "namespace",
         "simulated_root",
         "audit_log",
