@@ -8,11 +8,13 @@ mod quotes;
 #[path = "support/vectors.rs"]
 mod vectors;
 
-use assay_attest::tdx::{ExpectedRegister, TcbStatus};
+use assay_attest::tdx::{ExpectedRegister, QuoteEvidence, TcbStatus};
 use assay_attest::{
     CheckName, CheckResult, Outcome, ReasonCode, ReferenceState, TrustDomain, Verdict,
 };
 use assay_tee::Sha384Digest;
+use proptest::prelude::any;
+use proptest::sample::Index;
 use serde_json::Value;
 
 use quotes::{QuoteCase, ROWS, debug_v4, good_v4, outdated_v5};
@@ -191,4 +193,37 @@ fn collateral_brings_no_pck_chain() {
     let other = outdated_v5(&vectors).pck_chain();
     case.collateral(|json| json["pck_certificate_chain"] = Value::String(other));
     assert!(case.appraise().is_accepted());
+}
+
+proptest::proptest! {
+    #![proptest_config(proptest::prelude::ProptestConfig::with_cases(300))]
+
+    /// Whatever arrives gives a verdict, of every check, and no damaged quote or
+    /// collateral an acceptance by another platform's word.
+    #[test]
+    fn damaged_evidence_gives_a_verdict(
+        changes in proptest::collection::vec((any::<Index>(), 1_u8..), 0..4),
+        cut in proptest::option::of(any::<Index>()),
+        in_collateral: bool,
+    ) {
+        let Some(vectors) = vectors() else { return Ok(()) };
+        let mut case = good_v4(&vectors);
+        let QuoteEvidence { quote, collateral } = &mut case.evidence;
+        let bytes = if in_collateral { collateral.as_mut().unwrap() } else { quote };
+        for (at, bits) in &changes {
+            let at = at.index(bytes.len());
+            bytes[at] ^= bits;
+        }
+        if let Some(cut) = cut {
+            let len = cut.index(bytes.len());
+            bytes.truncate(len);
+        }
+        let verdict = case.appraise();
+        proptest::prop_assert_eq!(verdict.checks.len(), CheckName::TDX.len());
+        let accepted = verdict.is_accepted();
+        proptest::prop_assert_eq!(accepted, verdict.first_failure().is_none());
+        if accepted {
+            proptest::prop_assert_eq!(verdict.td_claims, good_v4(&vectors).appraise().td_claims);
+        }
+    }
 }
