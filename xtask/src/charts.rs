@@ -17,7 +17,7 @@ const CASES: [&str; 3] = ["defaults", "simulation", "every-value"];
 const KUBERNETES: &str = "1.33.0";
 
 /// Values that must be refused, and what the refusal must name.
-const REFUSED: [(&str, &str); 8] = [
+const REFUSED: [(&str, &str); 9] = [
     (
         "images.assay=",
         "images.assay is \"\": name the image by digest",
@@ -35,6 +35,7 @@ const REFUSED: [(&str, &str); 8] = [
     ("broker.auditLog.claim=A/b", "claim"),
     ("broker.secrets.files.directory=/x", "files"),
     ("collateral.url=kds.example", "collateral"),
+    ("denyList.chips={abc}", "denyList"),
 ];
 
 /// Writes the goldens anew.

@@ -21,7 +21,14 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 
 {{- /* Not empty where the broker has volumes. */ -}}
 {{- define "assay.brokerVolumes" -}}
-{{- if or .Values.simulation.enabled .Values.broker.secrets .Values.broker.auditLog.claim (include "assay.collateral" .) -}}yes{{- end -}}
+{{- if or .Values.simulation.enabled .Values.broker.secrets .Values.broker.auditLog.claim (include "assay.denyList" .) (include "assay.collateral" .) -}}yes{{- end -}}
+{{- end }}
+
+{{- /* The deny list as the broker reads it, or nothing if it denies nothing. */ -}}
+{{- define "assay.denyList" -}}
+{{- with .Values.denyList -}}
+{{- if or .chips .keys .providers -}}{{- toJson . -}}{{- end -}}
+{{- end -}}
 {{- end }}
 
 {{- define "assay.podSecurityContext" -}}

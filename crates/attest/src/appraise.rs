@@ -358,6 +358,9 @@ fn check_denied(
     let Some(csp_id) = &key.csp_id else {
         return Finding::pass(chip.to_string());
     };
+    if policy.denied.providers.contains(csp_id) {
+        return Finding::fail(ReasonCode::ProviderDenied).observed(csp_id.clone());
+    }
     let allowed = policy.signing_keys.iter().any(|allowed| match allowed {
         SigningKeyPolicy::Vcek => false,
         SigningKeyPolicy::Vlek { csp_ids } => csp_ids.contains(csp_id),

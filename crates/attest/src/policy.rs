@@ -295,6 +295,23 @@ pub struct DenyList {
     /// SHA-256 of the SubjectPublicKeyInfo of endorsement keys.
     #[serde(default)]
     pub keys: Vec<Sha256Digest>,
+    /// CSP_ID of providers, even if the policy accepts their keys.
+    #[serde(default)]
+    pub providers: Vec<String>,
+}
+
+impl DenyList {
+    /// Denies what `other` denies too. What was denied stays so.
+    pub fn extend(&mut self, other: &Self) {
+        let Self {
+            chips,
+            keys,
+            providers,
+        } = other;
+        self.chips.extend_from_slice(chips);
+        self.keys.extend_from_slice(keys);
+        self.providers.extend_from_slice(providers);
+    }
 }
 
 /// What the ID block of the launch must be. Nothing is asked for by default:
@@ -371,6 +388,27 @@ mod tests {
                 serde_json::from_str::<IdBlockPolicy>(text).is_err(),
                 "{text}"
             );
+        }
+    }
+
+    /// As the chart writes it.
+    #[test]
+    fn a_deny_list_is_written_in_full_names() {
+        let digest = |byte: &str| format!("sha256:{}", byte.repeat(32));
+        let text = format!(
+            r#"{{"chips":["{}"],"keys":["{}"],"providers":["CN=provider.example"]}}"#,
+            digest("11"),
+            digest("22"),
+        );
+        let list: DenyList = serde_json::from_str(&text).unwrap();
+        assert_eq!(list.chips, [Sha256Digest::new([0x11; 32])]);
+        let mut other: DenyList = serde_json::from_str(r#"{"keys":[]}"#).unwrap();
+        assert_eq!(other, DenyList::default());
+        other.extend(&list);
+        other.extend(&DenyList::default());
+        assert_eq!(other, list);
+        for text in [r#"{"chip":[]}"#, r#"{"chips":["11"]}"#, r#"["11"]"#, ""] {
+            assert!(serde_json::from_str::<DenyList>(text).is_err(), "{text}");
         }
     }
 }

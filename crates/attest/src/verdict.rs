@@ -232,6 +232,8 @@ names! {
         ChipNotAllowed,
         /// The endorsement key is denied.
         EndorsementKeyDenied,
+        /// The provider is denied.
+        ProviderDenied,
         /// The provider is not one that the policy accepts.
         ProviderNotAllowed,
         /// The endorsement key was issued for another TCB.

@@ -19,7 +19,7 @@ use assay_tee::{
     AttestationReport, GuestPolicy, Product, Sha256Digest, Sha384Digest, TcbVersion, Tee,
 };
 
-use case::{Case, Setup, authority, tcb};
+use case::{Case, PROVIDER, Setup, authority, tcb};
 
 /// The TCB of [`Case::good`].
 const TCB: TcbVersion = TcbVersion {
@@ -230,6 +230,10 @@ fn rows() -> Vec<Row> {
         (C::DenyList, R::EndorsementKeyDenied, |c| {
             let vcek = describe_certificate(&c.evidence.certificates[0]).unwrap();
             c.policy.denied.keys.push(vcek.key_digest);
+        }),
+        (C::DenyList, R::ProviderDenied, |c| {
+            *c = Case::vlek();
+            c.policy.denied.providers.push(PROVIDER.to_owned());
         }),
         (C::DenyList, R::ProviderNotAllowed, |c| {
             *c = Case::vlek();

@@ -7,6 +7,7 @@
 
 use std::sync::Arc;
 
+use assay_attest::policy::DenyList;
 use assay_attest::{
     Binding, Check, CheckName, Claims, Endorsements, ReasonCode, TrustAnchors, TrustDomain,
     Verdict, VerifiedChains, appraise_with,
@@ -58,6 +59,8 @@ pub struct VerifierIdentity {
     pub ca: String,
     /// The roots that it believes.
     pub anchors: TrustAnchors,
+    /// What it refuses under every policy.
+    pub denied: DenyList,
     /// The certificate chains whose signatures it has verified.
     pub chains: Arc<VerifiedChains>,
 }
@@ -214,11 +217,13 @@ pub fn decide_attestation(
         .as_deref()
         .zip(observed.policy.as_deref())
         .map(|(image, policy)| {
+            let mut policy = appraisal_policy(&policy.spec, machine);
+            policy.denied.extend(&verifier.denied);
             appraise_with(
                 &evidence,
                 &verifier.anchors,
                 &reference_values(image, machine),
-                &appraisal_policy(&policy.spec, machine),
+                &policy,
                 &binding,
                 now,
                 &*verifier.chains,

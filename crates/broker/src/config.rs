@@ -93,6 +93,9 @@ pub struct Config {
     /// accepted where a policy names SimulatedSNP. It protects nothing.
     #[serde(default)]
     pub simulated_root: Option<PathBuf>,
+    /// JSON of what is refused under every policy: `chips`, `keys`, `providers`.
+    #[serde(default)]
+    pub deny_list: Option<PathBuf>,
 }
 
 /// The server's certificate: made by the broker for `names`, or brought along as
@@ -189,6 +192,7 @@ impl Config {
         let optional = [
             &mut self.audit_log,
             &mut self.simulated_root,
+            &mut self.deny_list,
             &mut self.tls.certificate,
             &mut self.tls.key,
             &mut self.tls.ca,

@@ -3,6 +3,7 @@
 
 use std::sync::{Arc, OnceLock};
 
+use assay_attest::policy::DenyList;
 use assay_attest::{Endorsements, TrustAnchors};
 use assay_crds::names::{DEPLOYMENT_LABEL, IMAGE_LABEL, RELEASE_CLASS_LABEL};
 use assay_crds::v1alpha1::{
@@ -84,6 +85,7 @@ pub(crate) fn verifier() -> VerifierIdentity {
     VerifierIdentity {
         ca: CA.to_owned(),
         anchors,
+        denied: DenyList::default(),
         chains: Arc::default(),
     }
 }

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use assay_attest::TrustAnchors;
+use assay_attest::policy::DenyList;
 use assay_broker::appraisal::VerifierIdentity;
 use assay_broker::audit::AuditLog;
 use assay_broker::collateral::{CollateralStore, Fetch, HttpFetch, REQUEST_INTERVAL};
@@ -17,7 +18,7 @@ use assay_broker::kubernetes::KubernetesInventory;
 use assay_broker::secrets::config::{OpenSecrets, SecretsConfig};
 use assay_broker::server::router;
 use assay_broker::service::{Chain, NONCE_CACHE, Service, ServiceParts};
-use assay_broker::standalone::{Standalone, parse_simulated_root, serve_metrics};
+use assay_broker::standalone::{Standalone, parse_deny_list, parse_simulated_root, serve_metrics};
 use assay_broker::startup::{get_or_create_keys, publish_ca};
 use assay_protocol::broker::{BoundedNonceCache, NonceIssuer};
 use assay_tee::Sha256Digest;
@@ -63,6 +64,11 @@ struct ClusterArguments {
     /// nothing. Without this option no simulated evidence is ever accepted.
     #[arg(long, env = "ASSAY_SIMULATED_ROOT")]
     simulated_root: Option<PathBuf>,
+    /// File, JSON, of what is refused under every AttestationPolicy: `chips`, SHA-256
+    /// of CHIP_ID; `keys`, SHA-256 of an endorsement key's SubjectPublicKeyInfo, as
+    /// records show them; `providers`, CSP_ID. It is read once.
+    #[arg(long, env = "ASSAY_DENY_LIST")]
+    deny_list: Option<PathBuf>,
     /// File that keeps every release and refusal as a hash chain, for `assay
     /// audit verify`. Nothing is released that cannot be written to it.
     #[arg(long, env = "ASSAY_AUDIT_LOG")]
@@ -152,6 +158,16 @@ async fn cluster(arguments: ClusterArguments) -> anyhow::Result<()> {
         }
         None => TrustAnchors::amd(),
     };
+    let denied = match &arguments.deny_list {
+        Some(path) => {
+            let list = std::fs::read(path)
+                .with_context(|| format!("cannot read the deny list {}", path.display()))?;
+            parse_deny_list(&list)
+                .map_err(anyhow::Error::msg)
+                .with_context(|| format!("cannot use {}", path.display()))?
+        }
+        None => DenyList::default(),
+    };
     let audit = arguments.audit_log.as_deref().map(AuditLog::open);
     let audit = audit.transpose()?;
     let collateral = collateral(&arguments, anchors)?;
@@ -183,6 +199,7 @@ async fn cluster(arguments: ClusterArguments) -> anyhow::Result<()> {
         verifier: VerifierIdentity {
             ca: keys.ca.clone(),
             anchors,
+            denied,
             chains: Arc::default(),
         },
         nonces: NonceIssuer::new(keys.nonce_key()),

@@ -187,6 +187,7 @@ impl Metrics {
             reason: reason.to_owned(),
             trust_domain: match trust_domain {
                 Some(TrustDomain::Amd) => "AMD",
+                Some(TrustDomain::Intel) => "Intel",
                 Some(TrustDomain::Simulated { .. }) => "Simulated",
                 None => "Unknown",
             },

@@ -44,6 +44,7 @@ pub fn appraisal_policy(spec: &AttestationPolicySpec, machine: &Machine) -> Appr
         denied: DenyList {
             chips: snp.denied.chips.clone(),
             keys: snp.denied.keys.clone(),
+            providers: Vec::new(),
         },
         id_block: id_block(&snp.id_block),
     }

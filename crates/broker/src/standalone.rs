@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use assay_attest::TrustAnchors;
 use assay_attest::evidence::parse_certificates;
+use assay_attest::policy::DenyList;
 use assay_protocol::broker::{BoundedNonceCache, NonceIssuer};
 use assay_tee::Sha256Digest;
 use axum_server::Handle;
@@ -175,6 +176,7 @@ impl Standalone {
     pub fn start_at(config: &Config, clock: Clock) -> Result<Self, StartError> {
         let anchors = anchors(config)?;
         let secrets = config.secrets.open(None, clock.clone())?;
+        let denied = denied(config)?;
         let collateral = collateral(config.collateral.as_ref(), anchors, clock.clone())?;
         let state = StateDirectory::open(&config.state_directory)?;
         let keys = state.get_or_create_keys(Timestamp::now())?;
@@ -207,6 +209,7 @@ impl Standalone {
             verifier: VerifierIdentity {
                 ca: ca.clone(),
                 anchors,
+                denied,
                 chains: Arc::default(),
             },
             nonces: NonceIssuer::new(keys.nonce_key()),
@@ -338,6 +341,26 @@ fn anchors(config: &Config) -> Result<TrustAnchors, ConfigError> {
         .map_err(|remedy| ConfigError::field("simulatedRoot", remedy))?;
     tracing::warn!(%anchor, "simulated evidence can be accepted: it protects nothing");
     Ok(TrustAnchors::with_simulated(anchor))
+}
+
+fn denied(config: &Config) -> Result<DenyList, ConfigError> {
+    let Some(path) = &config.deny_list else {
+        return Ok(DenyList::default());
+    };
+    let denied = parse_deny_list(&read("denyList", path)?)
+        .map_err(|remedy| ConfigError::field("denyList", remedy))?;
+    tracing::info!(path = %path.display(), "denied under every policy");
+    Ok(denied)
+}
+
+/// Reads a deny list. One that cannot be read would deny nothing.
+///
+/// # Errors
+/// In words, when it is none.
+pub fn parse_deny_list(json: &[u8]) -> Result<DenyList, String> {
+    serde_json::from_slice(json).map_err(|error| {
+        format!("is no JSON with chips, keys and providers, all of them lists: {error}")
+    })
 }
 
 /// The digest of the one certificate in `pem`.

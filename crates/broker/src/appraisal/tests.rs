@@ -65,6 +65,29 @@ fn a_good_guest_is_accepted() {
     );
 }
 
+/// What the installation denies is denied under a policy that denies nothing, and
+/// what a policy denies stays denied.
+#[test]
+fn the_installation_s_deny_list_is_added_to_the_policy_s() {
+    let chip = decide(&good()).claims.unwrap().chip;
+    let mut case = good();
+    case.verifier.denied.chips.push(chip);
+    let appraisal = decide(&case);
+    assert_eq!(appraisal.status.reason, "ChipDenied");
+    assert!(!appraisal.is_accepted());
+
+    let other = Sha256Digest::of(b"another chip");
+    let mut case = good();
+    case.verifier.denied.chips.push(other);
+    assert!(decide(&case).is_accepted());
+    let policy = Arc::make_mut(case.observed.policy.as_mut().unwrap());
+    policy.spec.snp.denied.chips.push(chip);
+    let mut instance = fixtures::instance();
+    instance.policy_hash = policy.spec.hash().unwrap();
+    case.submission = submitted(&instance, 1);
+    assert_eq!(decide(&case).status.reason, "ChipDenied");
+}
+
 /// One change to the good case; the reason that the record must then have.
 #[test]
 fn every_mutation_has_its_reason() {
