@@ -334,16 +334,15 @@ pub fn is_worth_endorsing(submission: &Submission, observed: &Observed) -> bool 
     if check_identity(&submission.instance, witness, deployment.as_deref()).is_err() {
         return false;
     }
-    let allowed = policy
-        .as_ref()
-        .and_then(|policy| policy.spec.snp.allowed_chips.as_ref());
-    match (witness, allowed) {
-        (Witness::ApiServer(_), _) | (Witness::Nobody, None) => true,
-        (Witness::Nobody, Some(chips)) => {
-            AttestationReport::read_layout(&submission.evidence.report)
-                .is_ok_and(|report| chips.contains(&Sha256Digest::of(&report.chip_id)))
-        }
-    }
+    let policy = match (witness, policy) {
+        (Witness::ApiServer(_), _) => return true,
+        (Witness::Nobody, None) => return false,
+        (Witness::Nobody, Some(policy)) => policy,
+    };
+    policy.spec.snp.allowed_chips.as_ref().is_none_or(|chips| {
+        AttestationReport::read_layout(&submission.evidence.report)
+            .is_ok_and(|report| chips.contains(&Sha256Digest::of(&report.chip_id)))
+    })
 }
 
 /// What the vendor published and the appraisal used; nothing, where the evidence

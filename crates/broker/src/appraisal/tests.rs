@@ -338,4 +338,6 @@ fn chips_that_the_policy_does_not_name_are_not_asked_about() {
         let found = is_worth_endorsing(&case.submission, &case.observed);
         assert_eq!(found, worth, "{:?} {chips:?}", case.observed.witness);
     }
+    case.observed.policy = None;
+    assert!(!is_worth_endorsing(&case.submission, &case.observed));
 }

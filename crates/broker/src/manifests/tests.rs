@@ -145,3 +145,19 @@ fn a_revoked_image_needs_no_digests_and_any_chip_is_a_choice() {
     assert!(parse(&text).is_err());
     assert!(parse_manifest(&text, Rules { any_chip: true }).is_ok());
 }
+
+/// Rules of a schema and what is below it.
+fn rules(schema: &CompiledSchema) -> usize {
+    let errors = schema.compilation_errors();
+    assert!(errors.is_empty(), "{errors:?}");
+    let below = schema.properties.values().chain(schema.items.as_deref());
+    schema.validations.len() + below.map(rules).sum::<usize>()
+}
+
+/// One that could not be evaluated here would refuse objects that a cluster takes.
+#[test]
+fn the_rules_of_every_kind_are_understood() {
+    assert!(rules(schema::<ConfidentialDeployment>(Kind::Deployment)) > 5);
+    assert!(rules(schema::<MeasuredImage>(Kind::Image)) > 5);
+    assert!(rules(schema::<AttestationPolicy>(Kind::Policy)) > 10);
+}

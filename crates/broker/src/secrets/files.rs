@@ -135,6 +135,17 @@ impl SecretStore for FileSecrets {
 }
 
 fn stored(path: &Path) -> Result<Option<StoredSecret>, FileStoreError> {
+    // Namespace and deployment: whoever can write to them chooses the values.
+    for directory in path.ancestors().skip(1).take(2) {
+        match std::fs::metadata(directory) {
+            Ok(metadata) => check_mode(directory, metadata.permissions().mode(), 0o755)?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(source) => {
+                let path = directory.to_owned();
+                return Err(FileStoreError::Read { path, source });
+            }
+        }
+    }
     let Some(value) = read(path, 0o700, MAX_FILE)? else {
         return Ok(None);
     };
@@ -268,6 +279,14 @@ mod tests {
             world.put("shop/web/greeting", b"hello", mode);
             let error = world.read("greeting").await.unwrap_err();
             assert!(error.contains("chmod it to 700 or less"), "{error}");
+        }
+        for name in ["shop", "shop/web"] {
+            let directory = world.directory.path().join(name);
+            for (mode, readable) in [(0o775, false), (0o757, false), (0o755, true)] {
+                fs::set_permissions(&directory, fs::Permissions::from_mode(mode)).unwrap();
+                world.put("shop/web/greeting", b"hello", 0o600);
+                assert_eq!(world.read("greeting").await.is_ok(), readable, "{mode:o}");
+            }
         }
         world.put("shop/web/greeting", b"hello", 0o400);
         assert!(world.read("greeting").await.unwrap().is_some());

@@ -156,4 +156,4 @@ impl SecretStore for VaultKv {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

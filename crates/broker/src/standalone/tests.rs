@@ -443,3 +443,45 @@ async fn what_happens_is_counted() {
     // Guests reach no metrics.
     assert!(!world.get("/metrics").await.contains("assay_broker"));
 }
+
+/// Ciphertext on the disk, opened elsewhere, and only for whoever may have it.
+#[tokio::test]
+async fn a_sealed_value_is_opened_when_it_is_released() {
+    let (server, url) = crate::secrets::vault::tests::serve().await;
+    let transit = format!(
+        "{FILES}\n\
+         secrets.transit.key = \"broker\"\n\
+         secrets.vault.address = \"{url}\"\n\
+         secrets.vault.auth.appRole = {{ roleId = \"broker\", secretIdFile = \"id\" }}"
+    );
+    let directory = directory(&transit);
+    fs::write(directory.path().join("id"), "s3cret").unwrap();
+    let sealed = directory.path().join("secrets/shop/web/greeting");
+    fs::write(&sealed, "vault:v1:c2VhbGVk\n").unwrap();
+    let decrypt = "/v1/transit/decrypt/broker";
+    let answer = serde_json::json!({ "data": { "plaintext": "aGVsbG8=" } });
+    {
+        let mut server = server.lock().unwrap();
+        server.answers.insert(decrypt.to_owned(), answer);
+    }
+    let opened = || {
+        let server = server.lock().unwrap();
+        let requests = server.requests.iter();
+        requests
+            .filter(|request| request.ends_with(decrypt))
+            .count()
+    };
+    let world = start(directory);
+    let session = world.attest().await.unwrap();
+    let mark = world.path("secrets/shop/web/greeting.class");
+    fs::remove_file(&mark).unwrap();
+    assert_refused(world.secret(&session).await, "ReleaseClassMismatch");
+    assert_eq!(opened(), 0);
+    fs::write(&mark, "simulated").unwrap();
+    assert_eq!(world.secret(&session).await.unwrap(), b"hello");
+    assert_eq!(opened(), 1);
+    server.lock().unwrap().answers.clear();
+    assert_refused(world.secret(&session).await, "503");
+    let log = fs::read(world.path("state/audit.jsonl")).unwrap();
+    assert_eq!(verify_log(&log[..]).unwrap().lines, 2);
+}

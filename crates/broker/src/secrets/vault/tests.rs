@@ -9,18 +9,20 @@ use axum::body::Bytes;
 use axum::extract::State;
 use axum::http::{HeaderMap, Method, StatusCode, Uri};
 use axum::response::{IntoResponse as _, Response};
+use axum_server::tls_rustls::RustlsConfig;
 use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
 
 use super::*;
 use crate::fixtures;
+use crate::keys::BrokerKeys;
 use crate::release::decide_secret;
 use crate::secrets::config::SecretsConfig;
 use crate::service::{Chain, Clock};
 
 /// What the server knows, and what it was asked.
 #[derive(Default)]
-struct Server {
+pub(crate) struct Server {
     /// Tokens that it accepts.
     tokens: Vec<String>,
     /// Tokens that it has issued.
@@ -33,13 +35,13 @@ struct Server {
     /// Status of every answer, if not by what is there.
     status: Option<u16>,
     /// Answers by path.
-    answers: BTreeMap<String, Value>,
-    requests: Vec<String>,
+    pub(crate) answers: BTreeMap<String, Value>,
+    pub(crate) requests: Vec<String>,
     bodies: Vec<Value>,
     namespaces: Vec<Option<String>>,
 }
 
-type Shared = Arc<Mutex<Server>>;
+pub(crate) type Shared = Arc<Mutex<Server>>;
 
 fn errors(status: StatusCode) -> Response {
     let body = json!({ "errors": ["the words of the server, with correct horse battery staple"] });
@@ -143,7 +145,8 @@ fn simulated() -> Value {
     json!({ "assay.dev/release-class": "simulated" })
 }
 
-async fn world(auth: &str, store: &str) -> World {
+/// A server that issues tokens for a quarter of an hour.
+fn server() -> Shared {
     let server = Shared::default();
     {
         let mut server = server.lock().unwrap();
@@ -153,13 +156,28 @@ async fn world(auth: &str, store: &str) -> World {
         let value = version(&json!({ "greeting": "hello" }), &simulated());
         server.answers.insert(DATA.to_owned(), value);
     }
+    server
+}
+
+/// Serves on the loopback interface; says at which URL.
+pub(crate) async fn serve() -> (Shared, String) {
+    let server = server();
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let router = axum::Router::new()
         .fallback(answer)
         .with_state(server.clone());
     tokio::spawn(async move { axum::serve(listener, router).await });
+    (server, format!("http://{address}"))
+}
 
+async fn world(auth: &str, store: &str) -> World {
+    let (server, url) = serve().await;
+    open(server, &format!(r#""address": "{url}""#), auth, store)
+}
+
+/// A store by a configuration whose `vault` begins with `address`.
+fn open(server: Shared, address: &str, auth: &str, store: &str) -> World {
     let directory = tempfile::tempdir().unwrap();
     for (name, text) in [
         ("secret-id", "s3cret\n"),
@@ -169,9 +187,8 @@ async fn world(auth: &str, store: &str) -> World {
         fs::write(directory.path().join(name), text).unwrap();
     }
     let path = directory.path().join("secrets.yaml");
-    let config = format!(
-        r#"{{"vault": {{"address": "http://{address}", "namespace": "team", "auth": {auth}}}, {store}}}"#
-    );
+    let config =
+        format!(r#"{{"vault": {{{address}, "namespace": "team", "auth": {auth}}}, {store}}}"#);
     fs::write(&path, config).unwrap();
     let clock = Arc::new(Mutex::new(fixtures::now()));
     let reading = clock.clone();
@@ -489,6 +506,43 @@ async fn a_token_of_a_file_is_looked_up_and_read_anew() {
     world.advance(1_000_000);
     assert!(world.read().await.unwrap().is_some());
     assert_eq!(world.requests(), [get]);
+}
+
+/// Over TLS the server is the one that the authorities vouch for, or nobody.
+#[tokio::test]
+async fn the_server_is_one_of_the_given_authorities() {
+    let keys = || BrokerKeys::generate(Timestamp::now()).unwrap();
+    let (issuer, other) = (keys(), keys());
+    let names = ["127.0.0.1".to_owned()];
+    let tls = issuer.server_config(&names, Timestamp::now()).unwrap();
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.set_nonblocking(true).unwrap();
+    let url = format!("https://{}", listener.local_addr().unwrap());
+    let server = server();
+    let router = axum::Router::new()
+        .fallback(answer)
+        .with_state(server.clone());
+    let tls = RustlsConfig::from_config(tls);
+    let serving = axum_server::from_tcp_rustls(listener, tls).unwrap();
+    tokio::spawn(serving.serve(router.into_make_service()));
+    for (ca, reached) in [
+        (Some(&issuer.ca), true),
+        (Some(&other.ca), false),
+        (None, false),
+    ] {
+        let ca = ca.map(|ca| format!(r#", "ca": {}"#, json!(ca)));
+        let address = format!(r#""address": "{url}"{}"#, ca.unwrap_or_default());
+        let world = open(server.clone(), &address, APP_ROLE, r#""kv": {}"#);
+        match world.read().await {
+            Ok(stored) => assert!(reached && stored.is_some()),
+            Err(error) => {
+                assert!(
+                    !reached && error.contains("cannot reach the server"),
+                    "{error}"
+                );
+            }
+        }
+    }
 }
 
 #[tokio::test]
