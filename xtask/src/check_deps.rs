@@ -67,6 +67,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "assay-launcher",
             "assay-measure",
             "assay-protocol",
+            "assay-reference",
             "assay-registry",
             "assay-tee",
         ],

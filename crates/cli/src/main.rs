@@ -15,6 +15,7 @@ mod igvm;
 mod inspect;
 mod measure;
 mod pcrs;
+mod policy;
 mod pull;
 mod stdout;
 mod verify;
@@ -56,6 +57,8 @@ enum Command {
     Measure(measure::Args),
     /// Predict the TPM PCRs that the boot of a UKI leaves
     Pcrs(pcrs::Args),
+    /// Sign, verify and compare reference values outside the cluster
+    Policy(policy::Args),
     /// Fetch the files of an artifact, verified
     Pull(pull::Args),
     /// Appraise evidence again, from files
@@ -73,6 +76,7 @@ fn main() -> ExitCode {
         Command::Inspect(args) => inspect::run(&args),
         Command::Measure(args) => measure::run(&args),
         Command::Pcrs(args) => pcrs::run(&args),
+        Command::Policy(args) => return policy::run(&args),
         Command::Pull(args) => pull::run(&args),
         Command::Verify(args) => return verify::run(&args),
     };

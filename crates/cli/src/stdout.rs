@@ -17,3 +17,13 @@ pub(crate) fn write(text: impl Display) -> io::Result<()> {
 pub(crate) fn write_line(text: impl Display) -> io::Result<()> {
     write(format_args!("{text}\n"))
 }
+
+/// Writes a result that is no text.
+pub(crate) fn write_bytes(bytes: &[u8]) -> io::Result<()> {
+    let mut stdout = io::stdout().lock();
+    let written = stdout.write_all(bytes).and_then(|()| stdout.flush());
+    match written {
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
+        written => written,
+    }
+}
