@@ -1,5 +1,6 @@
 //! The broker's process: in a cluster, or by a configuration file without one.
 
+use std::alloc::System;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -26,7 +27,9 @@ use axum_server::Handle;
 use axum_server::tls_rustls::RustlsConfig;
 use clap::{Args, Parser};
 use jiff::Timestamp;
+use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
 use tracing_subscriber::EnvFilter;
+use zeroizing_alloc::ZeroAlloc;
 
 /// Time for requests in flight when the process is told to end.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(20);
@@ -94,10 +97,11 @@ struct ClusterArguments {
 
 impl ClusterArguments {
     /// What would be ignored beside --config.
-    const OPTIONS: [&str; 8] = [
+    const OPTIONS: [&str; 9] = [
         "listen",
         "namespace",
         "simulated_root",
+        "deny_list",
         "audit_log",
         "collateral_dir",
         "collateral_url",
@@ -106,9 +110,14 @@ impl ClusterArguments {
     ];
 }
 
+/// Values pass through buffers of libraries; what is freed is wiped.
+#[global_allocator]
+static ALLOCATOR: ZeroAlloc<System> = ZeroAlloc(System);
+
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
     let arguments = Arguments::parse();
+    leave_no_core_dump().context("cannot switch core dumps off")?;
     tracing_subscriber::fmt()
         .json()
         .flatten_event(true)
@@ -262,6 +271,16 @@ fn read_simulated_root(path: &std::path::Path) -> anyhow::Result<Sha256Digest> {
     parse_simulated_root(&pem)
         .map_err(anyhow::Error::msg)
         .with_context(|| format!("cannot use {}", path.display()))
+}
+
+/// Values must not reach a disk, nor another process of the same user.
+fn leave_no_core_dump() -> rustix::io::Result<()> {
+    let none = Rlimit {
+        current: Some(0),
+        maximum: Some(0),
+    };
+    setrlimit(Resource::Core, none)?;
+    set_dumpable_behavior(DumpableBehavior::NotDumpable)
 }
 
 /// Makes another TLS certificate long before the one in use ends.
