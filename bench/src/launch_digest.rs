@@ -27,9 +27,10 @@ pub(crate) fn run(peers: &Peers) -> Result<()> {
         std::fs::write(&path, content).with_context(|| format!("write {}", path.display()))?;
         Ok(path)
     };
-    let firmware_len = std::fs::metadata(&peers.firmware)
-        .with_context(|| format!("read {}", peers.firmware.display()))?
-        .len();
+    // Copied, so that all files came into the page cache in the same way.
+    let firmware = directory.path().join("firmware");
+    let firmware_len = std::fs::copy(&peers.firmware, &firmware)
+        .with_context(|| format!("copy {}", peers.firmware.display()))?;
     let firmware_len = usize::try_from(firmware_len).context("the firmware's length")?;
     let kernel = write("kernel", KERNEL_LEN)?;
     let initrd = write("initrd", INITRD_LEN)?;
@@ -38,7 +39,7 @@ pub(crate) fn run(peers: &Peers) -> Result<()> {
             command
                 .args(["--mode", "snp", "--vcpu-type", "EPYC-Milan"])
                 .args(["--vcpus", &format!("{vcpus}"), "--ovmf"])
-                .arg(&peers.firmware);
+                .arg(&firmware);
             if direct_boot {
                 command.arg("--kernel").arg(&kernel);
                 command.arg("--initrd").arg(&initrd);
