@@ -278,9 +278,21 @@ fn prepare(reference: &str, pulled: &Pulled) -> Result<MeasuredArtifact, ReadArt
 fn describe(reference: &str, artifact: &ReadArtifact) -> ArtifactStatus {
     let manifest = &artifact.manifest;
     let size = |bytes: u64| i64::try_from(bytes).unwrap_or(i64::MAX);
-    let RootFs::DmVerity {
-        serial, root_hash, ..
-    } = &artifact.guest_config.root;
+    let root_disk = match (&manifest.root_disk, &artifact.guest_config.root) {
+        (
+            Some(disk),
+            RootFs::DmVerity {
+                serial, root_hash, ..
+            },
+        ) => Some(RootDiskStatus {
+            path: disk.path.clone(),
+            sha256: disk.sha256.to_string(),
+            size_bytes: size(disk.size),
+            serial: serial.clone(),
+            verity_root_hash: root_hash.to_string(),
+        }),
+        _ => None,
+    };
     ArtifactStatus {
         reference: reference.to_owned(),
         uki: ArtifactFile {
@@ -293,12 +305,6 @@ fn describe(reference: &str, artifact: &ReadArtifact) -> ArtifactStatus {
             sha256: manifest.firmware.sha256.to_string(),
             size_bytes: size(manifest.firmware.size),
         },
-        root_disk: Some(RootDiskStatus {
-            path: manifest.root_disk.path.clone(),
-            sha256: manifest.root_disk.sha256.to_string(),
-            size_bytes: size(manifest.root_disk.size),
-            serial: serial.clone(),
-            verity_root_hash: root_hash.to_string(),
-        }),
+        root_disk,
     }
 }

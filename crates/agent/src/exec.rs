@@ -92,6 +92,7 @@ fn attempt(step: &Step) -> String {
         Step::SetKernel { path, value } => format!("set {path} to {value}"),
         Step::LoadModule { path } => format!("load module {path}"),
         Step::Mount(mount) => format!("mount {} on {}", mount.kind, mount.target),
+        Step::ShowReadOnly { from, to } => format!("show {from} at {to}"),
         Step::Protect { path } => format!("make {path} read-only"),
         Step::Hide { path } => format!("hide {path}"),
         Step::StartLoopback => "bring the loopback interface up".to_owned(),
@@ -128,6 +129,7 @@ fn run_one(step: &Step) -> Result<(), StepCause> {
         Step::SetKernel { path, value } => fs::write(Path::new("/proc/sys").join(path), value)?,
         Step::LoadModule { path } => load_module(path)?,
         Step::Mount(mount) => mount_one(mount)?,
+        Step::ShowReadOnly { from, to } => show_read_only(from, to)?,
         Step::Protect { path } => protect(path)?,
         Step::Hide { path } => hide(path)?,
         Step::StartLoopback => {
@@ -243,6 +245,13 @@ fn is_absent(result: &io::Result<()>) -> bool {
     result
         .as_ref()
         .is_err_and(|e| e.kind() == io::ErrorKind::NotFound)
+}
+
+fn show_read_only(from: &str, to: &str) -> io::Result<()> {
+    fs::create_dir_all(to)?;
+    rustix::mount::mount_bind(from, to)?;
+    let flags = MountFlags::BIND | MountFlags::RDONLY | MountFlags::NODEV;
+    Ok(rustix::mount::mount_remount(to, flags, c"")?)
 }
 
 fn protect(path: &str) -> io::Result<()> {

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use assay_tee::guest_config::RootFs;
+use assay_tee::guest_config::{INITRAMFS_ROOT, RootFs};
 use assay_tee::instance::RESOURCE_ROOT;
 
 use crate::step::{Carry, Mount, MountOption, Step, VerityDisk};
@@ -86,16 +86,8 @@ pub fn plan_platform(guest: &ValidGuest) -> Vec<Step> {
 
 /// Network and root file system.
 pub fn plan_guest(guest: &ValidGuest, instance: &ValidInstance) -> Vec<Step> {
-    let RootFs::DmVerity {
-        serial,
-        block_size,
-        data_blocks,
-        hash_start_block,
-        root_hash,
-        salt,
-    } = guest.config.root.clone();
     let directory = |path: String| Step::MakeDirectory { path, mode: 0o755 };
-    vec![
+    let mut steps = vec![
         Step::StartLoopback,
         Step::SetHostname {
             name: instance.hostname.clone(),
@@ -110,22 +102,9 @@ pub fn plan_guest(guest: &ValidGuest, instance: &ValidInstance) -> Vec<Step> {
             path: "net/ipv4/ip_unprivileged_port_start".to_owned(),
             value: "0".to_owned(),
         },
-        Step::OpenVerity(VerityDisk {
-            name: VERITY_NAME.to_owned(),
-            serial,
-            block_size,
-            data_blocks,
-            hash_start_block,
-            root_hash,
-            salt,
-        }),
-        mount(
-            "erofs",
-            &format!("/dev/mapper/{VERITY_NAME}"),
-            IMAGE,
-            &[ReadOnly, NoDev],
-            "",
-        ),
+    ];
+    steps.extend(plan_image(&guest.config.root));
+    steps.extend([
         mount("tmpfs", "tmpfs", OVERLAY, &[NoDev], "mode=0755"),
         directory(format!("{OVERLAY}/upper")),
         directory(format!("{OVERLAY}/work")),
@@ -143,7 +122,45 @@ pub fn plan_guest(guest: &ValidGuest, instance: &ValidInstance) -> Vec<Step> {
             &[NoSuid, NoDev, NoExec],
             "mode=0755,size=64m",
         ),
-    ]
+    ]);
+    steps
+}
+
+/// The image's own files at [`IMAGE`], which nothing can write to.
+fn plan_image(root: &RootFs) -> Vec<Step> {
+    match root.clone() {
+        RootFs::DmVerity {
+            serial,
+            block_size,
+            data_blocks,
+            hash_start_block,
+            root_hash,
+            salt,
+        } => vec![
+            Step::OpenVerity(VerityDisk {
+                name: VERITY_NAME.to_owned(),
+                serial,
+                block_size,
+                data_blocks,
+                hash_start_block,
+                root_hash,
+                salt,
+            }),
+            mount(
+                "erofs",
+                &format!("/dev/mapper/{VERITY_NAME}"),
+                IMAGE,
+                &[ReadOnly, NoDev],
+                "",
+            ),
+        ],
+        // The initramfs is no mount that an overlay can be laid over: some
+        // kernels refuse it.
+        RootFs::Initramfs => vec![Step::ShowReadOnly {
+            from: INITRAMFS_ROOT.to_owned(),
+            to: IMAGE.to_owned(),
+        }],
+    }
 }
 
 /// What the workload's own process does, as the first process of its PID, mount
@@ -429,6 +446,31 @@ mod tests {
                 mount.kind
             );
         }
+    }
+
+    #[test]
+    fn without_a_disk_the_image_is_the_measured_directory() {
+        let mut guest = guest();
+        let on_disk = plan_guest(&guest, &instance());
+        guest.config.root = RootFs::Initramfs;
+        let steps = plan_guest(&guest, &instance());
+        let shown = Step::ShowReadOnly {
+            from: "/rootfs".to_owned(),
+            to: "/run/assay/image".to_owned(),
+        };
+        let at = position(&steps, |s| *s == shown);
+        let without = |steps: &[Step], of_image: &dyn Fn(&Step) -> bool| -> Vec<Step> {
+            steps.iter().filter(|s| !of_image(s)).cloned().collect()
+        };
+        // Nothing else differs, and no disk is opened.
+        assert_eq!(
+            without(&steps, &|s| *s == shown),
+            without(&on_disk, &|s| {
+                matches!(s, Step::OpenVerity(_)) || matches!(s, Step::Mount(m) if m.kind == "erofs")
+            })
+        );
+        let overlay = |s: &Step| matches!(s, Step::Mount(m) if m.kind == "overlay");
+        assert!(at < position(&steps, overlay));
     }
 
     #[test]

@@ -61,6 +61,13 @@ pub enum Step {
     },
     /// Mounts a file system on a directory, which is created when missing.
     Mount(Mount),
+    /// Shows a directory a second time, read-only and without devices.
+    ShowReadOnly {
+        /// Absolute path of the directory.
+        from: String,
+        /// Absolute path of where it is shown, created when missing.
+        to: String,
+    },
     /// Makes an existing file or directory read-only in place. Absent is fine.
     Protect {
         /// Absolute path.

@@ -15,7 +15,8 @@ use assay_tee::canonical::encode_canonical;
 pub(crate) struct Args {
     /// The artifact: host/repository@sha256:…
     reference: String,
-    /// Directory to write manifest.json, uki.efi, firmware.fd and rootfs.img to
+    /// Directory to write manifest.json, uki.efi, firmware.fd and, where the
+    /// artifact has one, rootfs.img to
     #[arg(short, long, value_name = "DIR")]
     output: PathBuf,
     /// Registry host that speaks plain HTTP; may be given more than once
@@ -41,12 +42,14 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     fs::create_dir_all(&args.output)
         .with_context(|| format!("create {}", args.output.display()))?;
     let manifest = encode_canonical(&artifact.manifest).context("encode the manifest")?;
-    for (name, bytes) in [
-        (MANIFEST_PATH, &manifest.into()),
-        (UKI_PATH, &artifact.uki),
-        (FIRMWARE_PATH, &artifact.firmware),
-        (ROOT_DISK_PATH, &artifact.root_disk),
-    ] {
+    let files = [
+        (MANIFEST_PATH, Some(manifest.into())),
+        (UKI_PATH, Some(artifact.uki)),
+        (FIRMWARE_PATH, Some(artifact.firmware)),
+        (ROOT_DISK_PATH, artifact.root_disk),
+    ];
+    for (name, bytes) in files {
+        let Some(bytes) = bytes else { continue };
         let path = args.output.join(name);
         fs::write(&path, bytes).with_context(|| format!("write {}", path.display()))?;
     }

@@ -265,6 +265,7 @@ fn manifest(inputs: &Value) -> String {
         "version": 1,
         "uki": described,
         "firmware": entry("firmware.fd"),
+        "layout": "DmVerity",
         "rootDisk": root_disk,
         "measurement": inputs,
         "inputs": {"rootfs": image, "bootKit": image, "agent": Sha256Digest::of(b"")},

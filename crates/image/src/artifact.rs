@@ -158,8 +158,13 @@ pub fn build(inputs: &BuildInputs) -> Result<Artifact, BuildError> {
     let (mut tree, image_config) = open("rootfs", rootfs)?;
     let process = resolve_process(&image_config.config, &tree).map_err(BuildError::Process)?;
     prepare_root(&mut tree);
-    let Layout::DmVerity = recipe.layout;
-    let (root_disk, root) = dm_verity_disk(&tree, recipe.rootfs.digest())?;
+    let (root_disk, root) = match recipe.layout {
+        Layout::DmVerity => {
+            let (disk, root) = dm_verity_disk(&tree, recipe.rootfs.digest())?;
+            (Some(disk), root)
+        }
+        Layout::Initramfs => (None, RootFs::Initramfs),
+    };
 
     let modules: Vec<_> = kit
         .modules
@@ -173,7 +178,9 @@ pub fn build(inputs: &BuildInputs) -> Result<Artifact, BuildError> {
         root: root.clone(),
         process,
     };
-    let initrd = encode_initramfs(agent, &config, &modules).map_err(BuildError::Initramfs)?;
+    let rootfs_inside = (recipe.layout == Layout::Initramfs).then_some(&tree);
+    let initrd =
+        encode_initramfs(agent, &config, &modules, rootfs_inside).map_err(BuildError::Initramfs)?;
     let uki = encode_uki(&UkiParts {
         stub: &kit.stub,
         kernel: &kit.kernel,
@@ -192,7 +199,15 @@ pub fn build(inputs: &BuildInputs) -> Result<Artifact, BuildError> {
     let uki_entry = entry(UKI_PATH, &uki);
     let uki_bytes = uki.to_bytes();
     let measurement = measurement(&firmware.to_bytes(), uki_entry.sha256);
-    let disk_entry = entry(ROOT_DISK_PATH, &root_disk);
+    let disk_entry = root_disk.as_ref().map(|disk| {
+        let FileEntry { path, sha256, size } = entry(ROOT_DISK_PATH, disk);
+        RootDisk {
+            path,
+            sha256,
+            size,
+            root,
+        }
+    });
     let manifest = Manifest {
         version: Manifest::VERSION,
         uki: Uki {
@@ -205,12 +220,8 @@ pub fn build(inputs: &BuildInputs) -> Result<Artifact, BuildError> {
             pcrs: uki_pcrs(&uki_bytes).map_err(BuildError::Pcrs)?,
         },
         firmware: entry(FIRMWARE_PATH, &firmware),
-        root_disk: RootDisk {
-            path: disk_entry.path,
-            sha256: disk_entry.sha256,
-            size: disk_entry.size,
-            root,
-        },
+        layout: recipe.layout,
+        root_disk: disk_entry,
         measurement: measurement.map_err(BuildError::Measure)?,
         inputs: Inputs {
             rootfs: recipe.rootfs.clone(),
@@ -222,15 +233,13 @@ pub fn build(inputs: &BuildInputs) -> Result<Artifact, BuildError> {
         },
     };
     let manifest_bytes = encode_canonical(&manifest).map_err(BuildError::Encode)?;
-    Ok(Artifact {
-        manifest,
-        files: vec![
-            (MANIFEST_PATH, manifest_bytes.into()),
-            (FIRMWARE_PATH, firmware),
-            (UKI_PATH, uki),
-            (ROOT_DISK_PATH, root_disk),
-        ],
-    })
+    let mut files = vec![
+        (MANIFEST_PATH, manifest_bytes.into()),
+        (FIRMWARE_PATH, firmware),
+        (UKI_PATH, uki),
+    ];
+    files.extend(root_disk.map(|disk| (ROOT_DISK_PATH, disk)));
+    Ok(Artifact { manifest, files })
 }
 
 /// The manifest's rows for a UKI's sections.

@@ -1,15 +1,18 @@
-//! The initramfs: the guest agent as `/init`, its measured configuration and the
-//! kernel modules, and nothing else.
+//! The initramfs: the guest agent as `/init`, its measured configuration, the
+//! kernel modules and, where no disk carries them, the workload's files; and
+//! nothing else.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use assay_tee::GuestConfig;
 use assay_tee::canonical::{EncodeCanonicalError, encode_canonical};
-use assay_tee::guest_config::GUEST_CONFIG_PATH;
+use assay_tee::guest_config::{GUEST_CONFIG_PATH, INITRAMFS_ROOT};
 use bytes::Bytes;
 
 use crate::newc::{EncodeNewcError, NewcBuilder};
 use crate::rope::Rope;
+use crate::tarball::Owner;
+use crate::tree::{Content, InodeId, Tree};
 
 /// Path of the guest agent, which the kernel starts.
 pub const AGENT_PATH: &str = "/init";
@@ -33,6 +36,15 @@ pub enum EncodeInitramfsError {
     /// The archive cannot hold a file.
     #[error("cannot write the initramfs")]
     Archive(#[source] EncodeNewcError),
+    /// A file has capabilities, which a cpio archive cannot hold.
+    #[error(
+        "layout: {path:?} has file capabilities, which an initramfs cannot hold; use the layout \
+         DmVerity, or remove them from the image (setcap -r)"
+    )]
+    Capability {
+        /// Path in the image.
+        path: String,
+    },
 }
 
 /// Where a module of the boot kit lies in the initramfs.
@@ -40,11 +52,13 @@ pub fn module_path(release: &str, path: &str) -> String {
     format!("/lib/modules/{release}/{path}")
 }
 
-/// Writes the initramfs. `modules` are paths from [`module_path`] with content.
+/// Writes the initramfs. `modules` are paths from [`module_path`] with content,
+/// `rootfs` is what goes to [`INITRAMFS_ROOT`].
 pub fn encode_initramfs(
     agent: &Bytes,
     config: &GuestConfig,
     modules: &[(String, Bytes)],
+    rootfs: Option<&Tree>,
 ) -> Result<Rope, EncodeInitramfsError> {
     let config = encode_canonical(config).map_err(EncodeInitramfsError::Config)?;
     // Sorted, so that a directory precedes what is in it.
@@ -69,12 +83,65 @@ pub fn encode_initramfs(
     let mut archive = NewcBuilder::new();
     for (path, (mode, content)) in entries {
         match content {
-            Some(content) => archive.file(path, mode, content),
-            None => archive.directory(path, mode),
+            Some(content) => archive.file(path, mode, Owner::ROOT, content),
+            None => archive.directory(path, mode, Owner::ROOT),
         }
         .map_err(EncodeInitramfsError::Archive)?;
     }
+    if let Some(tree) = rootfs {
+        append_tree(&mut archive, tree)?;
+    }
     Ok(archive.finish())
+}
+
+/// Adds a tree below [`INITRAMFS_ROOT`]: the directories, each before what is in
+/// it, then everything else, all names of a file together. A symbolic link with
+/// several names becomes several links, as cpio has no other.
+fn append_tree(archive: &mut NewcBuilder, tree: &Tree) -> Result<(), EncodeInitramfsError> {
+    let mut order = Vec::new();
+    let mut names: HashMap<InodeId, Vec<Vec<u8>>> = HashMap::new();
+    let mut pending = vec![(relative(INITRAMFS_ROOT).as_bytes().to_vec(), Tree::ROOT)];
+    while let Some((path, id)) = pending.pop() {
+        let inode = tree.inode(id);
+        let (mode, owner) = (inode.metadata.mode, inode.metadata.owner);
+        if inode.metadata.capability.is_some() {
+            let inside = path.get(INITRAMFS_ROOT.len() - 1..).unwrap_or_default();
+            return Err(EncodeInitramfsError::Capability {
+                path: String::from_utf8_lossy(inside).into_owned(),
+            });
+        }
+        if let Content::Directory(entries) = &inode.content {
+            archive
+                .directory(&path, mode, owner)
+                .map_err(EncodeInitramfsError::Archive)?;
+            // The stack is emptied from its end.
+            for (name, child) in entries.iter().rev() {
+                pending.push(([&path, b"/".as_slice(), name].concat(), *child));
+            }
+            continue;
+        }
+        let known = names.entry(id).or_default();
+        if known.is_empty() {
+            order.push(id);
+        }
+        known.push(path);
+    }
+    for id in order {
+        let inode = tree.inode(id);
+        let (mode, owner) = (inode.metadata.mode, inode.metadata.owner);
+        let paths = names.remove(&id).unwrap_or_default();
+        match &inode.content {
+            Content::File(content) => archive
+                .linked_file(&paths, mode, owner, content.clone())
+                .map(drop),
+            Content::Symlink(target) => paths
+                .iter()
+                .try_for_each(|path| archive.symlink(path, mode, owner, target.clone()).map(drop)),
+            Content::Directory(_) => Ok(()),
+        }
+        .map_err(EncodeInitramfsError::Archive)?;
+    }
+    Ok(())
 }
 
 fn relative(path: &str) -> &str {
@@ -82,67 +149,4 @@ fn relative(path: &str) -> &str {
 }
 
 #[cfg(test)]
-mod tests {
-    use assay_tee::Sha256Digest;
-    use assay_tee::guest_config::{Process, RootFs};
-
-    use super::*;
-    use crate::newc::parse_newc;
-
-    #[test]
-    fn everything_is_there_after_its_directory() {
-        let config = GuestConfig {
-            version: GuestConfig::VERSION,
-            cmdline: "console=ttyS0".to_owned(),
-            modules: vec![module_path("6.12", "kernel/fs/erofs.ko.xz")],
-            root: RootFs::DmVerity {
-                serial: "s".to_owned(),
-                block_size: 4096,
-                data_blocks: 1,
-                hash_start_block: 2,
-                root_hash: Sha256Digest::of(b""),
-                salt: String::new(),
-            },
-            process: Process {
-                args: vec!["/bin/true".to_owned()],
-                env: Vec::new(),
-                cwd: "/".to_owned(),
-                uid: 0,
-                gid: 0,
-                additional_gids: Vec::new(),
-                stop_signal: "SIGTERM".to_owned(),
-            },
-        };
-        let modules = [(config.modules[0].clone(), Bytes::from_static(b"module"))];
-        let agent = Bytes::from_static(b"agent");
-        let archive = encode_initramfs(&agent, &config, &modules).unwrap();
-        let entries = parse_newc(&archive.to_bytes()).unwrap();
-        let paths: Vec<_> = entries
-            .iter()
-            .map(|entry| (entry.path.as_str(), entry.mode))
-            .collect();
-        assert_eq!(
-            paths,
-            [
-                ("dev", 0o040_755),
-                ("etc", 0o040_755),
-                ("etc/assay", 0o040_755),
-                ("etc/assay/guest.json", 0o100_444),
-                ("init", 0o100_755),
-                ("lib", 0o040_755),
-                ("lib/modules", 0o040_755),
-                ("lib/modules/6.12", 0o040_755),
-                ("lib/modules/6.12/kernel", 0o040_755),
-                ("lib/modules/6.12/kernel/fs", 0o040_755),
-                ("lib/modules/6.12/kernel/fs/erofs.ko.xz", 0o100_444),
-                ("newroot", 0o040_755),
-                ("proc", 0o040_555),
-                ("run", 0o040_755),
-                ("sys", 0o040_555),
-                ("tmp", 0o041_777),
-            ]
-        );
-        let written: GuestConfig = serde_json::from_slice(&entries[3].content).unwrap();
-        assert_eq!(written, config);
-    }
-}
+mod tests;

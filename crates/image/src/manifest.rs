@@ -10,7 +10,7 @@ use assay_tee::Sha256Digest;
 use assay_tee::guest_config::RootFs;
 use serde::{Deserialize, Serialize};
 
-use crate::recipe::PinnedReference;
+use crate::recipe::{Layout, PinnedReference};
 
 /// File name of the manifest in an artifact.
 pub const MANIFEST_PATH: &str = "manifest.json";
@@ -33,8 +33,11 @@ pub struct Manifest {
     pub uki: Uki,
     /// The firmware.
     pub firmware: FileEntry,
-    /// The root disk.
-    pub root_disk: RootDisk,
+    /// How the workload's files reach the guest.
+    pub layout: Layout,
+    /// The root disk, where the layout has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub root_disk: Option<RootDisk>,
     /// What the launch digests of the artifact follow from, for every launch
     /// shape, without its files.
     pub measurement: MeasurementInputs,
@@ -105,16 +108,8 @@ pub struct RootDisk {
     /// Number of bytes.
     pub size: u64,
     /// Serial of the virtio disk, and the parameters that the guest checks
-    /// every block against.
+    /// every block against: always [`RootFs::DmVerity`].
     pub root: RootFs,
-}
-
-impl RootDisk {
-    /// Serial of the virtio disk.
-    pub fn serial(&self) -> &str {
-        let RootFs::DmVerity { serial, .. } = &self.root;
-        serial
-    }
 }
 
 /// What an artifact was made of.

@@ -92,6 +92,22 @@ impl Oracles {
         )
     }
 
+    /// The serial console of a guest that QEMU boots with these arguments and
+    /// that powers itself off.
+    pub(crate) fn boot(&self, arguments: &[&str]) -> String {
+        let serial = format!("file:{}", self.inside("console"));
+        let mut all = vec!["300", "qemu-system-x86_64", "-accel", "tcg"];
+        all.extend(["-machine", "q35", "-cpu", "max", "-m", "1024"]);
+        all.extend(["-nodefaults", "-display", "none", "-no-reboot"]);
+        all.extend(["-serial", &serial]);
+        all.extend(arguments);
+        let (well, text) = self.try_run("timeout", &all);
+        let console = fs::read(self.outside("console")).unwrap_or_default();
+        let console = String::from_utf8_lossy(&console).replace('\r', "");
+        assert!(well, "{text}\n{console}");
+        console
+    }
+
     /// What a program prints. It must end well.
     pub(crate) fn run(&self, program: &str, arguments: &[&str]) -> String {
         let (well, text) = self.try_run(program, arguments);

@@ -4,6 +4,8 @@
 //! will enforce (`guest.json`) is read from the UKI itself. An artifact whose
 //! manifest says anything else is refused as a whole.
 
+use std::collections::HashMap;
+
 use assay_measure::inputs::FirmwareInputsError;
 use assay_tee::guest_config::{GUEST_CONFIG_PATH, RootFs};
 use assay_tee::{GuestConfig, Sha256Digest};
@@ -20,6 +22,7 @@ use crate::manifest::{
 use crate::newc::{NewcEntry, ParseNewcError, parse_newc};
 use crate::oci::ImageConfig;
 use crate::pcr::PredictPcrError;
+use crate::recipe::Layout;
 use crate::rope::Rope;
 use crate::tree::ResolveError;
 use crate::uki::{CMDLINE, INITRD, LINUX, ParseUkiError, UNAME, UkiContent, parse_uki};
@@ -36,8 +39,8 @@ pub struct ReadArtifact {
     pub uki: Bytes,
     /// The firmware.
     pub firmware: Bytes,
-    /// The root disk.
-    pub root_disk: Bytes,
+    /// The root disk, where the layout has one.
+    pub root_disk: Option<Bytes>,
 }
 
 /// The files of an artifact.
@@ -49,8 +52,8 @@ pub struct ArtifactContent {
     pub uki: Bytes,
     /// `firmware.fd`.
     pub firmware: Bytes,
-    /// `rootfs.img`.
-    pub root_disk: Bytes,
+    /// `rootfs.img`, where there is one.
+    pub root_disk: Option<Bytes>,
 }
 
 /// An artifact that cannot be relied on.
@@ -103,11 +106,18 @@ pub enum ReadArtifactError {
     /// The initrd is not one of ours.
     #[error("artifact: cannot read the initrd")]
     Initrd(#[source] ParseNewcError),
-    /// A file of the initrd is missing or there twice.
-    #[error("artifact: the initrd must have {path} exactly once")]
+    /// A file of the initrd is missing or has other names.
+    #[error("artifact: the initrd must have the plain file {path}")]
     InitrdFile {
         /// Its path.
         path: &'static str,
+    },
+    /// An entry of the initrd is there twice, or does not lie in a directory
+    /// that precedes it, so that the kernel could put it elsewhere.
+    #[error("artifact: the initrd's entry {path:?} is not once, plainly, in a directory before it")]
+    InitrdEntry {
+        /// Its path.
+        path: String,
     },
     /// `guest.json` is not one.
     #[error("artifact: cannot read guest.json")]
@@ -134,19 +144,16 @@ pub fn read_artifact(
 ) -> Result<ReadArtifact, ReadArtifactError> {
     let config: ImageConfig = serde_json::from_slice(config).map_err(ReadArtifactError::Config)?;
     let tree = flatten(layers, &config.rootfs.diff_ids).map_err(ReadArtifactError::Flatten)?;
-    let file = |path: &'static str| {
-        let found = tree
-            .file(path.as_bytes())
-            .map_err(ReadArtifactError::Resolve)?;
-        found
-            .cloned()
-            .ok_or(ReadArtifactError::MissingFile { path })
+    let optional = |path: &'static str| {
+        let found = tree.file(path.as_bytes());
+        Ok(found.map_err(ReadArtifactError::Resolve)?.cloned())
     };
+    let file = |path: &'static str| optional(path)?.ok_or(ReadArtifactError::MissingFile { path });
     read_artifact_content(&ArtifactContent {
         manifest: file(MANIFEST_PATH)?,
         uki: file(UKI_PATH)?,
         firmware: file(FIRMWARE_PATH)?,
-        root_disk: file(ROOT_DISK_PATH)?,
+        root_disk: optional(ROOT_DISK_PATH)?,
     })
 }
 
@@ -165,7 +172,7 @@ pub fn read_artifact_content(content: &ArtifactContent) -> Result<ReadArtifact, 
         measurement(&content.firmware, manifest.uki.sha256).map_err(ReadArtifactError::Measure)?;
     same("measurement", &manifest.measurement, &measurement)?;
     let guest_config = check_initrd(&manifest, &uki)?;
-    check_root_disk(&guest_config.root, &content.root_disk)?;
+    check_root(&manifest, &guest_config.root, content.root_disk.as_ref())?;
     Ok(ReadArtifact {
         manifest,
         guest_config,
@@ -191,12 +198,7 @@ fn same<T: PartialEq + std::fmt::Debug>(
 }
 
 fn check_files(manifest: &Manifest, content: &ArtifactContent) -> Result<(), ReadArtifactError> {
-    let Manifest {
-        uki,
-        firmware,
-        root_disk,
-        ..
-    } = manifest;
+    let Manifest { uki, firmware, .. } = manifest;
     same("uki.path", &uki.path.as_str(), &UKI_PATH)?;
     same("uki.size", &uki.size, &(content.uki.len() as u64))?;
     same("uki.sha256", &uki.sha256, &Sha256Digest::of(&content.uki))?;
@@ -211,17 +213,22 @@ fn check_files(manifest: &Manifest, content: &ArtifactContent) -> Result<(), Rea
         &firmware.sha256,
         &Sha256Digest::of(&content.firmware),
     )?;
-    same("rootDisk.path", &root_disk.path.as_str(), &ROOT_DISK_PATH)?;
+    let found = content.root_disk.as_ref();
     same(
-        "rootDisk.size",
-        &root_disk.size,
-        &(content.root_disk.len() as u64),
+        "rootDisk",
+        &presence(manifest.root_disk.as_ref()),
+        &presence(found),
     )?;
-    same(
-        "rootDisk.sha256",
-        &root_disk.sha256,
-        &Sha256Digest::of(&content.root_disk),
-    )
+    let (Some(claimed), Some(disk)) = (&manifest.root_disk, found) else {
+        return Ok(());
+    };
+    same("rootDisk.path", &claimed.path.as_str(), &ROOT_DISK_PATH)?;
+    same("rootDisk.size", &claimed.size, &(disk.len() as u64))?;
+    same("rootDisk.sha256", &claimed.sha256, &Sha256Digest::of(disk))
+}
+
+fn presence<T>(thing: Option<&T>) -> &'static str {
+    thing.map_or("absent", |_| "present")
 }
 
 fn check_uki(
@@ -254,6 +261,7 @@ fn section<'a>(uki: &'a UkiContent, name: &'static str) -> Result<&'a Bytes, Rea
 
 fn check_initrd(manifest: &Manifest, uki: &UkiContent) -> Result<GuestConfig, ReadArtifactError> {
     let entries = parse_newc(section(uki, INITRD)?).map_err(ReadArtifactError::Initrd)?;
+    check_places(&entries)?;
     let agent = only_file(&entries, AGENT_PATH)?;
     same(
         "inputs.agent",
@@ -264,30 +272,66 @@ fn check_initrd(manifest: &Manifest, uki: &UkiContent) -> Result<GuestConfig, Re
     let config: GuestConfig =
         serde_json::from_slice(config).map_err(ReadArtifactError::GuestConfig)?;
     same("uki.cmdline", &manifest.uki.cmdline, &config.cmdline)?;
-    same("rootDisk.root", &manifest.root_disk.root, &config.root)?;
     Ok(config)
 }
 
-/// The kernel lets a later entry replace an earlier one, so there may be one
-/// only, however its path is spelled.
+/// The kernel lets a later entry replace an earlier one and follows symbolic
+/// links on the way to an entry's place. So every entry must be there once, in a
+/// directory that is an entry before it.
+fn check_places(entries: &[NewcEntry]) -> Result<(), ReadArtifactError> {
+    let mut seen: HashMap<&[u8], bool> = HashMap::new();
+    for entry in entries {
+        let path = entry.path.as_ref();
+        let (parent, name) = match path.iter().rposition(|byte| *byte == b'/') {
+            Some(slash) => (path.get(..slash), path.get(slash + 1..)),
+            None => (None, Some(path)),
+        };
+        let parent_is_directory = parent.is_none_or(|parent| seen.get(parent) == Some(&true));
+        let plain = !matches!(name, None | Some(b"" | b"." | b".."));
+        if !parent_is_directory || !plain || seen.insert(path, entry.is_directory()).is_some() {
+            return Err(ReadArtifactError::InitrdEntry {
+                path: String::from_utf8_lossy(path).into_owned(),
+            });
+        }
+    }
+    Ok(())
+}
+
+/// A file that has no other name: the content of a later one would be its own.
 fn only_file<'a>(
     entries: &'a [NewcEntry],
     path: &'static str,
 ) -> Result<&'a Bytes, ReadArtifactError> {
-    let components = |path: &str| -> Vec<String> {
-        path.split('/')
-            .filter(|part| !matches!(*part, "" | "."))
-            .map(str::to_owned)
-            .collect()
-    };
-    let wanted = components(path);
-    let mut found = entries
+    let wanted = path.trim_start_matches('/').as_bytes();
+    entries
         .iter()
-        .filter(|entry| components(&entry.path) == wanted);
-    match (found.next(), found.next()) {
-        (Some(entry), None) if entry.is_file() => Ok(&entry.content),
-        _ => Err(ReadArtifactError::InitrdFile { path }),
-    }
+        .find(|entry| entry.path == wanted)
+        .filter(|entry| entry.is_file() && entry.links == 1)
+        .map(|entry| &entry.content)
+        .ok_or(ReadArtifactError::InitrdFile { path })
+}
+
+/// Checks that what the guest will take for its root is what the manifest says.
+fn check_root(
+    manifest: &Manifest,
+    root: &RootFs,
+    disk: Option<&Bytes>,
+) -> Result<(), ReadArtifactError> {
+    let layout = match root {
+        RootFs::DmVerity { .. } => Layout::DmVerity,
+        RootFs::Initramfs => Layout::Initramfs,
+    };
+    same("layout", &manifest.layout, &layout)?;
+    let expected = match root {
+        RootFs::DmVerity { .. } => "present",
+        RootFs::Initramfs => "absent",
+    };
+    same("rootDisk", &presence(disk), &expected)?;
+    let (Some(claimed), Some(disk)) = (&manifest.root_disk, disk) else {
+        return Ok(());
+    };
+    same("rootDisk.root", &claimed.root, root)?;
+    check_root_disk(root, disk)
 }
 
 /// Hashes the data again and compares the whole tree with what the disk has.
@@ -299,7 +343,10 @@ fn check_root_disk(root: &RootFs, disk: &Bytes) -> Result<(), ReadArtifactError>
         hash_start_block,
         root_hash,
         salt,
-    } = root;
+    } = root
+    else {
+        return Err(ReadArtifactError::RootDisk { field: "kind" });
+    };
     let unlike = |field| ReadArtifactError::RootDisk { field };
     if serial != ROOT_DISK_SERIAL {
         return Err(unlike("serial"));

@@ -79,14 +79,18 @@ pub struct Output {
 pub enum Layout {
     /// A read-only disk: erofs under dm-verity.
     DmVerity,
+    /// The initramfs, and no disk. For small images: the files are in memory,
+    /// and several times while the guest boots.
+    Initramfs,
 }
 
 impl<'de> Deserialize<'de> for Layout {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         match String::deserialize(deserializer)?.as_str() {
             "DmVerity" => Ok(Self::DmVerity),
+            "Initramfs" => Ok(Self::Initramfs),
             other => Err(serde::de::Error::custom(format_args!(
-                "layout: unknown layout {other:?}, expected \"DmVerity\""
+                "layout: unknown layout {other:?}, expected \"DmVerity\" or \"Initramfs\""
             ))),
         }
     }

@@ -10,6 +10,9 @@ use crate::Sha256Digest;
 /// Where the document lies in the initramfs.
 pub const GUEST_CONFIG_PATH: &str = "/etc/assay/guest.json";
 
+/// Where the workload's files lie in the initramfs of [`RootFs::Initramfs`].
+pub const INITRAMFS_ROOT: &str = "/rootfs";
+
 /// The measured configuration of a guest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -58,6 +61,9 @@ pub enum RootFs {
         /// Salt as lower-case hex; may be empty.
         salt: String,
     },
+    /// The directory [`INITRAMFS_ROOT`] of the initramfs, and no disk. It is
+    /// measured with the UKI. A tmpfs overlay takes writes.
+    Initramfs,
 }
 
 /// The workload's process, from the OCI image's configuration.

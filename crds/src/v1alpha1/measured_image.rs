@@ -138,6 +138,9 @@ pub enum Layout {
     /// A read-only disk, verified block by block against a measured root hash.
     #[default]
     DmVerity,
+    /// The initramfs, and no disk. For small images: while the guest boots, the
+    /// files are in its memory several times.
+    Initramfs,
 }
 
 /// Where the artifact is pushed to.

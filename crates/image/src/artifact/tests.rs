@@ -163,6 +163,24 @@ pub(crate) fn inputs() -> BuildInputs {
     }
 }
 
+pub(crate) fn initramfs_inputs() -> BuildInputs {
+    let mut inputs = inputs();
+    inputs.recipe.layout = Layout::Initramfs;
+    inputs
+}
+
+#[test]
+fn an_artifact_without_a_disk_is_pinned() {
+    // Changing this changes launch digests: see CHANGELOG, MEASUREMENT.
+    let artifact = build(&initramfs_inputs()).unwrap();
+    assert_eq!(
+        artifact.manifest.uki.sha256.to_string(),
+        "sha256:c831587b9c8a5fdf9914d2528ab1a02f9547c02554f9dab8f578877a191d7494"
+    );
+    let names: Vec<_> = artifact.files.iter().map(|(name, _)| *name).collect();
+    assert_eq!(names, ["manifest.json", "firmware.fd", "uki.efi"]);
+}
+
 #[test]
 fn the_artifact_is_pinned() {
     // Changing this changes launch digests: see CHANGELOG, MEASUREMENT.
@@ -172,7 +190,11 @@ fn the_artifact_is_pinned() {
     assert!(manifest.uki.cmdline.starts_with("console="));
     assert!(manifest.uki.cmdline.ends_with(" test=1"));
     assert_eq!(
-        [manifest.uki.sha256, manifest.root_disk.sha256].map(|digest| digest.to_string()),
+        [
+            manifest.uki.sha256,
+            manifest.root_disk.as_ref().unwrap().sha256
+        ]
+        .map(|digest| digest.to_string()),
         [
             "sha256:b8b02428bc93980a538e222756c90683124d832c654e8dc3f6e41523b65ccc71",
             "sha256:23858ecc8058e2427aabdb26315d7aafddd5fb43b25e4d317db22dcf3024febe"
@@ -233,6 +255,7 @@ fn every_input_counts() {
     let agent = with(&|inputs| inputs.agent = Bytes::from_static(b"\x7fELF\x02\x01other"));
     assert_ne!(agent.uki.sha256, base.uki.sha256);
     assert_eq!(agent.root_disk, base.root_disk);
+    let root = |manifest: &Manifest| manifest.root_disk.as_ref().unwrap().root.clone();
     let file = with(&|inputs| {
         inputs.rootfs = web(|tar| {
             tar.file("bin/web", 0o755, Owner::ROOT, vec![2; 5000]).file(
@@ -243,7 +266,7 @@ fn every_input_counts() {
             );
         });
     });
-    assert_ne!(file.root_disk.root, base.root_disk.root);
+    assert_ne!(root(&file), root(&base));
     assert_ne!(file.uki.sha256, base.uki.sha256);
     let user = with(&|inputs| {
         let run = RunConfig {

@@ -1,8 +1,9 @@
 use super::*;
-use crate::artifact::tests::inputs;
+use crate::artifact::tests::{initramfs_inputs, inputs};
 use crate::artifact::{Artifact, build};
-use crate::newc::NewcBuilder;
+use crate::newc::{EncodeNewcError, NewcBuilder};
 use crate::oci::LayerCompression;
+use crate::tarball::Owner;
 
 fn content(artifact: &Artifact) -> ArtifactContent {
     let file = |name: &str| {
@@ -17,7 +18,11 @@ fn content(artifact: &Artifact) -> ArtifactContent {
         manifest: file(MANIFEST_PATH),
         uki: file(UKI_PATH),
         firmware: file(FIRMWARE_PATH),
-        root_disk: file(ROOT_DISK_PATH),
+        root_disk: artifact
+            .manifest
+            .root_disk
+            .as_ref()
+            .map(|_| file(ROOT_DISK_PATH)),
     }
 }
 
@@ -37,7 +42,10 @@ fn what_was_built_is_read() {
     assert_eq!(read.manifest, artifact.manifest);
     assert_eq!(read.guest_config.process.args, ["/bin/web"]);
     assert_eq!(read.guest_config.process.uid, 101);
-    assert_eq!(read.guest_config.root, artifact.manifest.root_disk.root);
+    assert_eq!(
+        read.guest_config.root,
+        artifact.manifest.root_disk.unwrap().root
+    );
     assert_eq!(read.guest_config.modules.len(), 8);
 }
 
@@ -49,6 +57,7 @@ fn no_byte_of_any_file_can_change() {
         bytes[at] ^= 1;
         Bytes::from(bytes)
     };
+    let disk = good.root_disk.as_ref().unwrap();
     for step in 0..16 {
         let at = |bytes: &Bytes| step * (bytes.len() - 1) / 15;
         let tables = [
@@ -61,7 +70,7 @@ fn no_byte_of_any_file_can_change() {
                 ..good.clone()
             },
             ArtifactContent {
-                root_disk: flip(&good.root_disk, at(&good.root_disk)),
+                root_disk: Some(flip(disk, at(disk))),
                 ..good.clone()
             },
         ];
@@ -78,7 +87,7 @@ fn a_manifest_that_lies_is_refused() {
     type Lie = fn(&mut Manifest);
     let artifact = build(&inputs()).unwrap();
     let good = content(&artifact);
-    let lies: [(&str, Lie); 10] = [
+    let lies: [(&str, Lie); 12] = [
         ("uki.sha256", |m| m.uki.sha256 = Sha256Digest::of(b"x")),
         ("uki.path", |m| m.uki.path = "../uki.efi".to_owned()),
         ("uki.cmdline", |m| m.uki.cmdline.push('x')),
@@ -90,11 +99,12 @@ fn a_manifest_that_lies_is_refused() {
         ("firmware.size", |m| m.firmware.size += 1),
         ("inputs.agent", |m| m.inputs.agent = Sha256Digest::of(b"x")),
         ("rootDisk.sha256", |m| {
-            m.root_disk.sha256 = Sha256Digest::of(b"x");
+            m.root_disk.as_mut().unwrap().sha256 = Sha256Digest::of(b"x");
         }),
+        ("layout", |m| m.layout = Layout::Initramfs),
+        ("rootDisk", |m| m.root_disk = None),
         ("rootDisk.root", |m| {
-            let RootFs::DmVerity { root_hash, .. } = &mut m.root_disk.root;
-            *root_hash = Sha256Digest::of(b"x");
+            m.root_disk.as_mut().unwrap().root = RootFs::Initramfs;
         }),
     ];
     for (expected, lie) in lies {
@@ -118,14 +128,15 @@ fn a_manifest_that_lies_is_refused() {
 fn a_disk_that_the_guest_would_refuse_is_refused() {
     let artifact = build(&inputs()).unwrap();
     let good = content(&artifact);
-    for at in [0, good.root_disk.len() - 4096] {
-        let mut disk = good.root_disk.to_vec();
+    let good_disk = good.root_disk.as_ref().unwrap();
+    for at in [0, good_disk.len() - 4096] {
+        let mut disk = good_disk.to_vec();
         disk[at] ^= 1;
         let mut manifest = artifact.manifest.clone();
-        manifest.root_disk.sha256 = Sha256Digest::of(&disk);
+        manifest.root_disk.as_mut().unwrap().sha256 = Sha256Digest::of(&disk);
         let bad = ArtifactContent {
             manifest: serde_json::to_vec(&manifest).unwrap().into(),
-            root_disk: disk.into(),
+            root_disk: Some(disk.into()),
             ..good.clone()
         };
         let error = read_artifact_content(&bad).unwrap_err();
@@ -141,17 +152,95 @@ fn a_disk_that_the_guest_would_refuse_is_refused() {
 }
 
 #[test]
-fn a_second_configuration_is_not_overlooked() {
-    let mut archive = NewcBuilder::new();
-    for path in ["init", "etc/assay/guest.json", "./etc//assay/guest.json"] {
-        archive
-            .file(path, 0o644, Bytes::from_static(b"{}"))
-            .unwrap();
-    }
-    let entries = parse_newc(&archive.finish().to_bytes()).unwrap();
-    only_file(&entries, AGENT_PATH).unwrap();
+fn an_artifact_without_a_disk_is_read() {
+    let artifact = build(&initramfs_inputs()).unwrap();
+    assert_eq!(artifact.manifest.root_disk, None);
+    let good = content(&artifact);
+    let read = read_artifact_content(&good).unwrap();
+    assert_eq!(read.guest_config.root, RootFs::Initramfs);
+    // A disk that nothing speaks of, and a disk in place of none.
+    let disk = content(&build(&inputs()).unwrap()).root_disk;
+    let error = read_artifact_content(&ArtifactContent {
+        root_disk: disk,
+        ..good.clone()
+    });
     assert!(matches!(
-        only_file(&entries, GUEST_CONFIG_PATH),
+        error,
+        Err(ReadArtifactError::Untrue {
+            field: "rootDisk",
+            ..
+        })
+    ));
+    let mut manifest = artifact.manifest;
+    manifest.layout = Layout::DmVerity;
+    let error = read_artifact_content(&ArtifactContent {
+        manifest: serde_json::to_vec(&manifest).unwrap().into(),
+        ..good
+    });
+    assert!(matches!(
+        error,
+        Err(ReadArtifactError::Untrue {
+            field: "layout",
+            ..
+        })
+    ));
+}
+
+#[test]
+fn entries_that_the_kernel_could_put_elsewhere_are_refused() {
+    type Write = fn(&mut NewcBuilder) -> Result<&mut NewcBuilder, EncodeNewcError>;
+    let empty = Bytes::new;
+    let rows: [(&str, Write); 6] = [
+        ("init", |archive| {
+            archive.file("init", 0o644, Owner::ROOT, Bytes::new())
+        }),
+        ("./etc//assay/guest.json", |archive| {
+            archive.file("./etc//assay/guest.json", 0o644, Owner::ROOT, Bytes::new())
+        }),
+        ("link/init", |archive| {
+            archive
+                .symlink("link", 0o777, Owner::ROOT, Bytes::from_static(b"/"))?
+                .file("link/init", 0o644, Owner::ROOT, Bytes::new())
+        }),
+        ("a/..", |archive| {
+            archive
+                .directory("a", 0o755, Owner::ROOT)?
+                .directory("a/..", 0o755, Owner::ROOT)
+        }),
+        ("/x", |archive| {
+            archive.file("/x", 0o644, Owner::ROOT, Bytes::new())
+        }),
+        ("b/x", |archive| {
+            archive.file("b/x", 0o644, Owner::ROOT, Bytes::new())
+        }),
+    ];
+    for (bad, write) in rows {
+        let mut archive = NewcBuilder::new();
+        archive.file("init", 0o755, Owner::ROOT, empty()).unwrap();
+        write(&mut archive).unwrap();
+        let entries = parse_newc(&archive.finish().to_bytes()).unwrap();
+        let error = check_places(&entries).unwrap_err();
+        assert!(
+            matches!(&error, ReadArtifactError::InitrdEntry { path } if path == bad),
+            "{bad}: {error}"
+        );
+    }
+}
+
+#[test]
+fn a_file_that_another_name_could_change_is_refused() {
+    let mut archive = NewcBuilder::new();
+    archive
+        .linked_file(
+            &["init", "other"],
+            0o755,
+            Owner::ROOT,
+            Bytes::from_static(b"x"),
+        )
+        .unwrap();
+    let entries = parse_newc(&archive.finish().to_bytes()).unwrap();
+    assert!(matches!(
+        only_file(&entries, AGENT_PATH),
         Err(ReadArtifactError::InitrdFile { .. })
     ));
 }

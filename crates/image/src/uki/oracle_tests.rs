@@ -4,6 +4,7 @@ use super::*;
 use crate::newc::NewcBuilder;
 use crate::oracles::Oracles;
 use crate::pcr::{BootPath, PcrPrediction, predict_pcrs};
+use crate::tarball::Owner;
 
 const STUB: &str = "usr/lib/systemd/boot/efi/linuxx64.efi.stub";
 const SYSTEMD_MEASURE: &str = "/usr/lib/systemd/systemd-measure";
@@ -23,13 +24,14 @@ fn uki(oracles: &Oracles) -> (Bytes, Bytes) {
         /bin/busybox poweroff -f\n";
     let mut initrd = NewcBuilder::new();
     for directory in ["bin", "dev", "sys"] {
-        initrd.directory(directory, 0o755).unwrap();
+        initrd.directory(directory, 0o755, Owner::ROOT).unwrap();
     }
     let busybox = oracles.file("usr/bin/busybox");
-    initrd.file("bin/busybox", 0o755, busybox).unwrap();
     initrd
-        .file("init", 0o755, Bytes::from_static(INIT.as_bytes()))
+        .file("bin/busybox", 0o755, Owner::ROOT, busybox)
         .unwrap();
+    let init = Bytes::from_static(INIT.as_bytes());
+    initrd.file("init", 0o755, Owner::ROOT, init).unwrap();
     let initrd = initrd.finish();
     let parts = UkiParts {
         stub: &oracles.file(STUB),
@@ -233,23 +235,7 @@ fn boot_with_tpm(oracles: &Oracles, source: &[&str]) -> String {
         std::thread::yield_now();
     }
     let chardev = format!("socket,id=tpm,path={socket}");
-    let console = oracles.inside("console");
-    let serial = format!("file:{console}");
     let mut arguments = vec![
-        "300",
-        "qemu-system-x86_64",
-        "-accel",
-        "tcg",
-        "-machine",
-        "q35",
-        "-cpu",
-        "max",
-        "-m",
-        "1024",
-        "-nodefaults",
-        "-display",
-        "none",
-        "-no-reboot",
         "-bios",
         "/usr/share/ovmf/OVMF.fd",
         "-chardev",
@@ -258,15 +244,9 @@ fn boot_with_tpm(oracles: &Oracles, source: &[&str]) -> String {
         "emulator,id=tpm,chardev=tpm",
         "-device",
         "tpm-crb,tpmdev=tpm",
-        "-serial",
-        &serial,
     ];
     arguments.extend(source);
-    let (well, text) = oracles.try_run("timeout", &arguments);
-    let console = std::fs::read(oracles.outside("console")).unwrap_or_default();
-    let console = String::from_utf8_lossy(&console).into_owned();
-    assert!(well, "{text}\n{console}");
-    console
+    oracles.boot(&arguments)
 }
 
 /// A program that ends with its owner.

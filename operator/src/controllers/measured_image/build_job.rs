@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use assay_crds::names;
 use assay_crds::v1alpha1::MeasuredImage;
-use assay_crds::v1alpha1::measured_image::BuildSource;
+use assay_crds::v1alpha1::measured_image::{self, BuildSource};
 use assay_image::recipe::{
     EXIT_NO_CREDENTIALS, EXIT_UNBUILDABLE, ImageSource, Layout, Output, Recipe,
 };
@@ -74,7 +74,6 @@ struct Words {
 
 /// The recipe of a build.
 pub(super) fn build_recipe(source: &BuildSource) -> Recipe {
-    let assay_crds::v1alpha1::measured_image::Layout::DmVerity = source.layout;
     Recipe {
         version: Recipe::VERSION,
         rootfs: ImageSource {
@@ -83,7 +82,10 @@ pub(super) fn build_recipe(source: &BuildSource) -> Recipe {
         boot_kit: ImageSource {
             image: source.boot_kit.image.clone(),
         },
-        layout: Layout::DmVerity,
+        layout: match source.layout {
+            measured_image::Layout::DmVerity => Layout::DmVerity,
+            measured_image::Layout::Initramfs => Layout::Initramfs,
+        },
         cmdline: source.extra_cmdline.clone(),
         output: Output {
             repository: source.output.repository.clone(),
