@@ -25,7 +25,7 @@ use crate::manifest::{
 use crate::oci::{ImageConfig, ImageOptions, Layer, OciImage};
 use crate::pcr::{BootPath, PcrPrediction, PredictPcrError, predict_pcrs};
 use crate::process::{ProcessError, resolve_process};
-use crate::recipe::{Layout, ValidRecipe};
+use crate::recipe::{Compression, Layout, ValidRecipe};
 use crate::rope::Rope;
 use crate::tarball::{Owner, TarBuilder};
 use crate::uki::{EncodeUkiError, ParseUkiError, UkiParts, encode_uki, parse_uki};
@@ -160,7 +160,7 @@ pub fn build(inputs: &BuildInputs) -> Result<Artifact, BuildError> {
     prepare_root(&mut tree);
     let (root_disk, root) = match recipe.layout {
         Layout::DmVerity => {
-            let (disk, root) = dm_verity_disk(&tree, recipe.rootfs.digest())?;
+            let (disk, root) = dm_verity_disk(&tree, recipe.rootfs.digest(), recipe.compression)?;
             (Some(disk), root)
         }
         Layout::Initramfs => (None, RootFs::Initramfs),
@@ -205,6 +205,7 @@ pub fn build(inputs: &BuildInputs) -> Result<Artifact, BuildError> {
             path,
             sha256,
             size,
+            compression: recipe.compression,
             root,
         }
     });
@@ -291,6 +292,7 @@ fn open(
 fn dm_verity_disk(
     tree: &crate::tree::Tree,
     image: Sha256Digest,
+    compression: Compression,
 ) -> Result<(Rope, RootFs), BuildError> {
     let salt = *derive("assay dm-verity salt v1", image).as_bytes();
     let uuid = |label| {
@@ -300,7 +302,8 @@ fn dm_verity_disk(
             .copied()
             .unwrap_or_default()
     };
-    let mut disk = encode_erofs(tree, uuid("assay erofs uuid v1")).map_err(BuildError::Erofs)?;
+    let uuid_of_files = uuid("assay erofs uuid v1");
+    let mut disk = encode_erofs(tree, uuid_of_files, compression).map_err(BuildError::Erofs)?;
     let parameters = VerityParameters {
         salt,
         uuid: uuid("assay dm-verity uuid v1"),

@@ -1,16 +1,21 @@
-//! An uncompressed erofs image from a [`Tree`] (Linux `fs/erofs/erofs_fs.h`).
+//! An erofs image from a [`Tree`] (Linux `fs/erofs/erofs_fs.h`).
 //!
 //! Deliberately the simplest form that the format has: 4 KiB blocks, extended
-//! inodes, flat plain data, no compression, no inline tails. The bytes follow
-//! from the tree alone and do not depend on the version of any tool; a guest
-//! needs no decompressor to mount them.
+//! inodes, flat plain data, no inline tails. Without compression the bytes follow
+//! from the tree alone and do not depend on the version of any tool, and a guest
+//! needs no decompressor to mount them. With it they depend on the codec's
+//! version too, which `Cargo.lock` pins.
 //!
 //! File content is not copied: the image refers to the tree's bytes.
+
+mod compress;
 
 use std::collections::HashMap;
 
 use bytes::Bytes;
 
+use self::compress::{Features, Packed};
+use crate::recipe::Compression;
 use crate::rope::Rope;
 use crate::tree::{Content, Entries, Inode, InodeId, Tree};
 
@@ -20,6 +25,10 @@ const BLOCK_LEN: usize = 4096;
 const BLOCK_BITS: u8 = 12;
 
 const SUPERBLOCK_OFFSET: usize = 1024;
+/// `struct erofs_super_block`.
+const SUPERBLOCK_LEN: usize = 128;
+/// `feature_incompat` in it; `available_compr_algs` follows.
+const INCOMPAT_OFFSET: usize = 80;
 const MAGIC: u32 = 0xe0f5_e1e2;
 /// EROFS_FEATURE_COMPAT_SB_CHKSUM and EROFS_FEATURE_COMPAT_MTIME.
 const FEATURE_COMPAT: u32 = 3;
@@ -31,7 +40,9 @@ const SLOT: u64 = 32;
 /// `struct erofs_inode_extended`.
 const INODE_LEN: usize = 64;
 /// `i_format`: extended inode, EROFS_INODE_FLAT_PLAIN.
-const INODE_FORMAT: u16 = 1;
+const FORMAT_PLAIN: u16 = 1;
+/// `i_format`: extended inode, EROFS_INODE_COMPRESSED_FULL.
+const FORMAT_COMPRESSED: u16 = 1 | 1 << 1;
 
 /// `struct erofs_dirent`.
 const DIRENT_LEN: usize = 12;
@@ -61,6 +72,14 @@ pub enum EncodeErofsError {
         /// Which number.
         what: &'static str,
     },
+    /// A codec fails, as it does without memory.
+    #[error("cannot compress with {codec:?}: {reason}")]
+    Compress {
+        /// Which codec.
+        codec: Compression,
+        /// What it says.
+        reason: String,
+    },
 }
 
 fn narrow<T, U: TryFrom<T>>(value: T, what: &'static str) -> Result<U, EncodeErofsError> {
@@ -70,8 +89,24 @@ fn narrow<T, U: TryFrom<T>>(value: T, what: &'static str) -> Result<U, EncodeEro
 /// Writes a tree as an erofs image. Its length is a multiple of [`BLOCK`].
 ///
 /// Every timestamp is zero. `uuid` is the file system's identifier.
-pub fn encode_erofs(tree: &Tree, uuid: [u8; 16]) -> Result<Rope, EncodeErofsError> {
-    Layout::new(tree)?.emit(tree, uuid)
+pub fn encode_erofs(
+    tree: &Tree,
+    uuid: [u8; 16],
+    compression: Compression,
+) -> Result<Rope, EncodeErofsError> {
+    Layout::new(tree, compression)?.emit(tree, uuid)
+}
+
+/// How an image says that its files are compressed; `None` for a superblock that
+/// [`encode_erofs`] does not write.
+pub(crate) fn parse_compression(image: &[u8]) -> Option<Compression> {
+    let superblock = image.get(SUPERBLOCK_OFFSET..)?;
+    let incompat = superblock.get(INCOMPAT_OFFSET..)?.first_chunk()?;
+    let algorithms = superblock.get(INCOMPAT_OFFSET + 4..)?.first_chunk()?;
+    Features::parse(
+        u32::from_le_bytes(*incompat),
+        u16::from_le_bytes(*algorithms),
+    )
 }
 
 /// Where one inode goes.
@@ -85,6 +120,17 @@ struct Placed {
     size: u64,
     /// First block of the content; 0 when it is empty.
     block: u32,
+    /// The content of a compressed file.
+    packed: Option<Packed>,
+}
+
+impl Placed {
+    fn blocks(&self) -> u64 {
+        match &self.packed {
+            Some(packed) => u64::from(packed.blocks),
+            None => self.size.div_ceil(BLOCK),
+        }
+    }
 }
 
 /// Where everything goes: inodes in the order in which a depth-first walk meets
@@ -95,17 +141,20 @@ struct Layout {
     /// Bytes of the inode area.
     meta_len: u64,
     blocks: u32,
+    compression: Compression,
 }
 
 impl Layout {
-    fn new(tree: &Tree) -> Result<Self, EncodeErofsError> {
+    fn new(tree: &Tree, compression: Compression) -> Result<Self, EncodeErofsError> {
         let mut layout = Self {
             placed: Vec::new(),
             index: HashMap::new(),
             meta_len: 0,
             blocks: 0,
+            compression,
         };
         layout.collect(tree)?;
+        layout.pack(tree)?;
         layout.place_inodes(tree)?;
         layout.place_content()?;
         Ok(layout)
@@ -146,7 +195,23 @@ impl Layout {
                 nid: 0,
                 size,
                 block: 0,
+                packed: None,
             });
+        }
+        Ok(())
+    }
+
+    fn pack(&mut self, tree: &Tree) -> Result<(), EncodeErofsError> {
+        let (mut files, mut contents) = (Vec::new(), Vec::new());
+        for placed in &mut self.placed {
+            if let Content::File(content) = &tree.inode(placed.id).content {
+                files.push(placed);
+                contents.push(content);
+            }
+        }
+        let packed = compress::pack(&contents, self.compression)?;
+        for (placed, packed) in files.into_iter().zip(packed) {
+            placed.packed = packed;
         }
         Ok(())
     }
@@ -160,7 +225,11 @@ impl Layout {
                 offset = offset.next_multiple_of(BLOCK);
             }
             placed.nid = offset / SLOT;
-            offset = (offset + len).next_multiple_of(SLOT);
+            offset += len;
+            if placed.packed.is_some() {
+                offset += compress::map_len(offset, placed.size);
+            }
+            offset = offset.next_multiple_of(SLOT);
         }
         self.meta_len = offset;
         Ok(())
@@ -171,7 +240,7 @@ impl Layout {
         for placed in &mut self.placed {
             if placed.size > 0 {
                 placed.block = narrow(block, "blocks")?;
-                block += placed.size.div_ceil(BLOCK);
+                block += placed.blocks();
             }
         }
         self.blocks = narrow(block, "blocks")?;
@@ -204,6 +273,10 @@ impl Layout {
         out.pad_to(BLOCK);
 
         for placed in &self.placed {
+            if let Some(packed) = &placed.packed {
+                packed.emit(&mut out);
+                continue;
+            }
             match &tree.inode(placed.id).content {
                 Content::Directory(entries) => {
                     out.push(self.directory(tree, placed, entries)?);
@@ -217,6 +290,7 @@ impl Layout {
 
     /// The first block, with `struct erofs_super_block` in it.
     fn superblock(&self, uuid: [u8; 16]) -> Vec<u8> {
+        let features = Features::of(self.compression);
         let encode = |checksum: u32| {
             let mut out = vec![0; SUPERBLOCK_OFFSET];
             out.extend(MAGIC.to_le_bytes());
@@ -231,7 +305,11 @@ impl Layout {
             out.extend(META_BLOCK.to_le_bytes());
             out.extend(0_u32.to_le_bytes()); // xattr_blkaddr: none is shared
             out.extend(uuid);
-            // No volume name, no incompatible feature.
+            out.extend([0; 16]); // volume_name
+            out.extend(features.incompat.to_le_bytes());
+            out.extend(features.algorithms.to_le_bytes());
+            out.resize(SUPERBLOCK_OFFSET + SUPERBLOCK_LEN, 0);
+            out.extend(&features.configuration);
             out.resize(BLOCK_LEN, 0);
             out
         };
@@ -375,12 +453,17 @@ fn encode_inode(
         len => narrow((len - XATTR_HEADER_LEN) / 4 + 1, "an extended attribute")?,
     };
     let end = out.len() + INODE_LEN + xattrs;
-    out.extend(INODE_FORMAT.to_le_bytes());
+    // `i_u`: where the blocks start, or how many there are.
+    let (format, blocks) = match &placed.packed {
+        Some(packed) => (FORMAT_COMPRESSED, packed.blocks),
+        None => (FORMAT_PLAIN, placed.block),
+    };
+    out.extend(format.to_le_bytes());
     out.extend(u16::to_le_bytes(xattr_count));
     out.extend(mode.to_le_bytes());
     out.extend([0; 2]);
     out.extend(placed.size.to_le_bytes());
-    out.extend(placed.block.to_le_bytes());
+    out.extend(blocks.to_le_bytes());
     out.extend(number.to_le_bytes());
     out.extend(inode.metadata.owner.uid.to_le_bytes());
     out.extend(inode.metadata.owner.gid.to_le_bytes());
@@ -395,6 +478,9 @@ fn encode_inode(
         out.extend_from_slice(CAPABILITY);
         out.extend_from_slice(value);
         out.resize(end, 0);
+    }
+    if let Some(packed) = &placed.packed {
+        packed.encode_map(out, placed.block)?;
     }
     Ok(())
 }

@@ -10,7 +10,7 @@ use assay_tee::Sha256Digest;
 use assay_tee::guest_config::RootFs;
 use serde::{Deserialize, Serialize};
 
-use crate::recipe::{Layout, PinnedReference};
+use crate::recipe::{Compression, Layout, PinnedReference};
 
 /// File name of the manifest in an artifact.
 pub const MANIFEST_PATH: &str = "manifest.json";
@@ -107,6 +107,9 @@ pub struct RootDisk {
     pub sha256: Sha256Digest,
     /// Number of bytes.
     pub size: u64,
+    /// How the files on it are compressed.
+    #[serde(default)]
+    pub compression: Compression,
     /// Serial of the virtio disk, and the parameters that the guest checks
     /// every block against: always [`RootFs::DmVerity`].
     pub root: RootFs,

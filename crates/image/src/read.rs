@@ -14,6 +14,7 @@ use bytes::Bytes;
 use crate::artifact::{measurement, uki_pcrs, uki_sections};
 use crate::boot_kit::{BootKitError, check_firmware};
 use crate::bzimage::{ParseKernelReleaseError, parse_kernel_release};
+use crate::erofs::parse_compression;
 use crate::flatten::{FlattenError, StoredLayer, flatten};
 use crate::initramfs::AGENT_PATH;
 use crate::manifest::{
@@ -331,6 +332,10 @@ fn check_root(
         return Ok(());
     };
     same("rootDisk.root", &claimed.root, root)?;
+    let compression = parse_compression(disk).ok_or(ReadArtifactError::RootDisk {
+        field: "superblock",
+    })?;
+    same("rootDisk.compression", &claimed.compression, &compression)?;
     check_root_disk(root, disk)
 }
 

@@ -51,6 +51,9 @@ pub struct Recipe {
     pub boot_kit: ImageSource,
     /// How the workload's files reach the guest.
     pub layout: Layout,
+    /// How the root disk's files are compressed.
+    #[serde(default, skip_serializing_if = "Compression::is_none")]
+    pub compression: Compression,
     /// Parameters that follow [`DEFAULT_CMDLINE`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cmdline: Option<String>,
@@ -91,6 +94,39 @@ impl<'de> Deserialize<'de> for Layout {
             "Initramfs" => Ok(Self::Initramfs),
             other => Err(serde::de::Error::custom(format_args!(
                 "layout: unknown layout {other:?}, expected \"DmVerity\" or \"Initramfs\""
+            ))),
+        }
+    }
+}
+
+/// How the files of a root disk are compressed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub enum Compression {
+    /// Not at all.
+    #[default]
+    None,
+    /// LZ4 as its high-compression encoder writes it: quick to read.
+    Lz4hc,
+    /// Zstandard: smaller. The guest's kernel is Linux 6.10 or newer.
+    Zstd,
+}
+
+impl Compression {
+    /// Whether nothing is compressed.
+    pub fn is_none(&self) -> bool {
+        *self == Self::None
+    }
+}
+
+impl<'de> Deserialize<'de> for Compression {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        match String::deserialize(deserializer)?.as_str() {
+            "None" => Ok(Self::None),
+            "Lz4hc" => Ok(Self::Lz4hc),
+            "Zstd" => Ok(Self::Zstd),
+            other => Err(serde::de::Error::custom(format_args!(
+                "compression: unknown compression {other:?}, expected \"None\", \"Lz4hc\" or \
+                 \"Zstd\""
             ))),
         }
     }
@@ -196,6 +232,8 @@ pub struct ValidRecipe {
     pub boot_kit: PinnedReference,
     /// How the workload's files reach the guest.
     pub layout: Layout,
+    /// How the root disk's files are compressed.
+    pub compression: Compression,
     /// The complete kernel command line.
     pub cmdline: String,
     /// `host/repository` for the artifact.
@@ -225,6 +263,9 @@ pub enum RecipeError {
     /// The output is not a repository.
     #[error("output.repository: {0:?} must be host/repository without a tag or digest")]
     Repository(String),
+    /// There is no disk whose files could be compressed.
+    #[error("compression: there is no root disk in the layout Initramfs; leave it out")]
+    CompressionWithoutDisk,
     /// The command line has a character that the kernel or the stub would read
     /// differently.
     #[error("cmdline: must be printable ASCII without quotes, words separated by one space")]
@@ -266,10 +307,14 @@ impl Recipe {
         if !is_repository(&self.output.repository) {
             return Err(RecipeError::Repository(self.output.repository.clone()));
         }
+        if self.layout == Layout::Initramfs && !self.compression.is_none() {
+            return Err(RecipeError::CompressionWithoutDisk);
+        }
         Ok(ValidRecipe {
             rootfs: reference("rootfs.image", &self.rootfs)?,
             boot_kit: reference("bootKit.image", &self.boot_kit)?,
             layout: self.layout,
+            compression: self.compression,
             cmdline: full_cmdline(self.cmdline.as_deref())?,
             output_repository: self.output.repository.clone(),
         })
@@ -324,6 +369,7 @@ mod tests {
                 image: format!("registry.example/kit:6.12@{DIGEST}"),
             },
             layout: Layout::DmVerity,
+            compression: Compression::None,
             cmdline: None,
             output: Output {
                 repository: "registry.example/team/web-guest".to_owned(),
@@ -391,6 +437,14 @@ mod tests {
                 },
                 "bootKit.image: ",
             ),
+            (
+                Recipe {
+                    layout: Layout::Initramfs,
+                    compression: Compression::Zstd,
+                    ..good()
+                },
+                "compression: ",
+            ),
             (repository("registry.example/x:tag"), "output.repository: "),
             (repository("nohost"), "output.repository: "),
             (cmdline("a\nb"), "cmdline: "),
@@ -407,14 +461,17 @@ mod tests {
     }
 
     #[test]
-    fn unknown_members_and_layouts_are_refused() {
-        let mut value = serde_json::to_value(good()).unwrap();
-        value["layout"] = "Floppy".into();
-        let error = Recipe::parse(value.to_string().as_bytes()).unwrap_err();
-        let RecipeError::Json(source) = &error else {
-            panic!("{error}")
-        };
-        assert!(source.to_string().starts_with("layout: "), "{source}");
+    fn unknown_members_and_choices_are_refused() {
+        for field in ["layout", "compression"] {
+            let mut value = serde_json::to_value(good()).unwrap();
+            value[field] = "Floppy".into();
+            let error = Recipe::parse(value.to_string().as_bytes()).unwrap_err();
+            let RecipeError::Json(source) = &error else {
+                panic!("{error}")
+            };
+            let source = source.to_string();
+            assert!(source.starts_with(&format!("{field}: ")), "{source}");
+        }
 
         let mut value = serde_json::to_value(good()).unwrap();
         value["surprise"] = 1.into();

@@ -143,6 +143,7 @@ pub(crate) fn inputs() -> BuildInputs {
         rootfs: reference("web"),
         boot_kit: reference("kit"),
         layout: Layout::DmVerity,
+        compression: Compression::None,
         cmdline: Some("test=1".to_owned()),
         output: Output {
             repository: "registry.example/guest".to_owned(),
@@ -282,6 +283,43 @@ fn every_input_counts() {
     });
     assert_eq!(user.root_disk, base.root_disk);
     assert_ne!(user.uki.sha256, base.uki.sha256);
+}
+
+#[test]
+fn choices_change_what_they_are_about() {
+    let with = |layout, compression| {
+        let mut inputs = inputs();
+        let content = vec![1; 70_000];
+        inputs.rootfs = web(|tar| {
+            tar.file("bin/web", 0o755, Owner::ROOT, content).file(
+                "etc/passwd",
+                0o644,
+                Owner::ROOT,
+                PASSWD.to_vec(),
+            );
+        });
+        inputs.recipe.layout = layout;
+        inputs.recipe.compression = compression;
+        build(&inputs).unwrap().manifest
+    };
+    let base = with(Layout::DmVerity, Compression::None);
+    let inside = with(Layout::Initramfs, Compression::None);
+    let packed = with(Layout::DmVerity, Compression::Zstd);
+    let disk = |manifest: &Manifest| manifest.root_disk.clone().unwrap();
+    assert_eq!(disk(&packed).compression, Compression::Zstd);
+    assert!(disk(&packed).size < disk(&base).size);
+    let sections = |manifest: &Manifest| -> Vec<Section> {
+        let of_guest = |section: &&Section| section.name != ".initrd";
+        let sections = manifest.uki.sections.iter().filter(of_guest);
+        sections.cloned().collect()
+    };
+    for other in [&inside, &packed] {
+        // guest.json, and with it the initrd, names the root; nothing else does.
+        assert_ne!(other.uki.sha256, base.uki.sha256);
+        assert_eq!(sections(other), sections(&base));
+        assert_eq!(other.firmware, base.firmware);
+        assert_eq!(other.inputs, base.inputs);
+    }
 }
 
 #[test]

@@ -72,7 +72,7 @@ fn rich_tree() -> Tree {
 #[test]
 fn the_bytes_are_pinned() {
     // Changing this changes the launch digest of every image: see CHANGELOG, MEASUREMENT.
-    let image = encode_erofs(&rich_tree(), *b"0123456789abcdef").unwrap();
+    let image = encode_erofs(&rich_tree(), *b"0123456789abcdef", Compression::None).unwrap();
     assert_eq!(image.len() % BLOCK, 0);
     assert_eq!(
         image.sha256().to_string(),
@@ -115,7 +115,7 @@ fn nesting_deeper_than_a_stack_is_no_problem() {
     for _ in 0..100_000 {
         directory = tree.make_directory(directory, &Bytes::from_static(b"d"), 0o755);
     }
-    encode_erofs(&tree, [0; 16]).unwrap();
+    encode_erofs(&tree, [0; 16], Compression::None).unwrap();
 }
 
 #[test]
@@ -125,7 +125,9 @@ fn fsck_finds_nothing_and_extracts_the_same_tree() {
     let Some(oracles) = Oracles::find("fsck.erofs") else {
         return;
     };
-    let image = encode_erofs(&rich_tree(), [7; 16]).unwrap().to_bytes();
+    let image = encode_erofs(&rich_tree(), [7; 16], Compression::None)
+        .unwrap()
+        .to_bytes();
     let image = oracles.write("image", &image);
     let report = oracles.run("fsck.erofs", &["-d3", &image]);
     assert!(report.contains("No errors found"), "{report}");
@@ -157,5 +159,113 @@ fn fsck_finds_nothing_and_extracts_the_same_tree() {
         let dump = oracles.run("dump.erofs", &[path, &image]);
         assert!(dump.contains("Links: 2"), "{dump}");
         assert!(dump.contains("Uid: 4000000000"), "{dump}");
+    }
+}
+
+const CODECS: [Compression; 2] = [Compression::Lz4hc, Compression::Zstd];
+
+/// Bytes that no codec makes smaller.
+fn noise(len: usize) -> Vec<u8> {
+    let mut state = 1_u64;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state as u8
+    };
+    (0..len).map(|_| next()).collect()
+}
+
+/// Bytes that compress to a fraction, no two pieces alike.
+fn text(len: usize) -> Vec<u8> {
+    let lines = (0_u32..).flat_map(|i| format!("line {} of {i}\n", i % 977).into_bytes());
+    lines.take(len).collect()
+}
+
+/// Files of every size and kind that packing treats differently.
+fn packable_files() -> Vec<(String, Vec<u8>)> {
+    let mut files = vec![
+        ("zeros".to_owned(), vec![0; 1 << 20]),
+        ("noise".to_owned(), noise(200_000)),
+        (
+            "mixed".to_owned(),
+            [noise(65536), text(70000), noise(5000)].concat(),
+        ),
+        ("tail".to_owned(), [text(65536), noise(100)].concat()),
+        ("half".to_owned(), [noise(30_000), text(150_000)].concat()),
+    ];
+    for len in [
+        0, 1, 4095, 4096, 4097, 8192, 65535, 65536, 65537, 69632, 131_072, 300_001,
+    ] {
+        files.push((format!("text/{len}"), text(len)));
+    }
+    files
+}
+
+fn packable_tree() -> Tree {
+    let mut tree = rich_tree();
+    for (path, content) in packable_files() {
+        put(&mut tree, &path, file(0o644, content));
+    }
+    let mut tool = file(0o755, text(20_000));
+    tool.metadata.capability = Some(Bytes::from_static(&[1; 20]));
+    put(&mut tree, "capable", tool);
+    tree
+}
+
+#[test]
+fn compressed_bytes_are_pinned() {
+    // Changing these changes launch digests: see CHANGELOG, MEASUREMENT. An update
+    // of a codec does so too.
+    let expected = [
+        "sha256:af3fa1f4a8894f414a1195b73bc58ed8bf2e774307a3b366e01a4ff7e6e53528",
+        "sha256:4bbe1ffb2e2aa25c94c24fe7bc5352f0fa597ecfcde453f2b2378d0377cc6bd9",
+    ];
+    let plain = encode_erofs(&packable_tree(), [7; 16], Compression::None).unwrap();
+    for (codec, expected) in CODECS.into_iter().zip(expected) {
+        let image = encode_erofs(&packable_tree(), [7; 16], codec).unwrap();
+        assert_eq!(image.len() % BLOCK, 0);
+        assert!(
+            image.len() < plain.len() * 3 / 4,
+            "{codec:?}: {}",
+            image.len()
+        );
+        assert_eq!(image.sha256().to_string(), expected, "{codec:?}");
+        assert_eq!(parse_compression(&image.to_bytes()), Some(codec));
+    }
+    assert_eq!(
+        parse_compression(&plain.to_bytes()),
+        Some(Compression::None)
+    );
+    assert_eq!(parse_compression(&[0xff; 4096]), None);
+}
+
+#[test]
+fn fsck_extracts_what_was_compressed() {
+    let Some(oracles) = Oracles::find("fsck.erofs of compressed images") else {
+        return;
+    };
+    for codec in CODECS {
+        let name = format!("{codec:?}");
+        let image = encode_erofs(&packable_tree(), [7; 16], codec).unwrap();
+        let bytes = image.to_bytes();
+        let image = oracles.write(&name, &bytes);
+        let out = format!("{name}-out");
+        let extract = format!("--extract={}", oracles.inside(&out));
+        oracles.run("fsck.erofs", &["--no-preserve-owner", &extract, &image]);
+        let report = oracles.run("fsck.erofs", &["-d3", &image]);
+        assert!(report.contains("No errors found"), "{report}");
+        for (path, content) in packable_files() {
+            let extracted = std::fs::read(oracles.outside(&out).join(&path)).unwrap();
+            assert!(extracted == content, "{codec:?}: {path} differs");
+        }
+        let capable = std::fs::read(oracles.outside(&out).join("capable")).unwrap();
+        assert_eq!(capable, text(20_000));
+        let dump = oracles.run("dump.erofs", &["-s", "--path=/zeros", &image]);
+        assert!(dump.contains("compr_cfgs"), "{dump}");
+        assert!(
+            dump.contains("big_pcluster") || dump.contains("0padding"),
+            "{dump}"
+        );
     }
 }

@@ -277,7 +277,7 @@ proptest! {
         bytes.splice(at.min(end)..end, with);
         if let Ok(mut tree) = flatten_tars(&[bytes.into()]) {
             prepare_root(&mut tree);
-            crate::erofs::encode_erofs(&tree, [0; 16]).unwrap();
+            crate::erofs::encode_erofs(&tree, [0; 16], crate::recipe::Compression::None).unwrap();
         }
     }
 }

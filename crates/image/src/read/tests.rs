@@ -3,6 +3,7 @@ use crate::artifact::tests::{initramfs_inputs, inputs};
 use crate::artifact::{Artifact, build};
 use crate::newc::{EncodeNewcError, NewcBuilder};
 use crate::oci::LayerCompression;
+use crate::recipe::Compression;
 use crate::tarball::Owner;
 
 fn content(artifact: &Artifact) -> ArtifactContent {
@@ -87,7 +88,7 @@ fn a_manifest_that_lies_is_refused() {
     type Lie = fn(&mut Manifest);
     let artifact = build(&inputs()).unwrap();
     let good = content(&artifact);
-    let lies: [(&str, Lie); 12] = [
+    let lies: [(&str, Lie); 13] = [
         ("uki.sha256", |m| m.uki.sha256 = Sha256Digest::of(b"x")),
         ("uki.path", |m| m.uki.path = "../uki.efi".to_owned()),
         ("uki.cmdline", |m| m.uki.cmdline.push('x')),
@@ -100,6 +101,9 @@ fn a_manifest_that_lies_is_refused() {
         ("inputs.agent", |m| m.inputs.agent = Sha256Digest::of(b"x")),
         ("rootDisk.sha256", |m| {
             m.root_disk.as_mut().unwrap().sha256 = Sha256Digest::of(b"x");
+        }),
+        ("rootDisk.compression", |m| {
+            m.root_disk.as_mut().unwrap().compression = Compression::Zstd;
         }),
         ("layout", |m| m.layout = Layout::Initramfs),
         ("rootDisk", |m| m.root_disk = None),

@@ -6,7 +6,7 @@ use assay_crds::names;
 use assay_crds::v1alpha1::MeasuredImage;
 use assay_crds::v1alpha1::measured_image::{self, BuildSource};
 use assay_image::recipe::{
-    EXIT_NO_CREDENTIALS, EXIT_UNBUILDABLE, ImageSource, Layout, Output, Recipe,
+    Compression, EXIT_NO_CREDENTIALS, EXIT_UNBUILDABLE, ImageSource, Layout, Output, Recipe,
 };
 use assay_tee::Sha256Digest;
 use assay_tee::canonical::encode_canonical;
@@ -86,6 +86,7 @@ pub(super) fn build_recipe(source: &BuildSource) -> Recipe {
             measured_image::Layout::DmVerity => Layout::DmVerity,
             measured_image::Layout::Initramfs => Layout::Initramfs,
         },
+        compression: Compression::None,
         cmdline: source.extra_cmdline.clone(),
         output: Output {
             repository: source.output.repository.clone(),
