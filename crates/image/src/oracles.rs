@@ -38,17 +38,27 @@ impl Oracles {
             .into()
     }
 
+    /// A module of [`Oracles::kernel`], by its path below `kernel`.
+    pub(crate) fn module(&self, path: &str) -> Bytes {
+        let release = self.kernel_release();
+        self.file(&format!("usr/lib/modules/{release}/kernel/{path}"))
+    }
+
     /// The only kernel.
     pub(crate) fn kernel(&self) -> Bytes {
+        self.file(&format!("boot/vmlinuz-{}", self.kernel_release()))
+    }
+
+    fn kernel_release(&self) -> String {
         let names = fs::read_dir(self.root.join("boot")).unwrap();
         let names: Vec<_> = names
             .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-            .filter(|name| name.starts_with("vmlinuz-"))
+            .filter_map(|name| Some(name.strip_prefix("vmlinuz-")?.to_owned()))
             .collect();
         let [name] = names.as_slice() else {
             panic!("one kernel was expected: {names:?}");
         };
-        self.file(&format!("boot/{name}"))
+        name.clone()
     }
 
     /// The file `name` as we see it.

@@ -1,6 +1,9 @@
 #![allow(clippy::cast_possible_truncation)] // small numbers
 
+use assay_tee::Sha256Digest;
+
 use super::*;
+use crate::newc::NewcBuilder;
 use crate::oracles::Oracles;
 use crate::tarball::Owner;
 use crate::tree::Metadata;
@@ -267,5 +270,70 @@ fn fsck_extracts_what_was_compressed() {
             dump.contains("big_pcluster") || dump.contains("0padding"),
             "{dump}"
         );
+    }
+}
+
+/// A guest that lists the digests of the files on its disk and goes.
+const SUMS_INIT: &str = "#!/busybox sh\n\
+    /busybox mount -t devtmpfs dev /dev\n\
+    exec >/dev/console 2>&1\n\
+    for name in crc32c-intel libcrc32c erofs virtio_blk; do /busybox insmod /$name.ko.xz; done\n\
+    /busybox mount -t erofs -o ro /dev/vda /mnt\n\
+    cd /mnt\n\
+    /busybox find . -type f -exec /busybox sha256sum {} +\n\
+    echo done\n\
+    /busybox poweroff -f\n";
+
+#[test]
+fn the_kernel_reads_what_was_compressed() {
+    let Some(oracles) = Oracles::find("the kernel mounts compressed images") else {
+        return;
+    };
+    let mut initrd = NewcBuilder::new();
+    for directory in ["dev", "mnt"] {
+        initrd.directory(directory, 0o755, Owner::ROOT).unwrap();
+    }
+    let init = Bytes::from_static(SUMS_INIT.as_bytes());
+    for (name, content) in [
+        ("busybox", oracles.file("usr/bin/busybox")),
+        ("init", init),
+        (
+            "crc32c-intel.ko.xz",
+            oracles.module("arch/x86/crypto/crc32c-intel.ko.xz"),
+        ),
+        ("libcrc32c.ko.xz", oracles.module("lib/libcrc32c.ko.xz")),
+        ("erofs.ko.xz", oracles.module("fs/erofs/erofs.ko.xz")),
+        (
+            "virtio_blk.ko.xz",
+            oracles.module("drivers/block/virtio_blk.ko.xz"),
+        ),
+    ] {
+        initrd.file(name, 0o755, Owner::ROOT, content).unwrap();
+    }
+    let initrd = oracles.write("initrd", &initrd.finish().to_bytes());
+    let kernel = oracles.write("kernel", &oracles.kernel());
+    for codec in CODECS {
+        let image = encode_erofs(&packable_tree(), [7; 16], codec).unwrap();
+        let image = oracles.write("image", &image.to_bytes());
+        let drive = format!("file={image},format=raw,if=none,id=root,readonly=on");
+        let console = oracles.boot(&[
+            "-kernel",
+            &kernel,
+            "-initrd",
+            &initrd,
+            "-append",
+            "console=ttyS0 panic=-1 quiet",
+            "-drive",
+            &drive,
+            "-device",
+            "virtio-blk-pci,drive=root",
+        ]);
+        for (path, content) in packable_files() {
+            let line = format!("{}  ./{path}\n", Sha256Digest::of(&content).to_hex());
+            assert!(
+                console.contains(&line),
+                "{codec:?}: {line} is not in\n{console}"
+            );
+        }
     }
 }
