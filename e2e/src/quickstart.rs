@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::{Value, json};
 
-use crate::kubectl::condition;
+use crate::kubectl::{Kubectl, condition};
 use crate::{Environment, visitor, wait};
 
 /// The quickstart's namespace.
@@ -64,11 +64,11 @@ pub fn apply(environment: &Environment) -> Result<()> {
     visitor::start(environment, NAMESPACE)
 }
 
-/// Waits until the MeasuredImage is Ready and returns it.
+/// Waits until a MeasuredImage is Ready and returns it.
 ///
 /// # Errors
 /// When it stalls, or after the deadline.
-pub fn wait_for_image(environment: &Environment) -> Result<Value> {
+pub fn wait_for_image(environment: &Environment, name: &str) -> Result<Value> {
     let kubectl = environment.kubectl();
     let (image, _) = wait::until(
         &kubectl,
@@ -76,18 +76,18 @@ pub fn wait_for_image(environment: &Environment) -> Result<Value> {
         "the measured image",
         BUILD_DEADLINE,
         || {
-            let image = kubectl.find(NAMESPACE, "measuredimage", IMAGE)?;
+            let image = kubectl.find(NAMESPACE, "measuredimage", name)?;
             Ok(image.filter(|image| is_true(image, "Ready")))
         },
     )?;
     Ok(image)
 }
 
-/// Waits until every guest of the deployment is Ready and attested.
+/// Waits until every guest of a deployment is Ready and attested.
 ///
 /// # Errors
 /// After the deadline.
-pub fn wait_for_guests(environment: &Environment, replicas: i64) -> Result<Value> {
+pub fn wait_for_guests(environment: &Environment, name: &str, replicas: i64) -> Result<Value> {
     let kubectl = environment.kubectl();
     let (deployment, _) = wait::until(
         &kubectl,
@@ -95,7 +95,7 @@ pub fn wait_for_guests(environment: &Environment, replicas: i64) -> Result<Value
         "attested guests",
         BOOT_DEADLINE,
         || {
-            let found = kubectl.find(NAMESPACE, "confidentialdeployment", DEPLOYMENT)?;
+            let found = kubectl.find(NAMESPACE, "confidentialdeployment", name)?;
             Ok(found.filter(|deployment| {
                 let status = &deployment["status"];
                 status["readyReplicas"] == replicas
@@ -165,17 +165,40 @@ pub fn ready_endpoints(environment: &Environment) -> Result<usize> {
 /// When the API server refuses it.
 pub fn start_hostile(environment: &Environment, name: &str, fault: &str) -> Result<()> {
     let kubectl = environment.kubectl();
-    let honest = kubectl
-        .find(NAMESPACE, "confidentialdeployment", DEPLOYMENT)?
+    let mut hostile = copy(&kubectl, "confidentialdeployment", DEPLOYMENT, name)?;
+    hostile["spec"]["replicas"] = json!(1);
+    hostile["spec"]["machine"]["simulation"] = json!({"fault": fault});
+    kubectl.apply(&hostile)
+}
+
+/// Builds the quickstart's image again with everything in the UKI and no disk, and
+/// starts one guest of it; both are called `name`.
+///
+/// # Errors
+/// When the API server refuses it.
+pub fn start_without_disk(environment: &Environment, name: &str) -> Result<()> {
+    let kubectl = environment.kubectl();
+    let mut image = copy(&kubectl, "measuredimage", IMAGE, name)?;
+    image["spec"]["source"]["build"]["layout"] = json!("Initramfs");
+    kubectl.apply(&image)?;
+    let mut deployment = copy(&kubectl, "confidentialdeployment", DEPLOYMENT, name)?;
+    deployment["spec"]["replicas"] = json!(1);
+    deployment["spec"]["imageRef"]["name"] = json!(name);
+    // The files are unpacked into it.
+    deployment["spec"]["machine"]["memory"] = json!("1Gi");
+    kubectl.apply(&deployment)
+}
+
+/// An object as a person would write it after another, under another name.
+fn copy(kubectl: &Kubectl, kind: &str, of: &str, name: &str) -> Result<Value> {
+    let original = kubectl
+        .find(NAMESPACE, kind, of)?
         .context("the quickstart is not applied")?;
-    let mut spec = honest["spec"].clone();
-    spec["replicas"] = json!(1);
-    spec["machine"]["simulation"] = json!({"fault": fault});
-    kubectl.apply(&json!({
-        "apiVersion": honest["apiVersion"],
-        "kind": honest["kind"],
+    Ok(json!({
+        "apiVersion": original["apiVersion"],
+        "kind": original["kind"],
         "metadata": {"name": name, "namespace": NAMESPACE},
-        "spec": spec,
+        "spec": original["spec"],
     }))
 }
 

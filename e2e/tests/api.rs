@@ -18,7 +18,7 @@ fn contradictions_are_refused_with_the_field_s_name() -> Result<()> {
     accept(&kubectl, &policy())?;
     accept(&kubectl, &deployment())?;
 
-    let cases: [(Value, &str, Value, &str); 35] = [
+    let cases: [(Value, &str, Value, &str); 36] = [
         (
             image(),
             "/spec/source/type",
@@ -48,6 +48,12 @@ fn contradictions_are_refused_with_the_field_s_name() -> Result<()> {
             "/spec/source/build/output/repository",
             json!("host/repo@sha256:0"),
             "leave out tag and digest",
+        ),
+        (
+            without_disk(),
+            "/spec/source/build/compression",
+            json!("Zstd"),
+            "the layout Initramfs has none: leave it out",
         ),
         (
             image(),
@@ -470,6 +476,12 @@ fn image() -> Value {
             "output": {"repository": "host:5000/repository"},
         }}}),
     )
+}
+
+fn without_disk() -> Value {
+    let mut image = image();
+    image["spec"]["source"]["build"]["layout"] = json!("Initramfs");
+    image
 }
 
 fn policy() -> Value {

@@ -27,10 +27,10 @@ fn a_measured_image_runs_as_attested_pods() -> Result<()> {
     quickstart::delete(&environment)?;
     quickstart::apply(&environment)?;
 
-    let image = quickstart::wait_for_image(&environment)?;
+    let image = quickstart::wait_for_image(&environment, quickstart::IMAGE)?;
     the_published_digest_equals_the_oracles(&environment, &image)?;
 
-    let deployment = quickstart::wait_for_guests(&environment, 2)?;
+    let deployment = quickstart::wait_for_guests(&environment, quickstart::DEPLOYMENT, 2)?;
     println!("{}", phases::table(&environment)?);
     ensure!(deployment["status"]["summary"]["ready"] == "2/2");
     ensure!(deployment["status"]["summary"]["attested"] == "2/2");
@@ -39,6 +39,7 @@ fn a_measured_image_runs_as_attested_pods() -> Result<()> {
     the_service_answers_with_the_released_secret(&environment)?;
     records_verify_anywhere(&environment, &deployment)?;
     drift_is_repaired(&environment)?;
+    an_image_without_a_disk_runs(&environment)?;
 
     quickstart::start_hostile(&environment, "tampered", "TamperedKernel")?;
     quickstart::start_hostile(&environment, "rehashed", "TamperedKernelRehashed")?;
@@ -332,7 +333,7 @@ fn drift_is_repaired(environment: &Environment) -> Result<()> {
         )?;
     }
     // Not only is the drift gone: the deployment says that all is well again.
-    quickstart::wait_for_guests(environment, 2).map(drop)
+    quickstart::wait_for_guests(environment, quickstart::DEPLOYMENT, 2).map(drop)
 }
 
 fn a_rehashed_kernel_is_rejected(environment: &Environment) -> Result<()> {
@@ -408,6 +409,25 @@ fn the_deployment_says_why(environment: &Environment) -> Result<()> {
             }))
         },
     )?;
+    Ok(())
+}
+
+/// The other layout, from build to a guest that serves with its secret.
+fn an_image_without_a_disk_runs(environment: &Environment) -> Result<()> {
+    let name = "web-in-memory";
+    quickstart::start_without_disk(environment, name)?;
+    let image = quickstart::wait_for_image(environment, name)?;
+    let artifact = &image["status"]["artifact"];
+    ensure!(
+        artifact["rootDisk"].is_null(),
+        "the layout Initramfs has a disk: {artifact}"
+    );
+    quickstart::wait_for_guests(environment, name, 1)?;
+    for kind in ["cdep", "mi"] {
+        environment
+            .kubectl()
+            .run(&["-n", quickstart::NAMESPACE, "delete", kind, name])?;
+    }
     Ok(())
 }
 

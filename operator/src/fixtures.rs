@@ -18,9 +18,9 @@ use assay_crds::v1alpha1::confidential_deployment::{
     SecretKeyReference, SecretMount, SecretTarget, ServicePortSpec, ServiceSpec,
 };
 use assay_crds::v1alpha1::measured_image::{
-    ArtifactFile, ArtifactStatus, BuildOutput, BuildSource, DigestState, ImageByDigest,
-    ImageSource, LaunchDigestRow, LaunchShapes, Layout, Lifecycle, LifecycleState, OciSource,
-    RootDiskStatus, SourceType,
+    ArtifactFile, ArtifactStatus, BuildOutput, BuildSource, Compression, DigestState,
+    ImageByDigest, ImageSource, LaunchDigestRow, LaunchShapes, Layout, Lifecycle, LifecycleState,
+    OciSource, RootDiskStatus, SourceType,
 };
 use assay_crds::v1alpha1::{
     AttestationPolicy, AttestationRecord, ConfidentialDeployment, LocalReference, MeasuredImage,
@@ -133,6 +133,7 @@ pub(crate) fn build_source() -> BuildSource {
         rootfs: image("web", 0xaa),
         boot_kit: image("boot-kit", 0xbb),
         layout: Layout::DmVerity,
+        compression: Compression::None,
         extra_cmdline: None,
         output: BuildOutput {
             repository: "registry.test/measured/web".to_owned(),

@@ -17,7 +17,7 @@ pub(crate) fn run(environment: &Environment, cluster: &Kubeconfig) -> Result<()>
     quickstart::apply(environment)?;
     say("A Job builds the guest image from an ordinary nginx image; the operator then");
     say("recomputes every hash and publishes the launch digest.");
-    let image = quickstart::wait_for_image(environment)?;
+    let image = quickstart::wait_for_image(environment, quickstart::IMAGE)?;
     for row in image["status"]["launchDigests"]
         .as_array()
         .into_iter()
@@ -25,7 +25,7 @@ pub(crate) fn run(environment: &Environment, cluster: &Kubeconfig) -> Result<()>
     {
         say(&format!("  {}  {}", row["id"], row["digest"]));
     }
-    quickstart::wait_for_guests(environment, 2)?;
+    quickstart::wait_for_guests(environment, quickstart::DEPLOYMENT, 2)?;
     say(phases::table(environment)?.trim_end());
     show(
         &kubectl,

@@ -320,7 +320,6 @@ fn image_of_manifest(manifest: &Manifest, args: &ManifestArgs) -> Result<Image> 
     }
     rows.sort_by(|a, b| a.id.cmp(&b.id));
     rows.dedup();
-    let RootFs::DmVerity { root_hash, .. } = &manifest.root_disk.root;
     let part = |kind, path: &str, sha256, size_bytes| Part {
         kind,
         path: path.to_owned(),
@@ -329,26 +328,33 @@ fn image_of_manifest(manifest: &Manifest, args: &ManifestArgs) -> Result<Image> 
         serial: None,
         verity_root_hash: None,
     };
-    let (uki, firmware, disk) = (&manifest.uki, &manifest.firmware, &manifest.root_disk);
+    let (uki, firmware) = (&manifest.uki, &manifest.firmware);
+    let mut parts = vec![
+        part(PartKind::Uki, &uki.path, uki.sha256, uki.size),
+        part(
+            PartKind::Firmware,
+            &firmware.path,
+            firmware.sha256,
+            firmware.size,
+        ),
+    ];
+    if let Some(disk) = &manifest.root_disk {
+        let mut part = part(PartKind::RootDisk, &disk.path, disk.sha256, disk.size);
+        if let RootFs::DmVerity {
+            serial, root_hash, ..
+        } = &disk.root
+        {
+            part.serial = Some(serial.clone());
+            part.verity_root_hash = Some(*root_hash);
+        }
+        parts.push(part);
+    }
     Ok(Image {
         name,
         reference,
         state: LifecycleState::Active,
         reason: None,
-        parts: vec![
-            part(PartKind::Uki, &uki.path, uki.sha256, uki.size),
-            part(
-                PartKind::Firmware,
-                &firmware.path,
-                firmware.sha256,
-                firmware.size,
-            ),
-            Part {
-                serial: Some(disk.serial().to_owned()),
-                verity_root_hash: Some(*root_hash),
-                ..part(PartKind::RootDisk, &disk.path, disk.sha256, disk.size)
-            },
-        ],
+        parts,
         launch_digests: rows,
     })
 }

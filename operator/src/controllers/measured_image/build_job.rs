@@ -86,7 +86,11 @@ pub(super) fn build_recipe(source: &BuildSource) -> Recipe {
             measured_image::Layout::DmVerity => Layout::DmVerity,
             measured_image::Layout::Initramfs => Layout::Initramfs,
         },
-        compression: Compression::None,
+        compression: match source.compression {
+            measured_image::Compression::None => Compression::None,
+            measured_image::Compression::Lz4hc => Compression::Lz4hc,
+            measured_image::Compression::Zstd => Compression::Zstd,
+        },
         cmdline: source.extra_cmdline.clone(),
         output: Output {
             repository: source.output.repository.clone(),
