@@ -14,6 +14,9 @@ use assay_tee::hashes_table::KernelHashes;
 use assay_tee::{GuestConfig, Sha256Digest};
 use bytes::Bytes;
 
+use crate::authenticode::{
+    ImageSigner, ParseSignaturesError, SignImageError, VerifySignatureError, verify_signatures,
+};
 use crate::boot_kit::{BootKit, BootKitError};
 use crate::erofs::{EncodeErofsError, encode_erofs};
 use crate::flatten::{FlattenError, StoredLayer, flatten, prepare_root};
@@ -104,6 +107,12 @@ pub enum BuildError {
     /// The UKI cannot be written.
     #[error("cannot write the UKI")]
     Uki(#[source] EncodeUkiError),
+    /// The UKI cannot be signed.
+    #[error("cannot sign the UKI")]
+    Sign(#[source] SignImageError),
+    /// The UKI's signatures cannot be read back.
+    #[error("cannot read back the UKI's signatures")]
+    Signers(#[source] ReadSignersError),
     /// The UKI that was written cannot be read back.
     #[error("cannot read back the UKI")]
     ReadBack(#[source] ParseUkiError),
@@ -144,6 +153,15 @@ impl Artifact {
 
 /// Builds an artifact.
 pub fn build(inputs: &BuildInputs) -> Result<Artifact, BuildError> {
+    build_signed(inputs, None)
+}
+
+/// Builds an artifact whose UKI is signed for Secure Boot, where there is a
+/// signer. The launch digest is that of the signed file.
+pub fn build_signed(
+    inputs: &BuildInputs,
+    signer: Option<&ImageSigner>,
+) -> Result<Artifact, BuildError> {
     let BuildInputs {
         recipe,
         rootfs,
@@ -189,6 +207,10 @@ pub fn build(inputs: &BuildInputs) -> Result<Artifact, BuildError> {
         uname: &kit.release,
     })
     .map_err(BuildError::Uki)?;
+    let uki = match signer {
+        Some(signer) => Rope::from(signer.sign(&uki.to_bytes()).map_err(BuildError::Sign)?),
+        None => uki,
+    };
 
     let firmware = Rope::from(kit.firmware);
     let entry = |path: &str, content: &Rope| FileEntry {
@@ -219,6 +241,7 @@ pub fn build(inputs: &BuildInputs) -> Result<Artifact, BuildError> {
             cmdline: recipe.cmdline.clone(),
             uname: kit.release,
             pcrs: uki_pcrs(&uki_bytes).map_err(BuildError::Pcrs)?,
+            signers: uki_signers(&uki_bytes).map_err(BuildError::Signers)?,
         },
         firmware: entry(FIRMWARE_PATH, &firmware),
         layout: recipe.layout,
@@ -252,6 +275,36 @@ pub(crate) fn uki_sections(uki: &Bytes) -> Result<Vec<Section>, ParseUkiError> {
         sha256: Sha256Digest::of(content),
     };
     Ok(content.sections.iter().map(row).collect())
+}
+
+/// A UKI of which nothing can be said to be signed.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadSignersError {
+    /// No table of signatures.
+    #[error("cannot find the UKI's signatures")]
+    Table(#[source] ParseSignaturesError),
+    /// A signature is not one of this UKI.
+    #[error("the UKI's signature {index} is not valid")]
+    Signature {
+        /// Its place, from 0.
+        index: usize,
+        /// Why.
+        #[source]
+        source: VerifySignatureError,
+    },
+}
+
+/// The manifest's certificates of those who signed a UKI. Every signature must
+/// be one of this UKI.
+pub(crate) fn uki_signers(uki: &Bytes) -> Result<Vec<Sha256Digest>, ReadSignersError> {
+    let signatures = verify_signatures(uki).map_err(ReadSignersError::Table)?;
+    let verified = signatures.into_iter().enumerate();
+    verified
+        .map(|(index, signature)| match signature {
+            Ok(signature) => Ok(signature.certificate),
+            Err(source) => Err(ReadSignersError::Signature { index, source }),
+        })
+        .collect()
 }
 
 /// What the launch digests follow from: nothing is handed to the guest but the

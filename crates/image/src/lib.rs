@@ -6,6 +6,7 @@
 //! file, a clock or the network; callers hand in bytes and take bytes away.
 
 pub mod artifact;
+pub mod authenticode;
 pub mod boot_kit;
 pub mod bzimage;
 pub mod erofs;

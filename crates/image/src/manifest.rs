@@ -83,6 +83,10 @@ pub struct Uki {
     /// What [`crate::pcr`] predicts that a boot from QEMU's `-kernel` leaves in
     /// a TPM's SHA-256 bank, where there is one.
     pub pcrs: BTreeMap<u8, Sha256Digest>,
+    /// SHA-256 of the certificates of those who signed it for Secure Boot, in the
+    /// order of the signatures. Whether they are to be trusted is for the firmware.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub signers: Vec<Sha256Digest>,
 }
 
 /// A PE section.

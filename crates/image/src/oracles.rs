@@ -2,12 +2,29 @@
 //! their own that `ASSAY_IMAGE_ORACLES` names (`cargo xtask programs`).
 
 use std::fs;
-use std::io::Write as _;
+use std::io::{Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use bytes::Bytes;
 use tempfile::TempDir;
+
+/// `timeout` of a guest that has nothing but what arguments give it.
+const QEMU: [&str; 13] = [
+    "300",
+    "qemu-system-x86_64",
+    "-accel",
+    "tcg",
+    "-machine",
+    "q35",
+    "-cpu",
+    "max",
+    "-m",
+    "1024",
+    "-nodefaults",
+    "-display",
+    "none",
+];
 
 /// The programs, and a directory to exchange files with them.
 pub(crate) struct Oracles {
@@ -106,15 +123,38 @@ impl Oracles {
     /// that powers itself off.
     pub(crate) fn boot(&self, arguments: &[&str]) -> String {
         let serial = format!("file:{}", self.inside("console"));
-        let mut all = vec!["300", "qemu-system-x86_64", "-accel", "tcg"];
-        all.extend(["-machine", "q35", "-cpu", "max", "-m", "1024"]);
-        all.extend(["-nodefaults", "-display", "none", "-no-reboot"]);
-        all.extend(["-serial", &serial]);
-        all.extend(arguments);
+        let all = [&QEMU[..], &["-no-reboot", "-serial", &serial], arguments].concat();
         let (well, text) = self.try_run("timeout", &all);
         let console = fs::read(self.outside("console")).unwrap_or_default();
         let console = String::from_utf8_lossy(&console).replace('\r', "");
         assert!(well, "{text}\n{console}");
+        console
+    }
+
+    /// The serial console of a guest up to the first of `words`, or to the
+    /// guest's end.
+    pub(crate) fn console_until(&self, arguments: &[&str], words: &[&str]) -> String {
+        let mut guest = self
+            .command("timeout")
+            .args(QEMU)
+            .args(["-no-reboot", "-serial", "stdio"])
+            .args(arguments)
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut console = String::new();
+        let mut output = guest.stdout.take().unwrap();
+        let mut buffer = [0; 4096];
+        while !words.iter().any(|word| console.contains(word)) {
+            let count = output.read(&mut buffer).unwrap();
+            if count == 0 {
+                break;
+            }
+            console += &String::from_utf8_lossy(&buffer[..count]);
+        }
+        // It passes this signal on.
+        let _ = Command::new("kill").arg(guest.id().to_string()).status();
+        guest.wait().unwrap();
         console
     }
 

@@ -17,8 +17,6 @@ pub const READ_CODE: u32 = 0x4000_0020;
 
 const PE_OFFSET: usize = 0x3c;
 const PE32_PLUS: u16 = 0x20b;
-/// Index of the attribute certificate table among the data directories.
-const SECURITY_DIRECTORY: usize = 4;
 
 /// Offsets of header fields from the start of the PE signature.
 pub mod field {
@@ -46,6 +44,11 @@ pub mod field {
     pub const DLL_CHARACTERISTICS: usize = OPTIONAL_HEADER + 70;
     /// First data directory: address and size, u32 each.
     pub const DATA_DIRECTORIES: usize = OPTIONAL_HEADER + 112;
+    /// NumberOfRvaAndSizes, u32: how many data directories there are.
+    pub const NUMBER_OF_DIRECTORIES: usize = OPTIONAL_HEADER + 108;
+    /// Data directory of the attribute certificate table: its offset in the file
+    /// and its size.
+    pub const CERTIFICATE_TABLE: usize = DATA_DIRECTORIES + 8 * 4;
 }
 
 /// Bytes are not a PE32+ image.
@@ -168,7 +171,7 @@ impl PeImage {
             .map(section)
             .collect::<Option<Vec<_>>>()
             .ok_or_else(truncated(pe_offset + table))?;
-        let security = field::DATA_DIRECTORIES + 8 * SECURITY_DIRECTORY;
+        let security = field::CERTIFICATE_TABLE;
         let certificates = if security + 8 <= table && long(security)? != 0 {
             let beyond = truncated(pe_offset + security);
             let offset = |number| usize::try_from(number).map_err(|_| beyond());
@@ -208,7 +211,7 @@ impl PeImage {
         };
         let offset = |number: u32| usize::try_from(number).map_err(|_| outside());
         let checksum = self.pe_offset + field::CHECKSUM;
-        let security = self.pe_offset + field::DATA_DIRECTORIES + 8 * SECURITY_DIRECTORY;
+        let security = self.pe_offset + field::CERTIFICATE_TABLE;
         let headers = offset(self.size_of_headers)?;
         let mut parts: Vec<Range<usize>> = Vec::new();
         if security + 8 <= self.section_table {

@@ -11,7 +11,7 @@ use assay_tee::guest_config::{GUEST_CONFIG_PATH, RootFs};
 use assay_tee::{GuestConfig, Sha256Digest};
 use bytes::Bytes;
 
-use crate::artifact::{measurement, uki_pcrs, uki_sections};
+use crate::artifact::{ReadSignersError, measurement, uki_pcrs, uki_sections, uki_signers};
 use crate::boot_kit::{BootKitError, check_firmware};
 use crate::bzimage::{ParseKernelReleaseError, parse_kernel_release};
 use crate::erofs::parse_compression;
@@ -101,6 +101,9 @@ pub enum ReadArtifactError {
     /// What boots it cannot be told from the UKI.
     #[error("cannot predict the PCRs of the UKI")]
     Pcrs(#[source] PredictPcrError),
+    /// The UKI is signed by nobody who can be named.
+    #[error("artifact: cannot tell who signed the UKI")]
+    Signers(#[source] ReadSignersError),
     /// The kernel does not say its release.
     #[error("artifact: cannot read the kernel's release")]
     Kernel(#[source] ParseKernelReleaseError),
@@ -241,6 +244,8 @@ fn check_uki(
     same("uki.sections", &manifest.uki.sections, &sections)?;
     let pcrs = uki_pcrs(&content.uki).map_err(ReadArtifactError::Pcrs)?;
     same("uki.pcrs", &manifest.uki.pcrs, &pcrs)?;
+    let signers = uki_signers(&content.uki).map_err(ReadArtifactError::Signers)?;
+    same("uki.signers", &manifest.uki.signers, &signers)?;
     same(
         "uki.cmdline",
         &manifest.uki.cmdline.as_bytes(),

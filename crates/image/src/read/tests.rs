@@ -1,6 +1,6 @@
 use super::*;
 use crate::artifact::tests::{initramfs_inputs, inputs};
-use crate::artifact::{Artifact, build};
+use crate::artifact::{Artifact, build, build_signed};
 use crate::newc::{EncodeNewcError, NewcBuilder};
 use crate::oci::LayerCompression;
 use crate::recipe::Compression;
@@ -247,4 +247,41 @@ fn a_file_that_another_name_could_change_is_refused() {
         only_file(&entries, AGENT_PATH),
         Err(ReadArtifactError::InitrdFile { .. })
     ));
+}
+
+#[test]
+fn who_signed_is_read_from_the_uki() {
+    let signer = crate::authenticode::tests::signer();
+    let artifact = build_signed(&inputs(), Some(&signer)).unwrap();
+    let good = content(&artifact);
+    let read = read_artifact_content(&good).unwrap();
+    assert_eq!(read.manifest.uki.signers, [signer.certificate.digest()]);
+
+    let with = |change: &dyn Fn(&mut Manifest)| {
+        let mut manifest = artifact.manifest.clone();
+        change(&mut manifest);
+        let manifest = serde_json::to_vec(&manifest).unwrap().into();
+        ArtifactContent {
+            manifest,
+            ..good.clone()
+        }
+    };
+    let silent = with(&|manifest| manifest.uki.signers.clear());
+    let error = read_artifact_content(&silent).unwrap_err();
+    let untrue =
+        |field| matches!(error, ReadArtifactError::Untrue { field: it, .. } if it == field);
+    assert!(untrue("uki.signers"), "{error}");
+
+    // A signature that is broken, and a manifest that hides it.
+    let mut uki = good.uki.to_vec();
+    let table = artifact.manifest.uki.size - 300;
+    uki[usize::try_from(table).unwrap()] ^= 1;
+    let digest = Sha256Digest::of(&uki);
+    let mut broken = with(&|manifest| {
+        manifest.uki.sha256 = digest;
+        manifest.measurement = measurement(&good.firmware, digest).unwrap();
+    });
+    broken.uki = uki.into();
+    let error = read_artifact_content(&broken).unwrap_err();
+    assert!(matches!(error, ReadArtifactError::Signers(_)), "{error}");
 }
