@@ -9,7 +9,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use assay_image::artifact::{Artifact, BuildError, BuildInputs, SourceImage, build};
+use assay_image::artifact::{Artifact, BuildError, BuildInputs, SourceImage, build_signed};
 use assay_image::oci::OciImage;
 use assay_image::recipe::{
     EXIT_NO_CREDENTIALS, EXIT_UNBUILDABLE, PinnedReference, Recipe, RecipeError, ValidRecipe,
@@ -19,6 +19,7 @@ use clap::ValueEnum;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 
+use crate::sign_uki::SecureBootArgs;
 use crate::stdout;
 
 /// Options of `assay build`.
@@ -53,6 +54,8 @@ pub(crate) struct Args {
     /// Registry credentials, in the format of ~/.docker/config.json
     #[arg(long, value_name = "FILE")]
     docker_config: Option<PathBuf>,
+    #[command(flatten)]
+    secure_boot: SecureBootArgs,
     /// Where to write {"reference", "manifestDigest"} or {"error"} as JSON
     #[arg(long, value_name = "FILE")]
     result_file: Option<PathBuf>,
@@ -142,6 +145,7 @@ fn build_and_publish(args: &Args) -> Result<Built> {
     let recipe =
         Recipe::parse(&read(&args.recipe)?).with_context(|| args.recipe.display().to_string())?;
     let agent = read(&args.agent)?.into();
+    let signer = args.secure_boot.signer()?;
     let docker_config = match &args.docker_config {
         Some(path) => Some(read_credentials(path).context(NoCredentials)?),
         None => None,
@@ -179,7 +183,7 @@ fn build_and_publish(args: &Args) -> Result<Built> {
     };
 
     let step = progress.step("build");
-    let artifact = build(&inputs)?;
+    let artifact = build_signed(&inputs, signer.as_ref())?;
     step.done();
     let BuildInputs { recipe, .. } = inputs;
     let step = progress.step("pack");

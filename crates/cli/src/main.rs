@@ -17,6 +17,7 @@ mod measure;
 mod pcrs;
 mod policy;
 mod pull;
+mod sign_uki;
 mod stdout;
 mod verify;
 
@@ -61,6 +62,8 @@ enum Command {
     Policy(policy::Args),
     /// Fetch the files of an artifact, verified
     Pull(pull::Args),
+    /// Sign unified kernel images for Secure Boot
+    SignUki(sign_uki::Args),
     /// Appraise evidence again, from files
     Verify(verify::Args),
 }
@@ -78,6 +81,7 @@ fn main() -> ExitCode {
         Command::Pcrs(args) => pcrs::run(&args),
         Command::Policy(args) => return policy::run(&args),
         Command::Pull(args) => pull::run(&args),
+        Command::SignUki(args) => sign_uki::run(&args),
         Command::Verify(args) => return verify::run(&args),
     };
     match result {

@@ -1,6 +1,7 @@
 //! EFI executables: unified kernel images.
 
 use anyhow::Result;
+use assay_image::authenticode::{ImageSignature, verify_signatures};
 use assay_image::bzimage::parse_kernel_release;
 use assay_image::pe::{PeImage, PeSection};
 use assay_tee::Sha256Digest;
@@ -25,8 +26,11 @@ pub(super) struct Executable {
     size: usize,
     /// SHA-256 of the file: the kernel's hash of a launch with `-kernel`.
     digest: Sha256Digest,
-    /// Whether it is signed for Secure Boot. The signature is not verified.
+    /// Whether it is signed for Secure Boot.
     signed: bool,
+    /// Who signed it, each verified with the certificate that it brings. Whether
+    /// to trust that is for a firmware's `db`.
+    signatures: Vec<Signature>,
     sections: Vec<Section>,
     /// Text of the sections that hold text, by name.
     texts: Vec<Text>,
@@ -34,6 +38,13 @@ pub(super) struct Executable {
     #[serde(skip_serializing_if = "Option::is_none")]
     kernel_release: Option<String>,
     notes: Vec<String>,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(untagged)]
+enum Signature {
+    Valid(ImageSignature),
+    Invalid { problem: String },
 }
 
 #[derive(Debug, Serialize)]
@@ -72,10 +83,18 @@ pub(super) fn inspect(bytes: &Bytes) -> Result<Executable> {
         })
     });
     let kernel = content(".linux");
+    let signatures = match verify_signatures(bytes) {
+        Ok(signatures) => signatures
+            .into_iter()
+            .map(|it| it.map_or_else(|error| invalid(&error.into()), Signature::Valid))
+            .collect(),
+        Err(error) => vec![invalid(&error.into())],
+    };
     Ok(Executable {
         size: bytes.len(),
         digest: Sha256Digest::of(bytes),
         signed: image.certificates.is_some(),
+        signatures,
         texts: texts.collect(),
         kernel_release: kernel.and_then(|kernel| parse_kernel_release(&kernel).ok()),
         notes: notes(&image, bytes),
@@ -93,6 +112,12 @@ pub(super) fn inspect(bytes: &Bytes) -> Result<Executable> {
             })
             .collect(),
     })
+}
+
+fn invalid(error: &anyhow::Error) -> Signature {
+    Signature::Invalid {
+        problem: format!("{error:#}"),
+    }
 }
 
 fn notes(image: &PeImage, bytes: &Bytes) -> Vec<String> {
@@ -149,12 +174,25 @@ impl Executable {
         });
         table.row("size", format!("{} bytes", self.size));
         table.row("digest", self.digest);
-        let signed = if self.signed {
-            "yes, not verified here"
-        } else {
-            "no"
-        };
-        table.row("signed", signed);
+        if !self.signed {
+            table.row("signed", "no");
+        }
+        for signature in &self.signatures {
+            match signature {
+                Signature::Valid(ImageSignature {
+                    subject,
+                    certificate,
+                    key_bits,
+                }) => {
+                    table.row("signed by", printable(subject));
+                    table.row("certificate digest", certificate);
+                    table.row("key", format!("RSA, {key_bits} bits"));
+                }
+                Signature::Invalid { problem } => {
+                    table.row("signature not valid", printable(problem));
+                }
+            }
+        }
         table.maybe("kernel's own release", self.kernel_release.as_ref());
         table.heading("sections");
         for section in &self.sections {
