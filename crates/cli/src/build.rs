@@ -10,10 +10,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use assay_image::artifact::{Artifact, BuildError, BuildInputs, SourceImage, build_signed};
+use assay_image::disk::encode_disk;
 use assay_image::oci::OciImage;
 use assay_image::recipe::{
     EXIT_NO_CREDENTIALS, EXIT_UNBUILDABLE, PinnedReference, Recipe, RecipeError, ValidRecipe,
 };
+use assay_image::rope::Rope;
 use assay_registry::{DockerConfig, Pulled, Registry, RegistryOptions, read_layout};
 use clap::ValueEnum;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -37,7 +39,12 @@ pub(crate) struct Args {
     )]
     agent: PathBuf,
     /// Directory to write the artifact's files to
-    #[arg(short, long, value_name = "DIR", required_unless_present = "push")]
+    #[arg(
+        short,
+        long,
+        value_name = "DIR",
+        required_unless_present_any = ["push", "disk_image"]
+    )]
     output: Option<PathBuf>,
     /// Push the artifact to the recipe's output repository
     #[arg(long)]
@@ -54,6 +61,10 @@ pub(crate) struct Args {
     /// Registry credentials, in the format of ~/.docker/config.json
     #[arg(long, value_name = "FILE")]
     docker_config: Option<PathBuf>,
+    /// Write a disk that UEFI firmware boots: the UKI on an EFI system partition,
+    /// and the root disk as partitions for its data and its hash tree
+    #[arg(long, value_name = "FILE")]
+    disk_image: Option<PathBuf>,
     #[command(flatten)]
     secure_boot: SecureBootArgs,
     /// Where to write {"reference", "manifestDigest"} or {"error"} as JSON
@@ -195,6 +206,12 @@ fn build_and_publish(args: &Args) -> Result<Built> {
         write_files(directory, &artifact)?;
         step.done();
     }
+    if let Some(path) = &args.disk_image {
+        let step = progress.step(&format!("write {}", path.display()));
+        let disk = encode_disk(&artifact).context("cannot make the disk image")?;
+        write_file(path, &disk)?;
+        step.done();
+    }
     let reference = if args.push {
         let step = progress.step(&format!("push {}", recipe.output_repository));
         let reference = runtime
@@ -233,24 +250,28 @@ fn read(path: &Path) -> Result<Vec<u8>> {
     fs::read(path).with_context(|| format!("cannot read {}", path.display()))
 }
 
-/// Writes every file under another name first, so that no name ever stands for
-/// half a file.
 fn write_files(directory: &Path, artifact: &Artifact) -> Result<()> {
     fs::create_dir_all(directory)
         .with_context(|| format!("cannot create {}", directory.display()))?;
     for (name, content) in &artifact.files {
-        let path = directory.join(name);
-        let partial = directory.join(format!(".{name}.partial"));
-        let write = || -> std::io::Result<()> {
-            let mut file = fs::File::create(&partial)?;
-            for chunk in content.chunks() {
-                file.write_all(chunk)?;
-            }
-            fs::rename(&partial, &path)
-        };
-        write().with_context(|| format!("cannot write {}", path.display()))?;
+        write_file(&directory.join(name), content)?;
     }
     Ok(())
+}
+
+/// Writes the file under another name first, so that no name ever stands for
+/// half a file.
+fn write_file(path: &Path, content: &Rope) -> Result<()> {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let partial = path.with_file_name(format!(".{name}.partial"));
+    let write = || -> std::io::Result<()> {
+        let mut file = fs::File::create(&partial)?;
+        for chunk in content.chunks() {
+            file.write_all(chunk)?;
+        }
+        fs::rename(&partial, path)
+    };
+    write().with_context(|| format!("cannot write {}", path.display()))
 }
 
 /// Steps on standard error.

@@ -9,6 +9,7 @@ pub mod artifact;
 pub mod authenticode;
 pub mod boot_kit;
 pub mod bzimage;
+pub mod disk;
 pub mod erofs;
 pub mod flatten;
 pub mod igvm;

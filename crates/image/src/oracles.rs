@@ -9,6 +9,10 @@ use std::process::{Command, Stdio};
 use bytes::Bytes;
 use tempfile::TempDir;
 
+use crate::newc::NewcBuilder;
+use crate::tarball::Owner;
+use crate::uki::{UkiParts, encode_uki};
+
 /// `timeout` of a guest that has nothing but what arguments give it.
 const QEMU: [&str; 13] = [
     "300",
@@ -33,6 +37,9 @@ pub(crate) struct Oracles {
 }
 
 impl Oracles {
+    /// systemd-stub.
+    pub(crate) const STUB: &str = "usr/lib/systemd/boot/efi/linuxx64.efi.stub";
+
     /// Where they are. Without them it says that `test` is skipped.
     pub(crate) fn find(test: &str) -> Option<Self> {
         let Some(root) = std::env::var_os("ASSAY_IMAGE_ORACLES") else {
@@ -76,6 +83,41 @@ impl Oracles {
             panic!("one kernel was expected: {names:?}");
         };
         name.clone()
+    }
+
+    /// A UKI whose guest loads modules, by their paths below `kernel`, runs a
+    /// script with busybox's commands and its console, and goes.
+    pub(crate) fn uki(&self, script: &str, modules: &[&str]) -> Bytes {
+        let mut init = "#!/bin/busybox sh\n\
+            /bin/busybox --install -s /bin\n\
+            mount -t devtmpfs dev /dev\n\
+            mount -t sysfs sys /sys\n\
+            exec >/dev/console 2>&1\n"
+            .to_owned();
+        let mut initrd = NewcBuilder::new();
+        for directory in ["bin", "dev", "sys"] {
+            initrd.directory(directory, 0o755, Owner::ROOT).unwrap();
+        }
+        let mut file = |path: &str, content: Bytes| {
+            initrd.file(path, 0o755, Owner::ROOT, content).unwrap();
+        };
+        file("bin/busybox", self.file("usr/bin/busybox"));
+        for module in modules {
+            let name = module.rsplit('/').next().unwrap();
+            init.extend(["insmod /", name, "\n"]);
+            file(name, self.module(module));
+        }
+        init += script;
+        init += "poweroff -f\n";
+        file("init", init.into());
+        let parts = UkiParts {
+            stub: &self.file(Self::STUB),
+            kernel: &self.kernel(),
+            initrd: &initrd.finish(),
+            cmdline: "console=ttyS0 panic=-1",
+            uname: "6.12.0-test",
+        };
+        encode_uki(&parts).unwrap().to_bytes()
     }
 
     /// The file `name` as we see it.

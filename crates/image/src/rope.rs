@@ -69,6 +69,19 @@ impl Rope {
         self.push_zeros(self.len.next_multiple_of(alignment) - self.len);
     }
 
+    /// The bytes before `at` and the others. `None` when there are fewer.
+    pub fn split_at(&self, at: u64) -> Option<(Self, Self)> {
+        let (mut before, mut after) = (Self::new(), Self::new());
+        for chunk in &self.chunks {
+            // What is missing in front is no more than a chunk, or takes all of it.
+            let missing = usize::try_from(at - before.len).unwrap_or(usize::MAX);
+            let cut = missing.min(chunk.len());
+            before.push(chunk.slice(..cut));
+            after.push(chunk.slice(cut..));
+        }
+        (before.len == at).then_some((before, after))
+    }
+
     /// All bytes in one piece. Free when there is only one.
     pub fn to_bytes(&self) -> Bytes {
         match self.chunks.as_slice() {
@@ -156,6 +169,18 @@ mod tests {
             assert_eq!(rope(pieces).sha256(), Sha256Digest::of(b"abcdefgh"));
             assert_eq!(rope(pieces).to_bytes(), b"abcdefgh".as_slice());
         }
+    }
+
+    #[test]
+    fn both_parts_of_a_split_have_all_bytes() {
+        let whole = rope(&[b"abc", b"de"]);
+        for at in 0..=5 {
+            let (before, after) = whole.split_at(at).unwrap();
+            assert_eq!((before.len(), after.len()), (at, 5 - at));
+            let parts = [before.to_bytes(), after.to_bytes()].concat();
+            assert_eq!(parts, b"abcde");
+        }
+        assert!(whole.split_at(6).is_none());
     }
 
     #[test]

@@ -2,13 +2,8 @@
 
 use super::tests::signer;
 use super::*;
-use crate::newc::NewcBuilder;
 use crate::oracles::Oracles;
 use crate::pe::{field, u32_at};
-use crate::tarball::Owner;
-use crate::uki::{UkiParts, encode_uki};
-
-const STUB: &str = "usr/lib/systemd/boot/efi/linuxx64.efi.stub";
 
 #[test]
 fn sbverify_accepts_our_signature_and_no_other_image() {
@@ -23,7 +18,7 @@ fn sbverify_accepts_our_signature_and_no_other_image() {
         let image = oracles.write("image", image);
         oracles.try_run("sbverify", &["--cert", certificate, &image])
     };
-    let signed = signer().sign(&oracles.file(STUB)).unwrap();
+    let signed = signer().sign(&oracles.file(Oracles::STUB)).unwrap();
     let (well, text) = verify(&signed, &certificate);
     assert!(well && !text.contains("warning"), "{text}");
     assert!(!verify(&signed, &other).0);
@@ -44,12 +39,12 @@ fn what_sbsign_writes_is_read_and_has_the_checksum_that_we_give() {
     let key = oracles.write("key.pem", key);
     let certificate = include_bytes!("../../tests/keys/secure-boot.pem");
     let certificate = oracles.write("certificate.pem", certificate);
-    let unsigned = oracles.write("unsigned", &oracles.file(STUB));
+    let unsigned = oracles.write("unsigned", &oracles.file(Oracles::STUB));
     let output = oracles.inside("signed");
     let sign = ["--key", &key, "--cert", &certificate, "--output", &output];
     oracles.run("sbsign", &[&sign[..], &[&*unsigned]].concat());
     let theirs = std::fs::read(oracles.outside("signed")).unwrap();
-    let ours = signer().sign(&oracles.file(STUB)).unwrap();
+    let ours = signer().sign(&oracles.file(Oracles::STUB)).unwrap();
     let signers = |image: &[u8]| {
         let signatures = verify_signatures(image).unwrap();
         let signatures = signatures.into_iter().map(Result::unwrap);
@@ -84,7 +79,7 @@ fn firmware_with_secure_boot_starts_what_is_signed_and_nothing_else() {
         certificate: SigningCertificate::parse(&certificate).unwrap(),
         by: SignedBy::Key(SigningKey::from_pem(&key).unwrap()),
     };
-    let uki = small_uki(&oracles, BOOTED);
+    let uki = oracles.uki(&format!("echo {BOOTED}\n"), &[]);
     let stranger = signer().sign(&uki).unwrap();
     let signed = snakeoil.sign(&uki).unwrap();
 
@@ -123,32 +118,4 @@ fn firmware_with_secure_boot_starts_what_is_signed_and_nothing_else() {
             assert!(console.contains("Secure boot enabled"), "{console}");
         }
     }
-}
-
-/// A UKI whose guest says one thing and goes.
-fn small_uki(oracles: &Oracles, says: &str) -> bytes::Bytes {
-    let init = format!(
-        "#!/bin/busybox sh\n\
-         /bin/busybox mount -t devtmpfs dev /dev\n\
-         echo {says} >/dev/console\n\
-         /bin/busybox poweroff -f\n"
-    );
-    let mut initrd = NewcBuilder::new();
-    for directory in ["bin", "dev"] {
-        initrd.directory(directory, 0o755, Owner::ROOT).unwrap();
-    }
-    for (path, content) in [
-        ("bin/busybox", oracles.file("usr/bin/busybox")),
-        ("init", init.into()),
-    ] {
-        initrd.file(path, 0o755, Owner::ROOT, content).unwrap();
-    }
-    let parts = UkiParts {
-        stub: &oracles.file(STUB),
-        kernel: &oracles.kernel(),
-        initrd: &initrd.finish(),
-        cmdline: "console=ttyS0 panic=-1",
-        uname: "6.12.0-test",
-    };
-    encode_uki(&parts).unwrap().to_bytes()
 }

@@ -1,0 +1,128 @@
+//! A disk image that firmware boots: a GUID partition table (UEFI 2.10, §5.3)
+//! with an EFI system partition and, where there is a root disk, its data and
+//! its hash tree as partitions of their own (UAPI group, *Discoverable Partitions
+//! Specification*).
+//!
+//! Every identifier follows from the content, so the same artifact gives the same
+//! bytes.
+
+mod fat;
+mod gpt;
+
+use assay_tee::Sha256Digest;
+use assay_tee::guest_config::RootFs;
+
+use crate::artifact::Artifact;
+use crate::manifest::{ROOT_DISK_PATH, UKI_PATH};
+use crate::rope::Rope;
+
+use gpt::{Guid, Partition, encode_table};
+
+/// Bytes of a sector.
+const SECTOR: u64 = 512;
+/// Where partitions begin is a multiple of this, in sectors: 1 MiB.
+const ALIGNMENT: u64 = 2048;
+
+/// EFI system partition.
+const ESP: Guid = Guid::from_fields(
+    0xc12a_7328,
+    0xf81f,
+    0x11d2,
+    [0xba, 0x4b, 0x00, 0xa0, 0xc9, 0x3e, 0xc9, 0x3b],
+);
+/// SD_GPT_ROOT_X86_64.
+const ROOT: Guid = Guid::from_fields(
+    0x4f68_bce3,
+    0xe8cd,
+    0x4db1,
+    [0x96, 0xe7, 0xfb, 0xca, 0xf9, 0x84, 0xb7, 0x09],
+);
+/// SD_GPT_ROOT_X86_64_VERITY.
+const ROOT_VERITY: Guid = Guid::from_fields(
+    0x2c73_57ed,
+    0xebd2,
+    0x46d9,
+    [0xae, 0xc1, 0x23, 0xd4, 0x37, 0xec, 0x2b, 0xf5],
+);
+/// SD_GPT_FLAG_READ_ONLY.
+const READ_ONLY: u64 = 1 << 60;
+
+/// An artifact that makes no disk.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum EncodeDiskError {
+    /// A file that the manifest promises is not there.
+    #[error("the artifact has no file {0}")]
+    MissingFile(&'static str),
+    /// The root disk is not data and a tree.
+    #[error("the root disk is not data with a dm-verity tree after them")]
+    RootDisk,
+    /// The UKI does not fit a FAT file.
+    #[error("the UKI of {0} bytes is too large for a file of an EFI system partition")]
+    UkiTooLarge(u64),
+}
+
+/// The disk image of an artifact.
+pub fn encode_disk(artifact: &Artifact) -> Result<Rope, EncodeDiskError> {
+    let file = |name: &'static str| {
+        let found = artifact.files.iter().find(|(path, _)| *path == name);
+        found
+            .map(|(_, content)| content)
+            .ok_or(EncodeDiskError::MissingFile(name))
+    };
+    let uki = file(UKI_PATH)?;
+    let identity = derive("assay disk guid v1", artifact.manifest.uki.sha256);
+    let mut partitions = vec![Partition {
+        kind: ESP,
+        id: Guid::of_content(derive("assay esp guid v1", artifact.manifest.uki.sha256)),
+        flags: 0,
+        name: "esp",
+        content: fat::encode_esp(uki, identity)?,
+    }];
+    if let Some(disk) = &artifact.manifest.root_disk {
+        let RootFs::DmVerity {
+            block_size,
+            data_blocks,
+            root_hash,
+            ..
+        } = &disk.root
+        else {
+            return Err(EncodeDiskError::RootDisk);
+        };
+        let len = data_blocks.checked_mul(u64::from(*block_size));
+        let (data, tree) = len
+            .and_then(|len| file(ROOT_DISK_PATH).map(|disk| disk.split_at(len)).ok()?)
+            .ok_or(EncodeDiskError::RootDisk)?;
+        let [first, last] = root_hash_halves(*root_hash);
+        partitions.push(Partition {
+            kind: ROOT,
+            id: first,
+            flags: READ_ONLY,
+            name: "root-x86-64",
+            content: data,
+        });
+        partitions.push(Partition {
+            kind: ROOT_VERITY,
+            id: last,
+            flags: READ_ONLY,
+            name: "root-x86-64-verity",
+            content: tree,
+        });
+    }
+    Ok(encode_table(Guid::of_content(identity), &partitions))
+}
+
+/// The identifiers of data and tree: the first and the last 128 bits of the root
+/// hash, as text.
+fn root_hash_halves(root_hash: Sha256Digest) -> [Guid; 2] {
+    let (first, last) = root_hash.as_bytes().split_at(16);
+    [first, last].map(|half| Guid::from_text_order(half.first_chunk().copied().unwrap_or_default()))
+}
+
+fn derive(label: &str, content: Sha256Digest) -> Sha256Digest {
+    Sha256Digest::of(&[label.as_bytes(), b"\0", content.as_bytes()].concat())
+}
+
+#[cfg(test)]
+mod oracle_tests;
+#[cfg(test)]
+mod tests;
