@@ -431,6 +431,7 @@ fn a_manifest_is_measured_for_the_shapes_that_are_named() {
             "cmdline": case["cmdline"], "uname": "6.12", "pcrs": {},
         },
         "firmware": {"path": "firmware.fd", "sha256": zero, "size": 4096},
+        "layout": "DmVerity",
         "rootDisk": {
             "path": "rootfs.img", "sha256": zero, "size": 8192,
             "root": {
