@@ -176,7 +176,7 @@ pub fn check_path(claims: &Claims, path: &ResourcePath) -> Result<(), ReleaseRef
 /// says where its value is.
 ///
 /// # Assumptions
-/// `claims` are of a verified, unexpired token.
+/// As [`decide_entitlement`].
 ///
 /// # Errors
 /// The first reason not to.
@@ -186,6 +186,39 @@ pub fn decide_release(
     observed: &ReleaseObserved,
     now: Timestamp,
 ) -> Result<SecretKeyReference, ReleaseRefusal> {
+    let Entitlement { deployment, .. } = decide_entitlement(claims, path, observed, now)?;
+    deployment
+        .spec
+        .secrets
+        .iter()
+        .find(|secret| secret.name == path.name)
+        .map(|secret| secret.secret_ref.clone())
+        .ok_or(ReleaseRefusal::ResourceUnknown)
+}
+
+/// A guest that the policy releases a resource to.
+#[derive(Debug, Clone, Copy)]
+pub struct Entitlement<'a> {
+    /// Its deployment.
+    pub deployment: &'a ConfidentialDeployment,
+    /// When its attestation ends.
+    pub until: Timestamp,
+}
+
+/// Decides whether the policy releases a resource of this name to the holder of
+/// `claims`, wherever its value is.
+///
+/// # Assumptions
+/// `claims` are of a verified, unexpired token.
+///
+/// # Errors
+/// The first reason not to.
+pub fn decide_entitlement<'a>(
+    claims: &Claims,
+    path: &ResourcePath,
+    observed: &'a ReleaseObserved,
+    now: Timestamp,
+) -> Result<Entitlement<'a>, ReleaseRefusal> {
     check_path(claims, path)?;
     let instance = claims.instance();
     let record = observed
@@ -199,9 +232,12 @@ pub fn decide_release(
         .status
         .as_ref()
         .ok_or(ReleaseRefusal::RecordMissing)?;
-    if !is_in_force(status, now) {
-        return Err(ReleaseRefusal::RecordNotInForce);
-    }
+    let until = status
+        .expires_at
+        .as_ref()
+        .filter(|_| is_in_force(status, now))
+        .ok_or(ReleaseRefusal::RecordNotInForce)?
+        .0;
     if status.evidence.nonce != claims.nonce() {
         return Err(ReleaseRefusal::TokenSuperseded);
     }
@@ -245,13 +281,7 @@ pub fn decide_release(
     if !rule.image_states.contains(&state) {
         return Err(ReleaseRefusal::ImageStateNotReleased);
     }
-    deployment
-        .spec
-        .secrets
-        .iter()
-        .find(|secret| secret.name == path.name)
-        .map(|secret| secret.secret_ref.clone())
-        .ok_or(ReleaseRefusal::ResourceUnknown)
+    Ok(Entitlement { deployment, until })
 }
 
 fn is_measurement_accepted(
