@@ -174,6 +174,7 @@ pub(crate) mod tests {
             trust_domain: "AMD".to_owned(),
             policy: "sha256:00".to_owned(),
             nonce: "bm9uY2U=".to_owned(),
+            volume: None,
         }
     }
 

@@ -393,6 +393,7 @@ pub fn audit_entry(
         trust_domain: instance.trust_domain.clone(),
         policy: claims.submods.cpu0.policy.clone(),
         nonce: claims.nonce().to_owned(),
+        volume: None,
     }
 }
 

@@ -26,6 +26,7 @@ fn log() -> String {
             trust_domain: "AMD".to_owned(),
             policy: "sha256:00".to_owned(),
             nonce: "bm9uY2U=".to_owned(),
+            volume: None,
         };
         let line = chain.encode(entry).unwrap();
         chain = chain.after(&line);

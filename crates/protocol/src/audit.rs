@@ -41,6 +41,38 @@ pub struct AuditEntry {
     pub policy: String,
     /// The challenge that its evidence answered.
     pub nonce: String,
+    /// Where the resource is a volume: what its keys are after the request.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub volume: Option<VolumeAudit>,
+}
+
+/// What the keys of a volume are after a request. Numbers, and never a key.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct VolumeAudit {
+    /// What the guest asked for.
+    pub operation: VolumeOperation,
+    /// The generation that the guest named.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub presented: Option<u64>,
+    /// The generation after a request that was granted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub generation: Option<u64>,
+    /// The current version of the key after a request that was granted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key_version: Option<u32>,
+    /// The version that was current before, where the request made a new one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rotated_from: Option<u32>,
+}
+
+/// What a guest asks of a volume.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum VolumeOperation {
+    /// Its keys.
+    Open,
+    /// To hold it no longer.
+    Close,
 }
 
 /// What became of a request.
@@ -50,6 +82,8 @@ pub enum AuditOutcome {
     Released,
     /// It was refused.
     Refused,
+    /// The guest holds the volume no longer; nothing was released.
+    Closed,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -207,6 +241,7 @@ mod tests {
             trust_domain: "AMD".to_owned(),
             policy: "sha256:00".to_owned(),
             nonce: "bm9uY2U=".to_owned(),
+            volume: None,
         }
     }
 

@@ -11,6 +11,8 @@
 //! The key is made with the session and dies with it: an attestation binds one
 //! key, and another attestation makes another.
 
+mod volume;
+
 use std::fmt;
 
 use assay_tee::canonical::EncodeCanonicalError;
@@ -23,6 +25,7 @@ use crate::messages::{
     HASH_ALGORITHM, INIT_DATA_FORMAT, InitData, NO_ADDITIONAL_EVIDENCE, RESOURCE_PATH, Request,
     RuntimeData, SESSION_COOKIE, SnpEvidence, TokenResponse,
 };
+use crate::volume::VolumeError;
 
 /// Longest text of the broker that an error repeats.
 const MAX_DETAIL: usize = 512;
@@ -74,6 +77,9 @@ pub enum GuestSessionError {
     /// The resource does not decrypt.
     #[error("cannot decrypt the resource")]
     Decrypt(#[source] JweError),
+    /// The keys of a volume cannot be used.
+    #[error("cannot use the keys of the volume")]
+    Volume(#[source] VolumeError),
 }
 
 /// A request to send to the broker.

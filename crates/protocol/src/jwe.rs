@@ -13,6 +13,8 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use zeroize::Zeroizing;
 
+use crate::volume::VolumeGrant;
+
 /// `alg` for an EC key: agreement with an ephemeral key, then AES key wrap.
 pub const ECDH_ALGORITHM: &str = "ECDH-ES+A256KW";
 /// `alg` for an RSA key: OAEP with SHA-256.
@@ -234,6 +236,13 @@ struct Header {
     apu: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     apv: Option<String>,
+    /// What the keys of a volume are for; a private name (RFC 7516 §4.3).
+    #[serde(
+        default,
+        rename = "dev.assay.volume",
+        skip_serializing_if = "Option::is_none"
+    )]
+    volume: Option<VolumeGrant>,
 }
 
 /// A flattened JWE, every part base64url.
@@ -258,15 +267,34 @@ impl Jwe {
     /// # Errors
     /// When `recipient` is no key to encrypt to or the cryptography library fails.
     pub fn encrypt(content: &[u8], recipient: &TeePublicKey) -> Result<Self, JweError> {
+        Self::seal(content, recipient, None)
+    }
+
+    /// Encrypts the keys of a volume to `recipient`; `grant` is authenticated with
+    /// them.
+    pub(crate) fn encrypt_volume(
+        content: &[u8],
+        recipient: &TeePublicKey,
+        grant: &VolumeGrant,
+    ) -> Result<Self, JweError> {
+        Self::seal(content, recipient, Some(grant.clone()))
+    }
+
+    fn seal(
+        content: &[u8],
+        recipient: &TeePublicKey,
+        volume: Option<VolumeGrant>,
+    ) -> Result<Self, JweError> {
         let mut content_key = Zeroizing::new([0; KEY_LEN]);
         rand::fill(content_key.as_mut_slice()).map_err(|_| JweError::Generate)?;
         let mut iv = [0; NONCE_LEN];
         rand::fill(&mut iv).map_err(|_| JweError::Generate)?;
 
-        let (header, encrypted_key) = match recipient.recipient()? {
+        let (mut header, encrypted_key) = match recipient.recipient()? {
             Recipient::Ec(key) => wrap_by_agreement(&content_key, &key)?,
             Recipient::Rsa(key) => wrap_by_oaep(&content_key, &key)?,
         };
+        header.volume = volume;
         let header = serde_json::to_vec(&header).map_err(|_| JweError::Header)?;
         let protected = BASE64_URL_SAFE_NO_PAD.encode(header);
 
@@ -290,8 +318,28 @@ impl Jwe {
     /// Decrypts with the recipient's key.
     ///
     /// # Errors
-    /// When any part is malformed, changed, or meant for another key.
+    /// When any part is malformed, changed, or meant for another key, or the
+    /// content is the keys of a volume.
     pub fn decrypt(&self, key: &RecipientKey) -> Result<Zeroizing<Vec<u8>>, JweError> {
+        match self.open(key)? {
+            (None, content) => Ok(content),
+            (Some(_), _) => Err(JweError::Header),
+        }
+    }
+
+    /// Decrypts the keys of a volume, with what they are for.
+    pub(crate) fn decrypt_volume(
+        &self,
+        key: &RecipientKey,
+    ) -> Result<(VolumeGrant, Zeroizing<Vec<u8>>), JweError> {
+        let (grant, content) = self.open(key)?;
+        Ok((grant.ok_or(JweError::Header)?, content))
+    }
+
+    fn open(
+        &self,
+        key: &RecipientKey,
+    ) -> Result<(Option<VolumeGrant>, Zeroizing<Vec<u8>>), JweError> {
         let header = decode("protected", &self.protected)?;
         let header: Header = serde_json::from_slice(&header).map_err(|_| JweError::Header)?;
         if header.alg != ECDH_ALGORITHM || header.enc != CONTENT_ALGORITHM {
@@ -320,7 +368,7 @@ impl Jwe {
             )
             .map_err(|_| JweError::Open)?;
         content.truncate(plain_len);
-        Ok(content)
+        Ok((header.volume, content))
     }
 }
 
@@ -357,6 +405,7 @@ fn wrap_by_agreement(
         epk: Some(ephemeral.public_key()?),
         apu: None,
         apv: None,
+        volume: None,
     };
     Ok((header, wrapped.to_vec()))
 }
@@ -375,6 +424,7 @@ fn wrap_by_oaep(
         epk: None,
         apu: None,
         apv: None,
+        volume: None,
     };
     Ok((header, encrypted))
 }

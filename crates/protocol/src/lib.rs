@@ -9,10 +9,12 @@
 //! The protocol protects nothing by itself. It binds a fresh nonce and the
 //! guest's key into the evidence ([`messages::RuntimeData::report_data`]); who
 //! may have what is decided by the verifier that reads the evidence. What became
-//! of every request is kept as [`audit`] writes it.
+//! of every request is kept as [`audit`] writes it. Keys that the broker makes for
+//! volumes have messages of their own: [`volume`].
 
 pub mod audit;
 pub mod broker;
 pub mod guest;
 pub mod jwe;
 pub mod messages;
+pub mod volume;
