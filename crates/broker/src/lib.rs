@@ -12,7 +12,7 @@
 //! vendor publishes is kept by [`collateral`]; HTTP is [`server`], the
 //! [`inventory`] is the API server's ([`kubernetes`]) or a [`directory`] of
 //! [`manifests`], values come from one of the stores of [`secrets`], and what was
-//! released is kept by [`audit`]. [`standalone`] makes a broker of them that needs
+//! released is kept by [`audit`]. Keys that the broker makes itself are [`volume`]'s. [`standalone`] makes a broker of them that needs
 //! no Kubernetes.
 
 pub mod appraisal;
@@ -40,3 +40,4 @@ pub mod startup;
 pub mod state;
 pub mod submission;
 pub mod token;
+pub mod volume;

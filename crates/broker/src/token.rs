@@ -218,6 +218,11 @@ impl Claims {
         &self.submods.cpu0.evidence.runtime_data_claims.nonce
     }
 
+    /// REPORT_ID of the evidence: which guest it is of, for as long as that runs.
+    pub fn report_id(&self) -> Option<&str> {
+        self.submods.cpu0.evidence.snp.get("report_id")?.as_str()
+    }
+
     /// The key that resources are encrypted to.
     pub fn tee_pubkey(&self) -> &TeePublicKey {
         &self.submods.cpu0.evidence.runtime_data_claims.tee_pubkey
