@@ -10,6 +10,7 @@ use assay_crds::duration::Duration as ApiDuration;
 use serde::Deserialize;
 
 use crate::secrets::config::SecretsConfig;
+use crate::volume::declared::{VolumeConfig, declared_volumes};
 
 /// Why a configuration cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -80,6 +81,9 @@ pub struct Config {
     pub inventory: InventoryConfig,
     /// Where the values are.
     pub secrets: SecretsConfig,
+    /// Volumes that the broker makes keys for.
+    #[serde(default)]
+    pub volumes: Vec<VolumeConfig>,
     /// The audit log; `audit.jsonl` in the state directory, if absent.
     #[serde(default)]
     pub audit_log: Option<PathBuf>,
@@ -183,6 +187,7 @@ impl Config {
         config.resolve(path.parent().unwrap_or(Path::new("")));
         config.tls.source()?;
         config.secrets.validate()?;
+        declared_volumes(&config.volumes)?;
         Ok(config)
     }
 
@@ -325,6 +330,22 @@ secrets.files.directory = "secrets"
             (
                 GOOD.replace("secrets.files.directory = \"secrets\"", "secrets = {}"),
                 "secrets: names no store; add one of files and kv",
+            ),
+            (
+                with("[[volumes]]\nresource = \"shop/data\""),
+                "volumes.resource: \"shop/data\" is not namespace/deployment/volume",
+            ),
+            (
+                with("[[volumes]]\nresource = \"shop/../data\""),
+                "volumes.resource: \"shop/../data\" is not namespace/deployment/volume",
+            ),
+            (
+                with(&"[[volumes]]\nresource = \"shop/web/data\"\n".repeat(2)),
+                "volumes.resource: \"shop/web/data\" is there twice",
+            ),
+            (
+                with("[[volumes]]\nresource = \"shop/web/data\"\nkeyVersion = 0"),
+                "is not a configuration: TOML parse error",
             ),
             ("listen = ".to_owned(), "is not a configuration"),
         ] {

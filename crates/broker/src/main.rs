@@ -216,6 +216,8 @@ async fn cluster(arguments: ClusterArguments) -> anyhow::Result<()> {
         tokens: keys.token_key()?,
         collateral,
         audit,
+        // Replicas share no disk, and the broker's Role writes no Secret.
+        volumes: None,
         metrics: Arc::default(),
         clock: Arc::new(Timestamp::now),
     });

@@ -15,6 +15,7 @@ use prometheus_client::registry::{Registry, Unit};
 
 use crate::inventory::InventoryHealth;
 use crate::release::ReleaseRefusal;
+use crate::volume::{Opening, VolumeRefusal};
 
 /// Content type of [`Metrics::encode`].
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -32,6 +33,8 @@ pub enum Operation {
     Attest,
     /// A release.
     Resource,
+    /// A volume opened or closed.
+    Volume,
 }
 
 /// What came of evidence.
@@ -45,6 +48,17 @@ pub enum AttestationOutcome {
     Unidentified,
     /// Its session or challenge was not acceptable.
     Refused,
+}
+
+/// What came of a request for a volume.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum VolumeOutcome {
+    /// It was opened.
+    Opened(Opening),
+    /// It was closed.
+    Closed,
+    /// The request was refused.
+    Refused(VolumeRefusal),
 }
 
 /// What came of writing a record.
@@ -95,6 +109,8 @@ pub struct Metrics {
     registry: Registry,
     attestations: Family<AttestationLabels, Counter>,
     releases: Family<ReleaseLabels, Counter>,
+    volumes: Family<ReleaseLabels, Counter>,
+    volume_rotations: Counter,
     requests: Family<RequestLabels, Histogram, fn() -> Histogram>,
     record_writes: Family<OutcomeLabels, Counter>,
     store_errors: Family<StoreLabels, Counter>,
@@ -110,6 +126,8 @@ impl Default for Metrics {
             registry: Registry::with_prefix("assay_broker"),
             attestations: Family::default(),
             releases: Family::default(),
+            volumes: Family::default(),
+            volume_rotations: Counter::default(),
             requests: Family::new_with_constructor(|| Histogram::new(BUCKETS)),
             record_writes: Family::default(),
             store_errors: Family::default(),
@@ -128,6 +146,16 @@ impl Default for Metrics {
             "releases",
             "Requests for resources by what came of them",
             metrics.releases.clone(),
+        );
+        registry.register(
+            "volumes",
+            "Requests for volumes by what came of them",
+            metrics.volumes.clone(),
+        );
+        registry.register(
+            "volume_key_rotations",
+            "Keys of volumes that took the place of another",
+            metrics.volume_rotations.clone(),
         );
         registry.register_with_unit(
             "request_duration",
@@ -204,6 +232,25 @@ impl Metrics {
         self.releases.get_or_create(&labels).inc();
     }
 
+    /// Counts a request for a volume.
+    pub fn volume(&self, outcome: VolumeOutcome) {
+        let (outcome, reason) = match outcome {
+            VolumeOutcome::Opened(Opening::Created) => ("Created", "Created"),
+            VolumeOutcome::Opened(Opening::Opened) => ("Opened", "Opened"),
+            VolumeOutcome::Opened(Opening::Renewed) => ("Renewed", "Renewed"),
+            VolumeOutcome::Closed => ("Closed", "Closed"),
+            VolumeOutcome::Refused(refusal) => ("Refused", refusal.reason()),
+        };
+        self.volumes
+            .get_or_create(&ReleaseLabels { outcome, reason })
+            .inc();
+    }
+
+    /// Counts a key of a volume that took the place of another.
+    pub fn volume_rotation(&self) {
+        self.volume_rotations.inc();
+    }
+
     /// Counts a read that `store` did not answer.
     pub fn store_error(&self, store: &'static str) {
         self.store_errors
@@ -230,6 +277,7 @@ impl Metrics {
                 Operation::Auth => "auth",
                 Operation::Attest => "attest",
                 Operation::Resource => "resource",
+                Operation::Volume => "volume",
             },
             status: match status {
                 200..=299 => "2xx",

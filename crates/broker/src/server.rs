@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use assay_protocol::messages::TokenResponse;
 use assay_protocol::messages::{ATTEST_PATH, AUTH_PATH, RESOURCE_PATH, SESSION_COOKIE};
+use assay_protocol::volume::VOLUME_PATH;
 use axum::body::{Body, Bytes};
 use axum::extract::{ConnectInfo, DefaultBodyLimit, FromRequest as _, Path, Request, State};
 use axum::http::{HeaderMap, StatusCode, header};
@@ -62,6 +63,14 @@ pub fn router<I: Inventory>(service: Arc<Service<I>>, ready: Arc<AtomicBool>) ->
         .route(
             &format!("{RESOURCE_PATH}/{{repository}}/{{type}}/{{tag}}"),
             get(resource::<I>),
+        )
+        .route(
+            &format!("{VOLUME_PATH}/{{namespace}}/{{deployment}}/{{volume}}/open"),
+            post(open_volume::<I>),
+        )
+        .route(
+            &format!("{VOLUME_PATH}/{{namespace}}/{{deployment}}/{{volume}}/close"),
+            post(close_volume::<I>),
         )
         .layer(limit);
     Router::new()
@@ -144,14 +153,10 @@ async fn attest<I: Inventory>(
 
 async fn resource<I: Inventory>(
     State(shared): State<Arc<Shared<I>>>,
-    Path((namespace, deployment, name)): Path<(String, String, String)>,
+    Path(path): Path<(String, String, String)>,
     headers: HeaderMap,
 ) -> Response {
-    let path = ResourcePath {
-        namespace,
-        deployment,
-        name,
-    };
+    let path = resource_path(path);
     let started = Instant::now();
     let token = bearer(&headers).or_else(|| session(&headers));
     let response = match shared.service.resource(token, &path).await {
@@ -159,6 +164,44 @@ async fn resource<I: Inventory>(
         Err(error) => refusal(&error),
     };
     shared.note(Operation::Resource, started, response)
+}
+
+async fn open_volume<I: Inventory>(
+    State(shared): State<Arc<Shared<I>>>,
+    Path(path): Path<(String, String, String)>,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Response {
+    let started = Instant::now();
+    let (token, path) = (bearer(&headers), resource_path(path));
+    let response = match shared.service.open_volume(token, &path, &body).await {
+        Ok(jwe) => Json(jwe).into_response(),
+        Err(error) => refusal(&error),
+    };
+    shared.note(Operation::Volume, started, response)
+}
+
+async fn close_volume<I: Inventory>(
+    State(shared): State<Arc<Shared<I>>>,
+    Path(path): Path<(String, String, String)>,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Response {
+    let started = Instant::now();
+    let (token, path) = (bearer(&headers), resource_path(path));
+    let response = match shared.service.close_volume(token, &path, &body).await {
+        Ok(()) => StatusCode::NO_CONTENT.into_response(),
+        Err(error) => refusal(&error),
+    };
+    shared.note(Operation::Volume, started, response)
+}
+
+fn resource_path((namespace, deployment, name): (String, String, String)) -> ResourcePath {
+    ResourcePath {
+        namespace,
+        deployment,
+        name,
+    }
 }
 
 /// Whoever goes on with what files said before serves; how many, and no more, is

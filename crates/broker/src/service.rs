@@ -4,6 +4,8 @@
 //! calls, an [`Inventory`] is where objects are read and written, and a
 //! [`SecretStore`] is where values are.
 
+mod volumes;
+
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -35,6 +37,7 @@ use crate::release::{
 use crate::secrets::{SecretStore, SecretStoreError};
 use crate::submission::Submission;
 use crate::token::{Claims, InstanceClaims, TokenKey};
+use crate::volume::VolumeRefusal;
 
 /// Accepted attestations that a replica remembers for five minutes: 200 in a
 /// second.
@@ -51,6 +54,8 @@ const DIAGNOSIS_DEADLINE: Duration = Duration::from_secs(5);
 /// Longest wait for collateral: two requests at the vendor's pace. What comes
 /// later is there when the guest tries again.
 const COLLATERAL_PATIENCE: Duration = Duration::from_secs(12);
+
+pub use self::volumes::Volumes;
 
 /// The time, handed in so that tests can say what it is.
 pub type Clock = Arc<dyn Fn() -> Timestamp + Send + Sync>;
@@ -71,6 +76,8 @@ pub enum Refusal {
     TokenInvalid(String),
     /// The resource is not released.
     PolicyDeny(ReleaseRefusal),
+    /// The volume is not opened or closed.
+    VolumeDeny(VolumeRefusal),
     /// The broker cannot decide now.
     Unavailable,
 }
@@ -84,7 +91,8 @@ impl Refusal {
             Self::Session(_)
             | Self::AttestationFailed(_)
             | Self::TokenInvalid(_)
-            | Self::PolicyDeny(_) => 401,
+            | Self::PolicyDeny(_)
+            | Self::VolumeDeny(_) => 401,
         }
     }
 
@@ -96,6 +104,7 @@ impl Refusal {
             Self::AttestationFailed(reason) => ("AttestationFailed", reason.clone()),
             Self::TokenInvalid(detail) => ("TokenVerificationFailed", detail.clone()),
             Self::PolicyDeny(refusal) => ("PolicyDeny", format!("{}: {refusal}", refusal.reason())),
+            Self::VolumeDeny(refusal) => ("PolicyDeny", format!("{}: {refusal}", refusal.reason())),
             Self::Unavailable => ("Unavailable", "try again".to_owned()),
         };
         ErrorInformation::new(kind, detail)
@@ -141,6 +150,8 @@ pub struct ServiceParts<I> {
     pub collateral: Option<Arc<CollateralStore>>,
     /// Keeps what was released and refused, if anything does.
     pub audit: Option<AuditLog>,
+    /// Makes keys for volumes, if there are any.
+    pub volumes: Option<Volumes>,
     /// Counts.
     pub metrics: Arc<Metrics>,
     /// The time.
@@ -430,12 +441,7 @@ impl<I: Inventory> Service<I> {
     /// When it is not to be released.
     pub async fn resource(&self, token: Option<&str>, path: &ResourcePath) -> Result<Jwe, Refusal> {
         let now = self.now();
-        let token = token.ok_or_else(|| Refusal::TokenInvalid("a token is needed".to_owned()))?;
-        let claims = self
-            .parts
-            .tokens
-            .verify(token, now)
-            .map_err(|error| Refusal::TokenInvalid(error.to_string()))?;
+        let claims = self.verify_token(token, now)?;
         let result = self.release(&claims, path, now).await;
         let instance = claims.instance();
         let notice = match &result {
@@ -460,6 +466,14 @@ impl<I: Inventory> Service<I> {
                 .await;
         }
         result
+    }
+
+    fn verify_token(&self, token: Option<&str>, now: Timestamp) -> Result<Claims, Refusal> {
+        let token = token.ok_or_else(|| Refusal::TokenInvalid("a token is needed".to_owned()))?;
+        self.parts
+            .tokens
+            .verify(token, now)
+            .map_err(|error| Refusal::TokenInvalid(error.to_string()))
     }
 
     async fn release(

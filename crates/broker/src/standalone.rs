@@ -35,8 +35,10 @@ use crate::keys::{BrokerKeys, KeysError, parse_server_config};
 use crate::manifests::Rules;
 use crate::secrets::config::OpenSecrets;
 use crate::server::{metrics_router, router};
-use crate::service::{Chain, Clock, NONCE_CACHE, Service, ServiceParts};
+use crate::service::{Chain, Clock, NONCE_CACHE, Service, ServiceParts, Volumes};
 use crate::state::{StateDirectory, StateError, check_private};
+use crate::volume::declared::declared_volumes;
+use crate::volume::store::VolumeDirectory;
 
 /// Time between looks at a certificate that somebody else renews, and between
 /// looks at whether ours is to be renewed.
@@ -194,6 +196,11 @@ impl Standalone {
             .clone()
             .unwrap_or_else(|| state.audit_log());
         let audit = AuditLog::open(&audit)?;
+        let declared = declared_volumes(&config.volumes)?;
+        let volumes = (!declared.is_empty()).then(|| Volumes {
+            declared,
+            store: Arc::new(VolumeDirectory::new(&state.volumes())),
+        });
         let (tls, ca) = tls(config, &keys)?;
 
         let listen = |source| StartError::Listen {
@@ -217,6 +224,7 @@ impl Standalone {
             tokens: keys.token_key()?,
             collateral,
             audit: Some(audit),
+            volumes,
             metrics: Arc::default(),
             clock,
         });

@@ -88,6 +88,11 @@ impl StateDirectory {
         self.path.join("records")
     }
 
+    /// Where the keys of volumes are.
+    pub fn volumes(&self) -> PathBuf {
+        self.path.join("volumes")
+    }
+
     /// Where the audit log is, unless the configuration says otherwise.
     pub fn audit_log(&self) -> PathBuf {
         self.path.join("audit.jsonl")

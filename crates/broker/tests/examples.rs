@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use assay_broker::config::Config;
 use assay_broker::inventory::InventoryHealth;
-use assay_broker::metrics::{AttestationOutcome, Metrics, Operation, RecordWrite};
+use assay_broker::metrics::{AttestationOutcome, Metrics, Operation, RecordWrite, VolumeOutcome};
 use assay_broker::secrets::config::SecretsConfig;
 use assay_broker::standalone::Standalone;
 
@@ -65,6 +65,7 @@ fn the_metrics_are_described() {
     metrics.request(Operation::Auth, 200, Duration::ZERO);
     metrics.record_write(RecordWrite::Written);
     metrics.store_error("Files");
+    metrics.volume(VolumeOutcome::Closed);
     let encoded = metrics.encode(0, InventoryHealth::default());
     let mut names: Vec<String> = encoded
         .lines()

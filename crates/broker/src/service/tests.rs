@@ -23,6 +23,7 @@ use crate::secrets::{Location, StoredSecret};
 
 mod collateral;
 mod interleavings;
+mod volumes;
 
 /// A cluster of one pod. Clones share its objects, as replicas do.
 #[derive(Clone)]
@@ -151,6 +152,7 @@ pub(crate) fn parts(cluster: FakeCluster, clock: Clock) -> ServiceParts<FakeClus
         tokens: fixtures::token_key(),
         collateral: None,
         audit: None,
+        volumes: None,
         metrics: Arc::default(),
         clock,
     }

@@ -16,6 +16,8 @@ use super::*;
 use crate::fixtures;
 use crate::server::tests::{SERVER_NAME, client, exchange};
 
+mod volumes;
+
 /// What the key holder has on disk, and the broker that runs by it.
 pub(crate) struct World {
     pub(crate) directory: tempfile::TempDir,
