@@ -216,7 +216,7 @@ async fn cluster(arguments: ClusterArguments) -> anyhow::Result<()> {
         tokens: keys.token_key()?,
         collateral,
         audit,
-        // Replicas share no disk, and the broker's Role writes no Secret.
+        // Replicas share no disk, and the broker's Role updates no Secret.
         volumes: None,
         metrics: Arc::default(),
         clock: Arc::new(Timestamp::now),
