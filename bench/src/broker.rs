@@ -388,13 +388,14 @@ fn client(ca: &str) -> Result<ClientConfig> {
 
 /// Time that the broker's threads have taken of processors.
 fn broker_time() -> Result<Duration> {
-    let mut ticks = 0;
+    let (mut threads, mut ticks) = (0, 0);
     for entry in fs::read_dir("/proc/self/task").context("list threads")? {
         let directory = entry.context("list threads")?.path();
         let read = |name| fs::read_to_string(directory.join(name)).unwrap_or_default();
         if read("comm").trim_end() != THREAD {
             continue;
         }
+        threads += 1;
         // proc_pid_stat(5): user and kernel time are the 14th and 15th field, and
         // the name before them may hold spaces.
         let stat = read("stat");
@@ -404,7 +405,7 @@ fn broker_time() -> Result<Duration> {
             .filter_map(|time| time.parse::<u64>().ok())
             .sum::<u64>();
     }
-    ensure!(ticks > 0, "no thread is called {THREAD}");
+    ensure!(threads > 0, "no thread is called {THREAD}");
     Ok(Duration::from_millis(10 * ticks))
 }
 
