@@ -117,13 +117,7 @@ impl Standalone {
     /// # Errors
     /// The first thing that would keep the broker from starting.
     pub fn check(config: &Config) -> Result<Checked, StartError> {
-        let anchors = anchors(config)?;
-        config.secrets.open(None, Arc::new(Timestamp::now))?;
-        collateral(
-            config.collateral.as_ref(),
-            anchors,
-            Arc::new(Timestamp::now),
-        )?;
+        Opened::open(config, &(Arc::new(Timestamp::now) as Clock))?;
         if let TlsSource::Files { .. } = config.tls.source()? {
             tls_files(config)?;
         }
@@ -176,10 +170,12 @@ impl Standalone {
     /// # Errors
     /// As [`Standalone::start`].
     pub fn start_at(config: &Config, clock: Clock) -> Result<Self, StartError> {
-        let anchors = anchors(config)?;
-        let secrets = config.secrets.open(None, clock.clone())?;
-        let denied = denied(config)?;
-        let collateral = collateral(config.collateral.as_ref(), anchors, clock.clone())?;
+        let Opened {
+            anchors,
+            denied,
+            secrets,
+            collateral,
+        } = Opened::open(config, &clock)?;
         let state = StateDirectory::open(&config.state_directory)?;
         let keys = state.get_or_create_keys(Timestamp::now())?;
         let records = RecordDirectory::open(&state.records(), MAX_RECORDS, clock.clone())?;
@@ -304,6 +300,27 @@ impl Drop for Standalone {
         for task in &self.tasks {
             task.abort();
         }
+    }
+}
+
+/// What a configuration names beside state, inventory and TLS. A check opens it as
+/// a start does.
+struct Opened {
+    anchors: TrustAnchors,
+    denied: DenyList,
+    secrets: OpenSecrets,
+    collateral: Option<Arc<CollateralStore>>,
+}
+
+impl Opened {
+    fn open(config: &Config, clock: &Clock) -> Result<Self, StartError> {
+        let anchors = anchors(config)?;
+        Ok(Self {
+            anchors,
+            denied: denied(config)?,
+            secrets: config.secrets.open(None, clock.clone())?,
+            collateral: collateral(config.collateral.as_ref(), anchors, clock.clone())?,
+        })
     }
 }
 

@@ -338,6 +338,27 @@ async fn a_broker_that_is_started_again_goes_on() {
 }
 
 #[tokio::test]
+async fn a_deny_list_that_cannot_be_read_is_found_by_the_check() {
+    let directory = directory(FILES);
+    let path = directory.path().join("denied.json");
+    let mut config = Config::load(&directory.path().join("broker.toml")).unwrap();
+    config.deny_list = Some(path.clone());
+    for (content, says) in [
+        (r#"{"chips": "all"}"#, "denyList: is no JSON with chips"),
+        (r#"{"chip": []}"#, "unknown field `chip`"),
+    ] {
+        fs::write(&path, content).unwrap();
+        let checked = Standalone::check(&config).unwrap_err();
+        let text = Chain(&checked).to_string();
+        assert!(text.contains(says), "{text}");
+        let started = Standalone::start(&config).err().unwrap();
+        assert_eq!(Chain(&started).to_string(), text);
+    }
+    fs::write(&path, r#"{"providers": ["CN=x"]}"#).unwrap();
+    Standalone::check(&config).unwrap();
+}
+
+#[tokio::test]
 async fn an_invalid_file_is_seen_and_widens_nothing() {
     let world = world();
     assert_eq!(world.get("/readyz").await, "ok");
