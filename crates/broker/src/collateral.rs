@@ -245,6 +245,28 @@ impl CollateralStore {
         }
     }
 
+    /// A store in `directory` that fetches from the service at `url`, if there is
+    /// one, as often as the vendor bears.
+    ///
+    /// # Errors
+    /// When `url` is not an address or TLS cannot be set up.
+    pub fn open(
+        directory: &Path,
+        anchors: TrustAnchors,
+        url: Option<&str>,
+        clock: Clock,
+    ) -> Result<Self, HttpFetchError> {
+        let source = url.map(HttpFetch::new).transpose()?;
+        let source = source.map(|fetch| -> Box<dyn Fetch> { Box::new(fetch) });
+        Ok(Self::new(
+            directory,
+            anchors,
+            source,
+            REQUEST_INTERVAL,
+            clock,
+        ))
+    }
+
     /// A store that has what is in `directory`, and gets no more.
     pub fn offline(directory: &Path, anchors: TrustAnchors, clock: Clock) -> Self {
         Self::new(directory, anchors, None, REQUEST_INTERVAL, clock)

@@ -15,6 +15,7 @@ use rustls::ServerConfig;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use std::collections::BTreeMap;
+use std::time::Duration;
 use zeroize::Zeroizing;
 
 use crate::token::{TokenError, TokenKey};
@@ -24,8 +25,8 @@ use crate::token::{TokenError, TokenKey};
 const CA_YEARS: i64 = 10;
 /// Days for which a TLS certificate is valid.
 const SERVER_DAYS: i64 = 90;
-/// Days after which a running replica makes another TLS certificate.
-pub const SERVER_RENEW_DAYS: u64 = 30;
+/// Time after which a running replica makes another TLS certificate.
+pub const SERVER_RENEWAL: Duration = Duration::from_hours(30 * 24);
 
 /// Entry with the certificate authority.
 pub const CA_CERTIFICATE: &str = "ca.crt";

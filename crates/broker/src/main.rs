@@ -12,13 +12,13 @@ use assay_attest::TrustAnchors;
 use assay_attest::policy::DenyList;
 use assay_broker::appraisal::VerifierIdentity;
 use assay_broker::audit::AuditLog;
-use assay_broker::collateral::{CollateralStore, Fetch, HttpFetch, REQUEST_INTERVAL};
+use assay_broker::collateral::CollateralStore;
 use assay_broker::config::Config;
-use assay_broker::keys::{BrokerKeys, SERVER_RENEW_DAYS, server_names};
+use assay_broker::keys::{SERVER_RENEWAL, server_names};
 use assay_broker::kubernetes::KubernetesInventory;
 use assay_broker::secrets::config::{OpenSecrets, SecretsConfig};
-use assay_broker::server::router;
-use assay_broker::service::{Chain, NONCE_CACHE, Service, ServiceParts};
+use assay_broker::server::{renew_tls, router};
+use assay_broker::service::{NONCE_CACHE, Service, ServiceParts};
 use assay_broker::standalone::{Standalone, parse_deny_list, parse_simulated_root, serve_metrics};
 use assay_broker::startup::{get_or_create_keys, publish_ca};
 use assay_protocol::broker::{BoundedNonceCache, NonceIssuer};
@@ -227,7 +227,9 @@ async fn cluster(arguments: ClusterArguments) -> anyhow::Result<()> {
     }
     let names = server_names(namespace);
     let tls = RustlsConfig::from_config(keys.server_config(&names, Timestamp::now())?);
-    tokio::spawn(renew_certificate(keys, names, tls.clone()));
+    tokio::spawn(renew_tls(SERVER_RENEWAL, tls.clone(), move || {
+        keys.server_config(&names, Timestamp::now())
+    }));
 
     let handle = Handle::new();
     tokio::spawn({
@@ -256,16 +258,10 @@ fn collateral(
     let Some(directory) = &arguments.collateral_dir else {
         return Ok(None);
     };
-    let source = arguments.collateral_url.as_deref().map(HttpFetch::new);
-    let source = source.transpose().context("cannot use --collateral-url")?;
-    let source = source.map(|fetch| -> Box<dyn Fetch> { Box::new(fetch) });
-    Ok(Some(Arc::new(CollateralStore::new(
-        directory,
-        anchors,
-        source,
-        REQUEST_INTERVAL,
-        Arc::new(Timestamp::now),
-    ))))
+    let url = arguments.collateral_url.as_deref();
+    let store = CollateralStore::open(directory, anchors, url, Arc::new(Timestamp::now))
+        .context("cannot use --collateral-url")?;
+    Ok(Some(Arc::new(store)))
 }
 
 fn read_simulated_root(path: &std::path::Path) -> anyhow::Result<Sha256Digest> {
@@ -283,21 +279,6 @@ fn leave_no_core_dump() -> rustix::io::Result<()> {
     };
     setrlimit(Resource::Core, none)?;
     set_dumpable_behavior(DumpableBehavior::NotDumpable)
-}
-
-/// Makes another TLS certificate long before the one in use ends.
-async fn renew_certificate(keys: BrokerKeys, names: Vec<String>, tls: RustlsConfig) {
-    let mut interval = tokio::time::interval(Duration::from_secs(SERVER_RENEW_DAYS * 24 * 3600));
-    interval.tick().await;
-    loop {
-        interval.tick().await;
-        match keys.server_config(&names, Timestamp::now()) {
-            Ok(config) => tls.reload_from_config(config),
-            Err(error) => {
-                tracing::error!(error = %Chain(&error), "cannot renew the TLS certificate");
-            }
-        }
-    }
 }
 
 /// Waits for SIGTERM or SIGINT; false when nobody can tell.

@@ -17,6 +17,8 @@ use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
+use axum_server::tls_rustls::RustlsConfig;
+use rustls::ServerConfig;
 use tokio::sync::Semaphore;
 use tower_http::timeout::TimeoutLayer;
 
@@ -24,7 +26,7 @@ use self::clients::Clients;
 use crate::inventory::Inventory;
 use crate::metrics::{self, Operation};
 use crate::release::ResourcePath;
-use crate::service::{Refusal, Service};
+use crate::service::{Chain, Refusal, Service};
 
 /// Most bytes of a request's body.
 const MAX_BODY: usize = 256 * 1024;
@@ -40,8 +42,17 @@ struct Shared<I> {
 }
 
 impl<I: Inventory> Shared<I> {
-    /// Notes how long an answer took.
-    fn note(&self, operation: Operation, started: Instant, response: Response) -> Response {
+    /// The answer to a request, and a note of how long it took.
+    fn answer(
+        &self,
+        operation: Operation,
+        started: Instant,
+        result: Result<impl IntoResponse, Refusal>,
+    ) -> Response {
+        let response = match result {
+            Ok(granted) => granted.into_response(),
+            Err(error) => refusal(&error),
+        };
         let status = response.status().as_u16();
         let metrics = self.service.metrics();
         metrics.request(operation, status, started.elapsed());
@@ -97,6 +108,26 @@ pub fn metrics_router<I: Inventory>(service: Arc<Service<I>>) -> Router {
         .with_state(service)
 }
 
+/// Makes or reads another certificate `every` so often, long before the one in use
+/// ends. While that fails, the old one stays.
+pub async fn renew_tls<E: std::error::Error + 'static>(
+    every: Duration,
+    in_use: RustlsConfig,
+    make: impl Fn() -> Result<Arc<ServerConfig>, E>,
+) {
+    let mut interval = tokio::time::interval(every);
+    interval.tick().await;
+    loop {
+        interval.tick().await;
+        match make() {
+            Ok(tls) => in_use.reload_from_config(tls),
+            Err(error) => {
+                tracing::error!(error = %Chain(&error), "cannot renew the TLS certificate");
+            }
+        }
+    }
+}
+
 /// Lets a request pass that is one of few of its client and, once its body is
 /// there, one of few at all: slow clients use up their own share and no other's.
 async fn limit(
@@ -123,13 +154,12 @@ async fn limit(
 
 async fn authenticate<I: Inventory>(State(shared): State<Arc<Shared<I>>>, body: Bytes) -> Response {
     let started = Instant::now();
-    let response = match shared.service.authenticate(&body) {
-        Ok((session, challenge)) => {
-            ([(header::SET_COOKIE, cookie(&session))], Json(challenge)).into_response()
-        }
-        Err(error) => refusal(&error),
-    };
-    shared.note(Operation::Auth, started, response)
+    let challenged = shared.service.authenticate(&body);
+    let challenged = challenged.map(|(session, challenge)| {
+        let cookie = [(header::SET_COOKIE, cookie(&session))];
+        (cookie, Json(challenge))
+    });
+    shared.answer(Operation::Auth, started, challenged)
 }
 
 async fn attest<I: Inventory>(
@@ -138,17 +168,14 @@ async fn attest<I: Inventory>(
     body: Bytes,
 ) -> Response {
     let started = Instant::now();
-    let response = match shared.service.attest(session(&headers), &body).await {
+    let attested = shared.service.attest(session(&headers), &body).await;
+    let attested = attested.map(|token| {
         // Clients of other key brokers ask for resources with the cookie alone. As
         // the session's new name the token needs no memory of sessions.
-        Ok(token) => (
-            [(header::SET_COOKIE, cookie(&token))],
-            Json(TokenResponse { token }),
-        )
-            .into_response(),
-        Err(error) => refusal(&error),
-    };
-    shared.note(Operation::Attest, started, response)
+        let cookie = [(header::SET_COOKIE, cookie(&token))];
+        (cookie, Json(TokenResponse { token }))
+    });
+    shared.answer(Operation::Attest, started, attested)
 }
 
 async fn resource<I: Inventory>(
@@ -156,14 +183,10 @@ async fn resource<I: Inventory>(
     Path(path): Path<(String, String, String)>,
     headers: HeaderMap,
 ) -> Response {
-    let path = resource_path(path);
     let started = Instant::now();
     let token = bearer(&headers).or_else(|| session(&headers));
-    let response = match shared.service.resource(token, &path).await {
-        Ok(jwe) => Json(jwe).into_response(),
-        Err(error) => refusal(&error),
-    };
-    shared.note(Operation::Resource, started, response)
+    let released = shared.service.resource(token, &resource_path(path)).await;
+    shared.answer(Operation::Resource, started, released.map(Json))
 }
 
 async fn open_volume<I: Inventory>(
@@ -174,11 +197,8 @@ async fn open_volume<I: Inventory>(
 ) -> Response {
     let started = Instant::now();
     let (token, path) = (bearer(&headers), resource_path(path));
-    let response = match shared.service.open_volume(token, &path, &body).await {
-        Ok(jwe) => Json(jwe).into_response(),
-        Err(error) => refusal(&error),
-    };
-    shared.note(Operation::Volume, started, response)
+    let opened = shared.service.open_volume(token, &path, &body).await;
+    shared.answer(Operation::Volume, started, opened.map(Json))
 }
 
 async fn close_volume<I: Inventory>(
@@ -189,11 +209,9 @@ async fn close_volume<I: Inventory>(
 ) -> Response {
     let started = Instant::now();
     let (token, path) = (bearer(&headers), resource_path(path));
-    let response = match shared.service.close_volume(token, &path, &body).await {
-        Ok(()) => StatusCode::NO_CONTENT.into_response(),
-        Err(error) => refusal(&error),
-    };
-    shared.note(Operation::Volume, started, response)
+    let closed = shared.service.close_volume(token, &path, &body).await;
+    let closed = closed.map(|()| StatusCode::NO_CONTENT);
+    shared.answer(Operation::Volume, started, closed)
 }
 
 fn resource_path((namespace, deployment, name): (String, String, String)) -> ResourcePath {

@@ -25,7 +25,7 @@ use tokio::task::JoinHandle;
 
 use crate::appraisal::VerifierIdentity;
 use crate::audit::{AuditLog, AuditLogError};
-use crate::collateral::{CollateralStore, Fetch, HttpFetch, REQUEST_INTERVAL};
+use crate::collateral::CollateralStore;
 use crate::config::{CollateralConfig, Config, ConfigError, TlsSource};
 use crate::directory::DirectoryInventory;
 use crate::directory::objects::{Objects, ReadError, Reading};
@@ -34,7 +34,7 @@ use crate::inventory::Inventory;
 use crate::keys::{BrokerKeys, KeysError, parse_server_config};
 use crate::manifests::Rules;
 use crate::secrets::config::OpenSecrets;
-use crate::server::{metrics_router, router};
+use crate::server::{metrics_router, renew_tls, router};
 use crate::service::{Chain, Clock, NONCE_CACHE, Service, ServiceParts, Volumes};
 use crate::state::{StateDirectory, StateError, check_private};
 use crate::volume::declared::declared_volumes;
@@ -247,7 +247,12 @@ impl Standalone {
         let mut tasks = vec![
             tokio::spawn(reload(inventory.clone(), config.inventory.interval())),
             tokio::spawn(OpenSecrets::keep_alive(secrets.server)),
-            tokio::spawn(renew_tls(config.clone(), keys, tls)),
+            tokio::spawn({
+                let config = config.clone();
+                renew_tls(TLS_RELOAD, tls, move || {
+                    self::tls(&config, &keys).map(|(tls, _)| tls)
+                })
+            }),
         ];
         tasks.extend(metrics);
         tracing::info!(%address, objects = reading.objects, "serving");
@@ -411,17 +416,9 @@ fn collateral(
     let Some(CollateralConfig { directory, url }) = config else {
         return Ok(None);
     };
-    let source = url.as_deref().map(HttpFetch::new).transpose();
-    let source =
-        source.map_err(|source| ConfigError::cannot_use("collateral.url")(source.into()))?;
-    let source = source.map(|fetch| -> Box<dyn Fetch> { Box::new(fetch) });
-    Ok(Some(Arc::new(CollateralStore::new(
-        directory,
-        anchors,
-        source,
-        REQUEST_INTERVAL,
-        clock,
-    ))))
+    let store = CollateralStore::open(directory, anchors, url.as_deref(), clock)
+        .map_err(|source| ConfigError::cannot_use("collateral.url")(source.into()))?;
+    Ok(Some(Arc::new(store)))
 }
 
 /// The server's configuration, and the authorities for guests.
@@ -465,21 +462,6 @@ async fn reload(inventory: DirectoryInventory, every: Duration) {
         let inventory = inventory.clone();
         // Errors are logged where they are found.
         let _ = tokio::task::spawn_blocking(move || inventory.objects().reload()).await;
-    }
-}
-
-/// Makes or reads another certificate long before the one in use ends.
-async fn renew_tls(config: Config, keys: BrokerKeys, in_use: RustlsConfig) {
-    let mut interval = tokio::time::interval(TLS_RELOAD);
-    interval.tick().await;
-    loop {
-        interval.tick().await;
-        match tls(&config, &keys) {
-            Ok((tls, _)) => in_use.reload_from_config(tls),
-            Err(error) => {
-                tracing::error!(error = %Chain(&error), "cannot renew the TLS certificate");
-            }
-        }
     }
 }
 

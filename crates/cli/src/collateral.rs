@@ -11,7 +11,7 @@ use assay_attest::collateral::{
     AMD_KDS, Collateral, CollateralRequest, KeyKind, collateral_requests,
 };
 use assay_attest::evidence::parse_evidence;
-use assay_broker::collateral::{CollateralStore, HttpFetch, REQUEST_INTERVAL};
+use assay_broker::collateral::CollateralStore;
 use assay_tee::{Product, Sha256Digest};
 use clap::Subcommand;
 use jiff::Timestamp;
@@ -93,14 +93,9 @@ fn anchors(simulated_root: Option<&Path>) -> Result<TrustAnchors> {
 fn fetch(args: &FetchArgs) -> Result<()> {
     let anchors = anchors(args.simulated_root.as_deref())?;
     let requests = requests(args, &anchors)?;
-    let source = HttpFetch::new(&args.url).context("use --url")?;
-    let store = CollateralStore::new(
-        &args.output,
-        anchors,
-        Some(Box::new(source)),
-        REQUEST_INTERVAL,
-        Arc::new(Timestamp::now),
-    );
+    let clock = Arc::new(Timestamp::now);
+    let store = CollateralStore::open(&args.output, anchors, Some(&args.url), clock)
+        .context("use --url")?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
