@@ -61,7 +61,7 @@ impl StateDirectory {
     /// # Errors
     /// When it cannot be made, or another broker has it.
     pub fn open(path: &Path) -> Result<Self, StateError> {
-        make_directory(path)?;
+        make_private_directory(path).map_err(|source| failed(path, source))?;
         let lock = path.join("lock");
         let failed = |source| failed(&lock, source);
         let file = OpenOptions::new()
@@ -166,20 +166,11 @@ fn write_keys(directory: &Path, keys: &BrokerKeys) -> Result<(), StateError> {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
             return Err(failed(&temporary, error));
         }
-        _ => make_directory(&temporary)?,
+        _ => make_private_directory(&temporary).map_err(|source| failed(&temporary, source))?,
     }
     for (name, value) in keys.encode() {
         let path = temporary.join(name);
-        let write = || {
-            let mut file = OpenOptions::new()
-                .write(true)
-                .create_new(true)
-                .mode(0o600)
-                .open(&path)?;
-            file.write_all(&value)?;
-            file.sync_all()
-        };
-        write().map_err(|source| failed(&path, source))?;
+        write_private(&path, &value).map_err(|source| failed(&path, source))?;
     }
     let publish = || {
         File::open(&temporary)?.sync_all()?;
@@ -189,12 +180,34 @@ fn write_keys(directory: &Path, keys: &BrokerKeys) -> Result<(), StateError> {
     publish().map_err(|source| failed(directory, source))
 }
 
-fn make_directory(path: &Path) -> Result<(), StateError> {
+/// Makes a directory, and those above it, that nobody but the broker can enter.
+///
+/// # Errors
+/// When one cannot be made.
+pub(crate) fn make_private_directory(path: &Path) -> io::Result<()> {
     fs::DirBuilder::new()
         .recursive(true)
         .mode(0o700)
         .create(path)
-        .map_err(|source| failed(path, source))
+}
+
+/// Writes a file that nobody but the broker can read, and waits until its content
+/// is on the disk. It takes the place of what a broker that ended left half done.
+///
+/// # Errors
+/// When it cannot be written.
+pub(crate) fn write_private(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path)?;
+    file.write_all(bytes)?;
+    file.sync_all()
 }
 
 fn failed(path: &Path, source: io::Error) -> StateError {

@@ -3,8 +3,7 @@
 
 use std::collections::HashMap;
 use std::fs::{self, File};
-use std::io::{self, Write as _};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
@@ -15,6 +14,7 @@ use crate::identity::is_uid;
 use crate::inventory::InventoryError;
 use crate::record::spent_at;
 use crate::service::Clock;
+use crate::state::{make_private_directory, write_private};
 use crate::submission::is_name;
 
 /// Most records that are kept. Only a guest whose report is genuine gets one, but
@@ -87,7 +87,7 @@ impl RecordDirectory {
     /// # Errors
     /// When the directory or a record in it cannot be read.
     pub fn open(directory: &Path, capacity: usize, clock: Clock) -> Result<Self, RecordError> {
-        make_directory(directory)?;
+        make_private_directory(directory).map_err(|source| failed(directory, source))?;
         let mut index = HashMap::new();
         for namespace in entries(directory)? {
             for path in entries(&namespace)? {
@@ -227,29 +227,13 @@ fn read(path: &Path) -> Result<Option<AttestationRecord>, RecordError> {
     })
 }
 
-fn make_directory(path: &Path) -> Result<(), RecordError> {
-    use std::os::unix::fs::DirBuilderExt as _;
-    fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(path)
-        .map_err(|source| failed(path, source))
-}
-
 /// Puts `bytes` in the place of whatever is at `path`, at once and durably.
 fn replace(path: &Path, bytes: &[u8]) -> Result<(), RecordError> {
     let directory = path.parent().unwrap_or(Path::new("."));
-    make_directory(directory)?;
     let temporary = path.with_extension("new");
     let write = || {
-        let mut file = fs::OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(0o600)
-            .open(&temporary)?;
-        file.write_all(bytes)?;
-        file.sync_all()?;
+        make_private_directory(directory)?;
+        write_private(&temporary, bytes)?;
         fs::rename(&temporary, path)?;
         File::open(directory)?.sync_all()
     };

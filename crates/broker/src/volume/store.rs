@@ -1,8 +1,7 @@
 //! Where the state of volumes is kept, keys included.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::fs::{self, File};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -11,7 +10,7 @@ use zeroize::Zeroizing;
 
 use super::Volume;
 use crate::release::ResourcePath;
-use crate::state::{StateError, check_private};
+use crate::state::{StateError, check_private, make_private_directory, write_private};
 
 /// Why a state is not read or kept.
 #[derive(Debug, thiserror::Error)]
@@ -165,23 +164,10 @@ impl Directory {
 /// below `root` are on the disk before the file is.
 fn write(root: &Path, file: &Path, bytes: &[u8]) -> io::Result<()> {
     let directory = file.parent().unwrap_or(root);
-    fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(directory)?;
+    make_private_directory(directory)?;
     // No volume has an upper-case name.
     let temporary = directory.join("NEW");
-    match fs::remove_file(&temporary) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    let mut new = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(&temporary)?;
-    new.write_all(bytes)?;
-    new.sync_all()?;
+    write_private(&temporary, bytes)?;
     fs::rename(&temporary, file)?;
     // From the file's directory up to the one that holds `root`.
     let top = root.parent().filter(|path| !path.as_os_str().is_empty());
