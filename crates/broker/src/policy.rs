@@ -9,13 +9,13 @@ use assay_attest::policy::{
 use assay_attest::{ReferenceState, ReferenceValue, ReferenceValues};
 use assay_crds::duration::Duration;
 use assay_crds::v1alpha1::attestation_policy::{
-    self as api, CrlMode, GuestRestriction, IdBlockRules, MinimumTcb, Permission, PlatformProperty,
+    self as api, CrlMode, GuestRestriction, IdBlockRules, Permission, PlatformProperty,
     Requirement, SigningKeyRule, SigningKeyType,
 };
 use assay_crds::v1alpha1::confidential_deployment::Machine;
 use assay_crds::v1alpha1::measured_image::{DigestState, LaunchDigestRow, LifecycleState};
 use assay_crds::v1alpha1::{AttestationPolicySpec, MeasuredImage};
-use assay_tee::{LaunchDigest, Product, TcbVersion};
+use assay_tee::LaunchDigest;
 
 /// What evidence of a guest of `machine` must show. The machine's TEE is the
 /// only one that is accepted, and only if the policy names it: launch digests
@@ -125,13 +125,6 @@ fn id_block(rules: &IdBlockRules) -> IdBlockPolicy {
 }
 
 fn product_policy(policy: &api::ProductPolicy) -> ProductPolicy {
-    let MinimumTcb {
-        boot_loader,
-        tee,
-        snp,
-        microcode,
-        fmc,
-    } = policy.minimum_tcb;
     let firmware = |version| {
         let api::FirmwareVersion {
             major,
@@ -145,18 +138,8 @@ fn product_policy(policy: &api::ProductPolicy) -> ProductPolicy {
         }
     };
     ProductPolicy {
-        product: match policy.name {
-            api::Product::Milan => Product::Milan,
-            api::Product::Genoa => Product::Genoa,
-            api::Product::Turin => Product::Turin,
-        },
-        minimum_tcb: TcbVersion {
-            fmc,
-            bootloader: boot_loader,
-            tee,
-            snp,
-            microcode,
-        },
+        product: policy.name.into(),
+        minimum_tcb: policy.minimum_tcb.into(),
         minimum_firmware: policy.minimum_firmware.map(firmware),
         mitigations: mitigations(&policy.mitigations),
         minimum_revocation_list: policy.minimum_crl_number.map(u64::from),

@@ -1,7 +1,7 @@
 //! What other verifiers can be told of a policy, and what not.
 
 use assay_crds::v1alpha1::TeeType;
-use assay_crds::v1alpha1::attestation_policy::{MinimumTcb, Product, ProductPolicy};
+use assay_crds::v1alpha1::attestation_policy::{Product, ProductPolicy};
 use assay_tee::TcbVersion;
 
 use crate::statement::{Image, Policy, Row, Statement};
@@ -68,28 +68,10 @@ pub(crate) fn hardware_rows(statement: &Statement) -> Result<Vec<&Row>, DeriveEr
 
 /// The minimum as the processor writes it, read as a little-endian number.
 pub(crate) fn packed(product: &ProductPolicy) -> Result<u64, DeriveError> {
-    let MinimumTcb {
-        boot_loader,
-        tee,
-        snp,
-        microcode,
-        fmc,
-    } = product.minimum_tcb;
-    let layout = match product.name {
-        Product::Milan => assay_tee::Product::Milan,
-        Product::Genoa => assay_tee::Product::Genoa,
-        Product::Turin => assay_tee::Product::Turin,
-    };
-    TcbVersion {
-        fmc,
-        bootloader: boot_loader,
-        tee,
-        snp,
-        microcode,
-    }
-    .encode(layout)
-    .map(u64::from_le_bytes)
-    .map_err(|_| DeriveError::Layout(product.name))
+    TcbVersion::from(product.minimum_tcb)
+        .encode(product.name.into())
+        .map(u64::from_le_bytes)
+        .map_err(|_| DeriveError::Layout(product.name))
 }
 
 /// Demands of the policy that neither derived format carries.

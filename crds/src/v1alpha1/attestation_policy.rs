@@ -300,6 +300,16 @@ pub enum Product {
     Turin,
 }
 
+impl From<Product> for assay_tee::Product {
+    fn from(product: Product) -> Self {
+        match product {
+            Product::Milan => Self::Milan,
+            Product::Genoa => Self::Genoa,
+            Product::Turin => Self::Turin,
+        }
+    }
+}
+
 /// Security versions of the platform's firmware, compared one by one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
@@ -320,6 +330,25 @@ pub struct MinimumTcb {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(max = 255))]
     pub fmc: Option<u8>,
+}
+
+impl From<MinimumTcb> for assay_tee::TcbVersion {
+    fn from(minimum: MinimumTcb) -> Self {
+        let MinimumTcb {
+            boot_loader,
+            tee,
+            snp,
+            microcode,
+            fmc,
+        } = minimum;
+        Self {
+            fmc,
+            bootloader: boot_loader,
+            tee,
+            snp,
+            microcode,
+        }
+    }
 }
 
 /// The TCB versions of a report.
