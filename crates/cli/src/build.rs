@@ -3,7 +3,7 @@
 
 use std::fmt;
 use std::fs;
-use std::io::{IsTerminal as _, Write as _};
+use std::io::IsTerminal as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -15,14 +15,13 @@ use assay_image::oci::OciImage;
 use assay_image::recipe::{
     EXIT_NO_CREDENTIALS, EXIT_UNBUILDABLE, PinnedReference, Recipe, RecipeError, ValidRecipe,
 };
-use assay_image::rope::Rope;
 use assay_registry::{DockerConfig, Pulled, Registry, RegistryOptions, read_layout};
 use clap::ValueEnum;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 
 use crate::sign_uki::SecureBootArgs;
-use crate::stdout;
+use crate::{output_file, stdout};
 
 /// Options of `assay build`.
 #[derive(Debug, clap::Args)]
@@ -209,7 +208,7 @@ fn build_and_publish(args: &Args) -> Result<Built> {
     if let Some(path) = &args.disk_image {
         let step = progress.step(&format!("write {}", path.display()));
         let disk = encode_disk(&artifact).context("cannot make the disk image")?;
-        write_file(path, &disk)?;
+        output_file::write(path, &disk)?;
         step.done();
     }
     let reference = if args.push {
@@ -254,24 +253,9 @@ fn write_files(directory: &Path, artifact: &Artifact) -> Result<()> {
     fs::create_dir_all(directory)
         .with_context(|| format!("cannot create {}", directory.display()))?;
     for (name, content) in &artifact.files {
-        write_file(&directory.join(name), content)?;
+        output_file::write(&directory.join(name), content)?;
     }
     Ok(())
-}
-
-/// Writes the file under another name first, so that no name ever stands for
-/// half a file.
-fn write_file(path: &Path, content: &Rope) -> Result<()> {
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let partial = path.with_file_name(format!(".{name}.partial"));
-    let write = || -> std::io::Result<()> {
-        let mut file = fs::File::create(&partial)?;
-        for chunk in content.chunks() {
-            file.write_all(chunk)?;
-        }
-        fs::rename(&partial, path)
-    };
-    write().with_context(|| format!("cannot write {}", path.display()))
 }
 
 /// Steps on standard error.

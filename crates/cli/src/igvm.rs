@@ -6,7 +6,6 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, ensure};
 use assay_image::igvm::{IgvmKernel, IgvmSpec, encode_igvm};
-use assay_image::rope::Rope;
 use assay_measure::igvm::{IgvmLaunch, measure_igvm_snp};
 use assay_tee::cpu::{CpuModel, CpuSignature};
 use assay_tee::hashes_table::KernelHashes;
@@ -18,7 +17,7 @@ use serde_json::json;
 
 use crate::guest_policy::PolicyArg;
 use crate::measure::parse_u32;
-use crate::stdout;
+use crate::{output_file, stdout};
 
 /// What a person may type.
 #[derive(Debug, clap::Args)]
@@ -105,7 +104,7 @@ fn build(args: &BuildArgs) -> Result<()> {
     };
     let file = encode_igvm(&spec).context("there is no IGVM file of these")?;
     let digest = digest(&file.to_bytes(), args.vcpus)?;
-    write(&args.output, &file)?;
+    output_file::write(&args.output, &file).context("--output")?;
     let output = args.output.display();
     if args.json {
         let document = json!({
@@ -182,19 +181,4 @@ fn read(option: &str, path: &Path) -> Result<Bytes> {
     let bytes =
         fs::read(path).with_context(|| format!("{option}: cannot read {}", path.display()))?;
     Ok(bytes.into())
-}
-
-/// Under another name first, so that no name ever stands for half a file.
-fn write(path: &Path, content: &Rope) -> Result<()> {
-    let mut partial = path.as_os_str().to_owned();
-    partial.push(".partial");
-    let partial = PathBuf::from(partial);
-    let write = || -> std::io::Result<()> {
-        let mut file = fs::File::create(&partial)?;
-        for chunk in content.chunks() {
-            std::io::Write::write_all(&mut file, chunk)?;
-        }
-        fs::rename(&partial, path)
-    };
-    write().with_context(|| format!("--output: cannot write {}", path.display()))
 }

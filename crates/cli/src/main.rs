@@ -14,6 +14,7 @@ mod id_block;
 mod igvm;
 mod inspect;
 mod measure;
+mod output_file;
 mod pcrs;
 mod policy;
 mod pull;
