@@ -28,7 +28,8 @@ const PIECE: usize = 256 * 1024;
 
 /// The content of a file.
 pub(super) enum Content {
-    Mapped(Mmap),
+    /// The file, to be read as well.
+    Mapped(Mmap, File),
     /// Of what cannot be mapped: pipes, and empty files.
     Read(Vec<u8>),
 }
@@ -38,7 +39,7 @@ impl Deref for Content {
 
     fn deref(&self) -> &[u8] {
         match self {
-            Self::Mapped(map) => map,
+            Self::Mapped(map, _) => map,
             Self::Read(bytes) => bytes,
         }
     }
@@ -54,7 +55,7 @@ pub(super) fn read(path: &Path) -> Result<Content> {
             (&file).read_to_end(&mut bytes)?;
             return Ok(Content::Read(bytes));
         }
-        map(&file).map(Content::Mapped)
+        Ok(Content::Mapped(map(&file)?, file))
     };
     open().with_context(|| format!("read {}", path.display()))
 }
@@ -72,16 +73,15 @@ fn map(file: &File) -> io::Result<Mmap> {
 /// pages are read piece by piece.
 pub(super) fn measure_firmware(path: &Path) -> Result<FirmwareInputs> {
     let content = read(path)?;
-    if let Content::Read(bytes) = &content {
-        return Ok(FirmwareInputs::from_bytes(bytes)?);
-    }
     let metadata = parse_ovmf(&content).map_err(FirmwareInputsError::Parse)?;
-    drop(content);
     let mut measurement = FirmwareMeasurement::new(metadata);
-    read_pieces(path, |piece| {
-        let (pages, _) = piece.as_chunks();
-        Ok(measurement.update(&PageDigests::of(pages))?)
-    })?;
+    let mut update = |pages: &[u8]| measurement.update(&PageDigests::of(pages.as_chunks().0));
+    match content {
+        Content::Read(bytes) => update(&bytes)?,
+        Content::Mapped(_, file) => {
+            read_pieces(path, file, |piece| Ok(update(piece)?))?;
+        }
+    }
     Ok(measurement.finish()?)
 }
 
@@ -113,10 +113,13 @@ pub(super) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
 
 /// The hashes of what QEMU is given to boot.
 pub(super) fn hash_kernel(boot: &DirectBoot) -> Result<KernelHashes> {
-    let (kernel, initrd) = in_parallel(
-        || hash_blob(&boot.kernel),
-        || boot.initrd.as_ref().map(hash_blob).transpose(),
-    );
+    let kernel = || hash_blob(&boot.kernel);
+    let initrd = || boot.initrd.as_ref().map(hash_blob).transpose();
+    let (kernel, initrd) = match &boot.initrd {
+        Some(Blob::File(_)) => in_parallel(kernel, initrd),
+        // There is nothing to do beside the kernel.
+        Some(Blob::Digest(_)) | None => (kernel(), initrd()),
+    };
     let (kernel, initrd) = (kernel?, initrd?);
     Ok(match &boot.cmdline {
         Cmdline::Text(text) => KernelHashes::from_digests(kernel, initrd, text),
@@ -132,7 +135,8 @@ fn hash_blob(blob: &Blob) -> Result<Sha256Digest> {
         Blob::Digest(digest) => Ok(*digest),
         Blob::File(path) => {
             let mut digest = Sha256::new();
-            read_pieces(path, |piece| {
+            let file = File::open(path).with_context(|| format!("read {}", path.display()))?;
+            read_pieces(path, file, |piece| {
                 digest.update(piece);
                 Ok(())
             })?;
@@ -141,10 +145,13 @@ fn hash_blob(blob: &Blob) -> Result<Sha256Digest> {
     }
 }
 
-/// Hands over a file in pieces of [`PIECE`] bytes, the last one shorter.
-fn read_pieces(path: &Path, mut take: impl FnMut(&[u8]) -> Result<()>) -> Result<()> {
+/// Hands over the file at `path` in pieces of [`PIECE`] bytes, the last one shorter.
+fn read_pieces(
+    path: &Path,
+    mut file: File,
+    mut take: impl FnMut(&[u8]) -> Result<()>,
+) -> Result<()> {
     let reading = || format!("read {}", path.display());
-    let mut file = File::open(path).with_context(reading)?;
     let mut buffer = vec![0; PIECE];
     loop {
         let length = fill(&mut file, &mut buffer).with_context(reading)?;
