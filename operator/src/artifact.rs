@@ -12,12 +12,10 @@ use assay_crds::v1alpha1::measured_image::{
     ArtifactFile, ArtifactStatus, MeasuredImageReason as Reason, MeasurementInputsStatus,
     RootDiskStatus,
 };
-use assay_image::flatten::StoredLayer;
-use assay_image::oci::LayerCompression;
 use assay_image::read::{ReadArtifact, read_artifact};
 use assay_measure::inputs::FirmwareInputsError;
 use assay_measure::{MeasurementInputs, measure_snp};
-use assay_registry::{Pulled, Registry, RegistryError};
+use assay_registry::{LayerMediaTypeError, Pulled, Registry, RegistryError, Scratch, ScratchError};
 use assay_tee::guest_config::RootFs;
 use assay_tee::hashes_table::KernelHashes;
 use assay_tee::{LaunchDigest, LaunchShape};
@@ -27,8 +25,9 @@ use tokio::sync::Semaphore;
 
 use crate::causes::chain;
 
-/// Artifacts that are read at the same time: each is held in memory meanwhile, and
-/// several together would need several times the memory for no more speed.
+/// Artifacts that are read at the same time: each is kept on the scratch disk
+/// meanwhile, and several together would need several times the room for no more
+/// speed.
 const CONCURRENT_READS: usize = 1;
 /// Most artifacts that are remembered. Each takes about 2 KiB.
 const MAX_REMEMBERED: usize = 4096;
@@ -110,6 +109,7 @@ enum Entry {
 #[derive(Clone)]
 pub struct Artifacts {
     registry: Registry,
+    scratch: Scratch,
     slots: Arc<Semaphore>,
     entries: Arc<Mutex<HashMap<String, Entry>>>,
 }
@@ -119,8 +119,10 @@ pub struct Artifacts {
 enum ReadArtifactError {
     #[error("cannot pull the artifact")]
     Pull(#[source] RegistryError),
-    #[error("layer {index} has the media type {media_type:?}, which no artifact has")]
-    MediaType { index: usize, media_type: String },
+    #[error("the artifact is not what it says")]
+    MediaType(#[source] LayerMediaTypeError),
+    #[error("cannot unpack the artifact")]
+    Scratch(#[source] ScratchError),
     #[error("the artifact is not what it says")]
     Read(#[source] assay_image::read::ReadArtifactError),
     #[error("the artifact's firmware cannot be measured")]
@@ -130,17 +132,21 @@ enum ReadArtifactError {
 impl ReadArtifactError {
     fn reason(&self) -> Reason {
         match self {
-            Self::Pull(_) => Reason::PullFailed,
-            Self::MediaType { .. } | Self::Read(_) | Self::Firmware(_) => Reason::ArtifactInvalid,
+            Self::Pull(_) | Self::Scratch(ScratchError::File { .. }) => Reason::PullFailed,
+            Self::MediaType(_)
+            | Self::Scratch(ScratchError::Uncompress(_))
+            | Self::Read(_)
+            | Self::Firmware(_) => Reason::ArtifactInvalid,
         }
     }
 }
 
 impl Artifacts {
-    /// A reader that pulls from `registry`.
-    pub fn new(registry: Registry) -> Self {
+    /// A reader that pulls from `registry`, and keeps in `scratch` what it reads.
+    pub fn new(registry: Registry, scratch: Scratch) -> Self {
         Self {
             registry,
+            scratch,
             slots: Arc::new(Semaphore::new(CONCURRENT_READS)),
             entries: Arc::default(),
         }
@@ -202,7 +208,7 @@ impl Artifacts {
             .pull(reference)
             .await
             .map_err(ReadArtifactError::Pull)?;
-        prepare(reference, &pulled)
+        prepare(reference, &pulled, &self.scratch)
     }
 
     fn finish(
@@ -241,28 +247,17 @@ impl Artifacts {
 }
 
 /// Recomputes every hash of an artifact and keeps what measuring needs.
-fn prepare(reference: &str, pulled: &Pulled) -> Result<MeasuredArtifact, ReadArtifactError> {
+fn prepare(
+    reference: &str,
+    pulled: &Pulled,
+    scratch: &Scratch,
+) -> Result<MeasuredArtifact, ReadArtifactError> {
     let layers = pulled
-        .manifest
-        .layers
-        .iter()
-        .zip(&pulled.layers)
-        .enumerate();
-    let layers: Vec<StoredLayer> = layers
-        .map(|(index, (descriptor, bytes))| {
-            let media_type = &descriptor.media_type;
-            let compression = LayerCompression::from_media_type(media_type).ok_or_else(|| {
-                ReadArtifactError::MediaType {
-                    index,
-                    media_type: media_type.clone(),
-                }
-            })?;
-            Ok(StoredLayer {
-                bytes: bytes.clone(),
-                compression,
-            })
-        })
-        .collect::<Result<_, _>>()?;
+        .stored_layers()
+        .map_err(ReadArtifactError::MediaType)?;
+    let layers = scratch
+        .uncompress(layers)
+        .map_err(ReadArtifactError::Scratch)?;
     let artifact = read_artifact(&pulled.config, &layers).map_err(ReadArtifactError::Read)?;
     // The UKI is booted without an initrd and a command line of QEMU's: its own
     // are inside.

@@ -7,7 +7,7 @@ use assay_crds::names;
 use assay_crds::v1alpha1::{
     AttestationPolicy, AttestationRecord, ConfidentialDeployment, MeasuredImage,
 };
-use assay_registry::{Registry, RegistryOptions};
+use assay_registry::{Registry, RegistryOptions, Scratch};
 use futures::channel::mpsc::UnboundedReceiver;
 use futures::future::{BoxFuture, FutureExt as _, Shared};
 use jiff::Timestamp;
@@ -88,7 +88,9 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
     } else {
         None
     };
+    let scratch = Scratch::new(&settings.scratch).context("cannot use --scratch")?;
     let registry = Registry::new(RegistryOptions {
+        scratch: Some(scratch.clone()),
         plain_http_hosts: settings.plain_http_registry.clone(),
         ..RegistryOptions::default()
     })
@@ -97,7 +99,7 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
         client,
         stores,
         settings,
-        artifacts: Artifacts::new(registry),
+        artifacts: Artifacts::new(registry, scratch),
         simulation,
     };
     let mut controllers = controllers(&base, &queues, requests, &stop);

@@ -1,6 +1,7 @@
 //! Flags of the program: everything that an installation decides.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 
 use clap::Parser;
 
@@ -29,6 +30,9 @@ pub struct Settings {
     /// Namespaces to serve; all of them when absent. Repeat or separate by commas.
     #[arg(long, env = "ASSAY_WATCH_NAMESPACES", value_delimiter = ',')]
     pub watch_namespaces: Vec<String>,
+    /// Directory for artifacts while their hashes are recomputed; on a disk.
+    #[arg(long, env = "ASSAY_SCRATCH", default_value = "/var/tmp")]
+    pub scratch: PathBuf,
     /// Address of `/healthz` and `/readyz`.
     #[arg(long, env = "ASSAY_HEALTH_ADDRESS", default_value = "0.0.0.0:8081")]
     pub health_address: SocketAddr,

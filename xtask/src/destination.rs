@@ -31,7 +31,7 @@ impl Destination {
         let host = prefix.split('/').next().unwrap_or(prefix);
         let options = RegistryOptions {
             plain_http_hosts: vec![host.to_owned()],
-            docker_config: None,
+            ..RegistryOptions::default()
         };
         Self::registry(prefix, options)
     }
@@ -40,8 +40,8 @@ impl Destination {
     /// like keep.
     pub(crate) fn https(prefix: &str) -> Result<Self> {
         let options = RegistryOptions {
-            plain_http_hosts: Vec::new(),
             docker_config: docker_config()?,
+            ..RegistryOptions::default()
         };
         Self::registry(prefix, options)
     }
@@ -171,7 +171,7 @@ mod tests {
             );
             assert_eq!(entry["digest"], image.manifest_digest.to_string());
             assert_eq!(entry["size"], image.manifest.len());
-            let read = read_layout(directory.path(), image.manifest_digest).unwrap();
+            let read = read_layout(directory.path(), image.manifest_digest, None).unwrap();
             assert_eq!(read.layers, [image.layers[0].content().to_bytes()]);
         }
     }

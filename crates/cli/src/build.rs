@@ -15,11 +15,14 @@ use assay_image::oci::OciImage;
 use assay_image::recipe::{
     EXIT_NO_CREDENTIALS, EXIT_UNBUILDABLE, PinnedReference, Recipe, RecipeError, ValidRecipe,
 };
-use assay_registry::{DockerConfig, Pulled, Registry, RegistryOptions, read_layout};
+use assay_registry::{
+    DockerConfig, Pulled, Registry, RegistryOptions, Scratch, ScratchError, read_layout,
+};
 use clap::ValueEnum;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 
+use crate::scratch::ScratchArgs;
 use crate::sign_uki::SecureBootArgs;
 use crate::{output_file, stdout};
 
@@ -66,6 +69,8 @@ pub(crate) struct Args {
     disk_image: Option<PathBuf>,
     #[command(flatten)]
     secure_boot: SecureBootArgs,
+    #[command(flatten)]
+    scratch: ScratchArgs,
     /// Where to write {"reference", "manifestDigest"} or {"error"} as JSON
     #[arg(long, value_name = "FILE")]
     result_file: Option<PathBuf>,
@@ -101,7 +106,10 @@ fn exit_code(error: &anyhow::Error) -> ExitCode {
         // Another recipe would not help.
         Some(BuildError::Agent) => false,
         Some(_) => true,
-        None => error.is::<RecipeError>(),
+        None => {
+            error.is::<RecipeError>()
+                || matches!(error.downcast_ref(), Some(ScratchError::Uncompress(_)))
+        }
     };
     if unbuildable {
         EXIT_UNBUILDABLE.into()
@@ -160,9 +168,11 @@ fn build_and_publish(args: &Args) -> Result<Built> {
         Some(path) => Some(read_credentials(path).context(NoCredentials)?),
         None => None,
     };
+    let scratch = args.scratch.open()?;
     let options = RegistryOptions {
         plain_http_hosts: args.plain_http.clone(),
         docker_config,
+        scratch: Some(scratch.clone()),
     };
     let registry = Registry::new(options)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -172,14 +182,14 @@ fn build_and_publish(args: &Args) -> Result<Built> {
     let pull = |what, reference: &PinnedReference, layout: Option<&Path>| -> Result<SourceImage> {
         let step = progress.step(&format!("pull {what} {reference}"));
         let pulled = match layout {
-            Some(directory) => read_layout(directory, reference.digest())
+            Some(directory) => read_layout(directory, reference.digest(), Some(&scratch))
                 .with_context(|| format!("cannot read the {what} from {}", directory.display()))?,
             None => runtime
                 .block_on(registry.pull(&reference.to_string()))
                 .with_context(|| format!("cannot pull the {what}"))?,
         };
         step.done();
-        source_image(&pulled, reference).with_context(|| format!("cannot use the {what}"))
+        source_image(&pulled, reference, &scratch).with_context(|| format!("cannot use the {what}"))
     };
     let inputs = BuildInputs {
         rootfs: pull(
@@ -229,7 +239,11 @@ fn unpushed_reference(recipe: &ValidRecipe, image: &OciImage) -> String {
     format!("{}@{}", recipe.output_repository, image.manifest_digest)
 }
 
-fn source_image(pulled: &Pulled, reference: &PinnedReference) -> Result<SourceImage> {
+fn source_image(
+    pulled: &Pulled,
+    reference: &PinnedReference,
+    scratch: &Scratch,
+) -> Result<SourceImage> {
     ensure!(
         pulled.digest == reference.digest(),
         "got {} where {reference} was asked for",
@@ -237,7 +251,7 @@ fn source_image(pulled: &Pulled, reference: &PinnedReference) -> Result<SourceIm
     );
     Ok(SourceImage {
         config: pulled.config.clone(),
-        layers: pulled.stored_layers()?,
+        layers: scratch.uncompress(pulled.stored_layers()?)?,
     })
 }
 

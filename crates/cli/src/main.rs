@@ -18,6 +18,7 @@ mod output_file;
 mod pcrs;
 mod policy;
 mod pull;
+mod scratch;
 mod sign_uki;
 mod stdout;
 mod verify;

@@ -10,6 +10,8 @@ use assay_image::read::read_artifact;
 use assay_registry::{Registry, RegistryOptions};
 use assay_tee::canonical::encode_canonical;
 
+use crate::scratch::ScratchArgs;
+
 /// Options of `assay pull`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
@@ -22,11 +24,15 @@ pub(crate) struct Args {
     /// Registry host that speaks plain HTTP; may be given more than once
     #[arg(long, value_name = "HOST")]
     plain_http: Vec<String>,
+    #[command(flatten)]
+    scratch: ScratchArgs,
 }
 
 /// Pulls, verifies, writes.
 pub(crate) fn run(args: &Args) -> Result<()> {
+    let scratch = args.scratch.open()?;
     let options = RegistryOptions {
+        scratch: Some(scratch.clone()),
         plain_http_hosts: args.plain_http.clone(),
         ..RegistryOptions::default()
     };
@@ -38,7 +44,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let pulled = runtime
         .block_on(registry.pull(&args.reference))
         .with_context(|| format!("pull {}", args.reference))?;
-    let artifact = read_artifact(&pulled.config, &pulled.stored_layers()?)?;
+    let artifact = read_artifact(
+        &pulled.config,
+        &scratch.uncompress(pulled.stored_layers()?)?,
+    )?;
     fs::create_dir_all(&args.output)
         .with_context(|| format!("create {}", args.output.display()))?;
     let manifest = encode_canonical(&artifact.manifest).context("encode the manifest")?;

@@ -5,7 +5,7 @@
 //! measured as, and a guest makes its own devices.
 
 use std::borrow::Cow;
-use std::io::Read as _;
+use std::io::{self, Read as _, Write};
 
 use assay_tee::Sha256Digest;
 use bytes::Bytes;
@@ -19,6 +19,8 @@ use crate::tree::{Content, Entries, Inode, InodeId, Metadata, ResolveError, Tree
 /// Most bytes that one layer may have once uncompressed. A few kilobytes can
 /// claim to be terabytes.
 const MAX_LAYER_LEN: u64 = 8 << 30;
+/// Bytes that are uncompressed at a time.
+const UNCOMPRESS_PIECE: usize = 64 * 1024;
 /// Longest file name of Linux.
 const MAX_NAME_LEN: usize = 255;
 /// Longest path of Linux, for symbolic links' targets.
@@ -56,7 +58,16 @@ pub enum FlattenError {
         layer: usize,
         /// Why.
         #[source]
-        source: std::io::Error,
+        source: io::Error,
+    },
+    /// An uncompressed layer cannot be written.
+    #[error("layer {layer}: cannot write what it uncompresses to")]
+    Write {
+        /// Position, from 0.
+        layer: usize,
+        /// Why.
+        #[source]
+        source: io::Error,
     },
     /// A layer is larger than [`MAX_LAYER_LEN`].
     #[error("layer {layer}: more than {MAX_LAYER_LEN} bytes uncompressed")]
@@ -89,7 +100,7 @@ pub enum FlattenError {
         layer: usize,
         /// Why.
         #[source]
-        source: std::io::Error,
+        source: io::Error,
     },
     /// An entry cannot be part of a tree.
     #[error("layer {layer}: entry {path:?} {problem}")]
@@ -131,7 +142,7 @@ pub fn flatten(layers: &[StoredLayer], diff_ids: &[Sha256Digest]) -> Result<Tree
     }
     let mut tree = Tree::new();
     for (index, (stored, expected)) in layers.iter().zip(diff_ids).enumerate() {
-        let bytes = uncompress(index, stored)?;
+        let bytes = stored.uncompress(index)?;
         let actual = Sha256Digest::of(&bytes);
         if actual != *expected {
             return Err(FlattenError::DiffId {
@@ -158,25 +169,49 @@ pub fn prepare_root(tree: &mut Tree) {
     }
 }
 
-fn uncompress(layer: usize, stored: &StoredLayer) -> Result<Bytes, FlattenError> {
-    let mut plain = Vec::new();
-    let error = |source| FlattenError::Uncompress { layer, source };
-    match stored.compression {
-        LayerCompression::None => return Ok(stored.bytes.clone()),
-        LayerCompression::Gzip => MultiGzDecoder::new(stored.bytes.as_ref())
-            .take(MAX_LAYER_LEN + 1)
-            .read_to_end(&mut plain),
-        LayerCompression::Zstd => zstd::stream::read::Decoder::new(stored.bytes.as_ref())
-            .map_err(error)?
-            .take(MAX_LAYER_LEN + 1)
-            .read_to_end(&mut plain),
+impl StoredLayer {
+    /// Writes the tar archive of the layer at position `layer` to `out`.
+    ///
+    /// # Errors
+    /// When it cannot be uncompressed or written, or has more than 8 GiB.
+    pub fn uncompress_to(&self, layer: usize, out: &mut impl Write) -> Result<(), FlattenError> {
+        let uncompress_error = |source| FlattenError::Uncompress { layer, source };
+        let stored = self.bytes.as_ref();
+        let mut plain: Box<dyn io::Read + '_> = match self.compression {
+            LayerCompression::None => Box::new(stored),
+            LayerCompression::Gzip => Box::new(MultiGzDecoder::new(stored)),
+            LayerCompression::Zstd => {
+                Box::new(zstd::stream::read::Decoder::new(stored).map_err(uncompress_error)?)
+            }
+        };
+        let mut piece = vec![0; UNCOMPRESS_PIECE];
+        let mut length = 0_u64;
+        loop {
+            let piece = match plain.read(&mut piece) {
+                Ok(0) => return Ok(()),
+                Ok(read) => piece.get(..read).unwrap_or_default(),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => return Err(uncompress_error(error)),
+            };
+            length = length.saturating_add(piece.len() as u64);
+            if length > MAX_LAYER_LEN {
+                return Err(FlattenError::TooLarge { layer });
+            }
+            out.write_all(piece)
+                .map_err(|source| FlattenError::Write { layer, source })?;
+        }
     }
-    .map_err(error)?;
-    if plain.len() as u64 > MAX_LAYER_LEN {
-        return Err(FlattenError::TooLarge { layer });
+
+    /// The tar archive, in memory.
+    fn uncompress(&self, layer: usize) -> Result<Bytes, FlattenError> {
+        if self.compression == LayerCompression::None {
+            return Ok(self.bytes.clone());
+        }
+        let mut plain = Vec::new();
+        self.uncompress_to(layer, &mut plain)?;
+        plain.shrink_to_fit();
+        Ok(plain.into())
     }
-    plain.shrink_to_fit();
-    Ok(plain.into())
 }
 
 /// An archive member, read but not applied.

@@ -3,6 +3,7 @@
 //! Only the blobs are read: an image is asked for by its digest, and then the
 //! layout's index has nothing to say.
 
+use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -10,7 +11,7 @@ use assay_image::oci::{ManifestOrIndex, ParseManifestError, parse_manifest};
 use assay_tee::Sha256Digest;
 use bytes::Bytes;
 
-use crate::Pulled;
+use crate::{Pulled, Scratch};
 
 /// Why an image could not be read from a directory.
 #[derive(Debug, thiserror::Error)]
@@ -50,24 +51,33 @@ pub enum ReadLayoutError {
 }
 
 /// Reads the image `digest` (of a manifest or an index) from an OCI layout,
-/// verifying every blob.
-pub fn read_layout(directory: &Path, digest: Sha256Digest) -> Result<Pulled, ReadLayoutError> {
+/// verifying every blob. Blobs are kept in `scratch`, or in memory without it.
+///
+/// # Errors
+/// When a blob is missing, is not what its name says, or finds no room, and when
+/// the layout has no image for linux/amd64.
+pub fn read_layout(
+    directory: &Path,
+    digest: Sha256Digest,
+    scratch: Option<&Scratch>,
+) -> Result<Pulled, ReadLayoutError> {
+    let blob = |digest| blob(directory, digest, scratch);
     let no_platform = || ReadLayoutError::NoPlatform { digest };
-    let (manifest_digest, manifest) = match manifest_or_index(directory, digest)? {
+    let (manifest_digest, manifest) = match manifest_or_index(digest, blob)? {
         ManifestOrIndex::Manifest(manifest) => (digest, manifest),
         ManifestOrIndex::Index(index) => {
             let child = index.linux_amd64().ok_or_else(no_platform)?.digest;
-            match manifest_or_index(directory, child)? {
+            match manifest_or_index(child, blob)? {
                 ManifestOrIndex::Manifest(manifest) => (child, manifest),
                 ManifestOrIndex::Index(_) => return Err(no_platform()),
             }
         }
     };
-    let config = blob(directory, manifest.config.digest)?;
+    let config = blob(manifest.config.digest)?;
     let layers = manifest
         .layers
         .iter()
-        .map(|layer| blob(directory, layer.digest))
+        .map(|layer| blob(layer.digest))
         .collect::<Result<_, _>>()?;
     Ok(Pulled {
         digest,
@@ -79,16 +89,25 @@ pub fn read_layout(directory: &Path, digest: Sha256Digest) -> Result<Pulled, Rea
 }
 
 fn manifest_or_index(
-    directory: &Path,
     digest: Sha256Digest,
+    blob: impl Fn(Sha256Digest) -> Result<Bytes, ReadLayoutError>,
 ) -> Result<ManifestOrIndex, ReadLayoutError> {
-    parse_manifest(&blob(directory, digest)?)
+    parse_manifest(&blob(digest)?)
         .map_err(|source| ReadLayoutError::ReadManifest { digest, source })
 }
 
-fn blob(directory: &Path, digest: Sha256Digest) -> Result<Bytes, ReadLayoutError> {
+fn blob(
+    directory: &Path,
+    digest: Sha256Digest,
+    scratch: Option<&Scratch>,
+) -> Result<Bytes, ReadLayoutError> {
     let path = directory.join("blobs/sha256").join(digest.to_hex());
-    let content = match std::fs::read(&path) {
+    let content = match scratch {
+        // A copy: whoever changes the layout later does not change what was verified.
+        Some(scratch) => File::open(&path).and_then(|mut file| scratch.keep(&mut file)),
+        None => std::fs::read(&path).map(Bytes::from),
+    };
+    let content = match content {
         Ok(content) => content,
         Err(source) => return Err(ReadLayoutError::Read { path, source }),
     };
@@ -96,7 +115,7 @@ fn blob(directory: &Path, digest: Sha256Digest) -> Result<Bytes, ReadLayoutError
     if actual != digest {
         return Err(ReadLayoutError::DigestMismatch { path, actual });
     }
-    Ok(content.into())
+    Ok(content)
 }
 
 #[cfg(test)]
@@ -125,16 +144,16 @@ mod tests {
         let manifest = Blob::new(image.manifest.clone());
         put(&manifest);
         put(&image.config);
-        let missing = read_layout(directory.path(), image.manifest_digest).unwrap_err();
+        let missing = read_layout(directory.path(), image.manifest_digest, None).unwrap_err();
         assert!(matches!(missing, ReadLayoutError::Read { .. }), "{missing}");
 
         put(&image.layers[0]);
-        let read = read_layout(directory.path(), image.manifest_digest).unwrap();
+        let read = read_layout(directory.path(), image.manifest_digest, None).unwrap();
         assert_eq!(read.layers, [image.layers[0].content().to_bytes()]);
         assert_eq!(read.stored_layers().unwrap().len(), 1);
 
         std::fs::write(blobs.join(image.layers[0].digest().to_hex()), b"other").unwrap();
-        let changed = read_layout(directory.path(), image.manifest_digest).unwrap_err();
+        let changed = read_layout(directory.path(), image.manifest_digest, None).unwrap_err();
         assert!(
             matches!(changed, ReadLayoutError::DigestMismatch { .. }),
             "{changed}"

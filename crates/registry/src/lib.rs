@@ -7,6 +7,7 @@
 
 mod docker_config;
 mod layout;
+mod scratch;
 
 use std::time::Duration;
 
@@ -28,6 +29,7 @@ use tokio::io::{AsyncWrite, AsyncWriteExt as _};
 
 pub use docker_config::{DockerConfig, ParseDockerConfigError};
 pub use layout::{ReadLayoutError, read_layout};
+pub use scratch::{Scratch, ScratchError};
 
 /// Largest manifest or index that is read: registries refuse larger ones.
 const MAX_MANIFEST_LEN: usize = 4 << 20;
@@ -44,6 +46,8 @@ pub struct RegistryOptions {
     pub plain_http_hosts: Vec<String>,
     /// Credentials.
     pub docker_config: Option<DockerConfig>,
+    /// Where layers are kept that were pulled; in memory, unless there is a place.
+    pub scratch: Option<Scratch>,
 }
 
 /// A client for all registries.
@@ -51,6 +55,7 @@ pub struct RegistryOptions {
 pub struct Registry {
     client: Client,
     docker_config: DockerConfig,
+    scratch: Option<Scratch>,
 }
 
 impl std::fmt::Debug for Registry {
@@ -281,6 +286,7 @@ impl Registry {
         Ok(Self {
             client,
             docker_config: options.docker_config.unwrap_or_default(),
+            scratch: options.scratch,
         })
     }
 
@@ -349,7 +355,7 @@ impl Registry {
         Ok(())
     }
 
-    /// Pulls an image for linux/amd64 into memory.
+    /// Pulls an image for linux/amd64 into memory or the scratch directory.
     pub async fn pull(&self, reference: &str) -> Result<Pulled, RegistryError> {
         let parsed = parse_reference(reference)?;
         // This authenticates for the blobs too.
@@ -368,11 +374,7 @@ impl Registry {
         }
         let descriptors = std::iter::once(&manifest.config).chain(&manifest.layers);
         let mut blobs: Vec<Bytes> = stream::iter(descriptors)
-            .map(|descriptor| async {
-                let mut content = Vec::new();
-                self.fetch_blob(&parsed, descriptor, &mut content).await?;
-                Ok::<_, RegistryError>(Bytes::from(content))
-            })
+            .map(|descriptor| self.fetch_and_keep(&parsed, descriptor))
             .buffered(CONCURRENT_BLOBS)
             .try_collect()
             .await?;
@@ -436,6 +438,25 @@ impl Registry {
         let parsed = parse_reference(reference)?;
         self.authenticate(&parsed, RegistryOperation::Pull).await?;
         self.fetch_blob(&parsed, descriptor, out).await
+    }
+
+    async fn fetch_and_keep(
+        &self,
+        reference: &Reference,
+        descriptor: &Descriptor,
+    ) -> Result<Bytes, RegistryError> {
+        let Some(scratch) = &self.scratch else {
+            let mut content = Vec::new();
+            self.fetch_blob(reference, descriptor, &mut content).await?;
+            return Ok(content.into());
+        };
+        let error = |source| RegistryError::TransferBlob {
+            digest: descriptor.digest,
+            source,
+        };
+        let mut file = tokio::fs::File::from_std(scratch.file().map_err(error)?);
+        self.fetch_blob(reference, descriptor, &mut file).await?;
+        scratch.map(&file.into_std().await).map_err(error)
     }
 
     async fn fetch_blob(

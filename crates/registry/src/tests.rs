@@ -72,7 +72,7 @@ async fn serve() -> (String, Registry, Shared) {
     tokio::spawn(async move { axum::serve(listener, router).await });
     let options = RegistryOptions {
         plain_http_hosts: vec![host.clone()],
-        docker_config: None,
+        ..RegistryOptions::default()
     };
     (host, Registry::new(options).unwrap(), store)
 }
@@ -101,7 +101,18 @@ async fn what_is_pushed_is_pulled() {
     );
     assert_eq!(store.lock().unwrap().uploads, 3);
 
-    for reference in [reference, format!("{host}/team/app:v1")] {
+    let directory = tempfile::tempdir().unwrap();
+    let on_disk = Registry::new(RegistryOptions {
+        plain_http_hosts: vec![host.clone()],
+        scratch: Some(Scratch::new(directory.path()).unwrap()),
+        ..RegistryOptions::default()
+    });
+    let on_disk = on_disk.unwrap();
+    for (registry, reference) in [
+        (&registry, reference.clone()),
+        (&on_disk, reference),
+        (&registry, format!("{host}/team/app:v1")),
+    ] {
         let pulled = registry.pull(&reference).await.unwrap();
         assert_eq!(pulled.digest, image.manifest_digest);
         assert_eq!(pulled.manifest_digest, image.manifest_digest);

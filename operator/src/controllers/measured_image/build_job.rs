@@ -39,6 +39,8 @@ const AGENT_PATH: &str = "/usr/lib/assay/assay-agent";
 const RECIPE_DIR: &str = "/etc/assay/recipe";
 const RECIPE_KEY: &str = "recipe.json";
 const DOCKER_DIR: &str = "/etc/assay/docker";
+/// The node's disk, for images while they are worked on.
+const SCRATCH_DIR: &str = "/scratch";
 /// Where the kubelet reads a container's last words from.
 const RESULT_PATH: &str = "/dev/termination-log";
 
@@ -165,6 +167,16 @@ pub(super) fn build_job(
     }
 }
 
+/// Images are on the scratch disk. In memory are the hash tree, the UKI, and the
+/// files that were compressed here.
+fn memory_limit(source: &BuildSource) -> &'static str {
+    if source.compression.is_none() {
+        "1Gi"
+    } else {
+        "4Gi"
+    }
+}
+
 fn build_pod(
     config_map: &str,
     source: &BuildSource,
@@ -178,6 +190,8 @@ fn build_pod(
         "--agent",
         AGENT_PATH,
         "--push",
+        "--scratch",
+        SCRATCH_DIR,
         "--result-file",
         RESULT_PATH,
     ]
@@ -196,14 +210,14 @@ fn build_pod(
             ..Volume::default()
         },
         Volume {
-            name: "tmp".to_owned(),
+            name: "scratch".to_owned(),
             empty_dir: Some(EmptyDirVolumeSource::default()),
             ..Volume::default()
         },
     ];
     let mut mounts = vec![
         mount("recipe", RECIPE_DIR, true),
-        mount("tmp", "/tmp", false),
+        mount("scratch", SCRATCH_DIR, false),
     ];
     if let Some(secret) = &source.output.secret_ref {
         args.extend([
@@ -247,10 +261,9 @@ fn build_pod(
             args: Some(args),
             termination_message_path: Some(RESULT_PATH.to_owned()),
             termination_message_policy: Some("FallbackToLogsOnError".to_owned()),
-            // The root file system and its hash tree are held in memory.
             resources: Some(ResourceRequirements {
-                requests: Some(amounts(&[("cpu", "250m"), ("memory", "1Gi")])),
-                limits: Some(amounts(&[("memory", "4Gi")])),
+                requests: Some(amounts(&[("cpu", "250m"), ("memory", "256Mi")])),
+                limits: Some(amounts(&[("memory", memory_limit(source))])),
                 ..ResourceRequirements::default()
             }),
             security_context: Some(container_security_context()),
