@@ -9,16 +9,15 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use assay_crds::v1alpha1::measured_image::{
-    ArtifactFile, ArtifactStatus, MeasuredImageReason as Reason, MeasurementInputsStatus,
-    RootDiskStatus,
+    ArtifactStatus, MeasuredImageReason as Reason, MeasurementInputsStatus,
 };
-use assay_image::read::{ReadArtifact, read_artifact};
+use assay_image::read::read_artifact;
 use assay_measure::inputs::FirmwareInputsError;
 use assay_measure::{MeasurementInputs, measure_snp};
 use assay_registry::{LayerMediaTypeError, Pulled, Registry, RegistryError, Scratch, ScratchError};
-use assay_tee::guest_config::RootFs;
 use assay_tee::hashes_table::KernelHashes;
 use assay_tee::{LaunchDigest, LaunchShape};
+use assay_workload::artifact::describe_artifact;
 use jiff::Timestamp;
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
@@ -265,41 +264,7 @@ fn prepare(
     let inputs = MeasurementInputs::from_bytes(&artifact.firmware, Some(hashes))
         .map_err(ReadArtifactError::Firmware)?;
     Ok(MeasuredArtifact::new(
-        describe(reference, &artifact),
+        describe_artifact(reference, &artifact),
         inputs,
     ))
-}
-
-fn describe(reference: &str, artifact: &ReadArtifact) -> ArtifactStatus {
-    let manifest = &artifact.manifest;
-    let size = |bytes: u64| i64::try_from(bytes).unwrap_or(i64::MAX);
-    let root_disk = match (&manifest.root_disk, &artifact.guest_config.root) {
-        (
-            Some(disk),
-            RootFs::DmVerity {
-                serial, root_hash, ..
-            },
-        ) => Some(RootDiskStatus {
-            path: disk.path.clone(),
-            sha256: disk.sha256.to_string(),
-            size_bytes: size(disk.size),
-            serial: serial.clone(),
-            verity_root_hash: root_hash.to_string(),
-        }),
-        _ => None,
-    };
-    ArtifactStatus {
-        reference: reference.to_owned(),
-        uki: ArtifactFile {
-            path: manifest.uki.path.clone(),
-            sha256: manifest.uki.sha256.to_string(),
-            size_bytes: size(manifest.uki.size),
-        },
-        firmware: ArtifactFile {
-            path: manifest.firmware.path.clone(),
-            sha256: manifest.firmware.sha256.to_string(),
-            size_bytes: size(manifest.firmware.size),
-        },
-        root_disk,
-    }
 }

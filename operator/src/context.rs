@@ -5,6 +5,7 @@ use std::sync::Arc;
 use assay_crds::v1alpha1::{
     AttestationPolicy, AttestationRecord, ConfidentialDeployment, MeasuredImage,
 };
+use assay_workload::simulation::SimulationPki;
 use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
 use k8s_openapi::api::batch::v1::Job;
@@ -18,7 +19,6 @@ use crate::apply::Writer;
 use crate::artifact::Artifacts;
 use crate::queue::Watchable;
 use crate::settings::Settings;
-use crate::simulation::SimulationPki;
 use crate::watch::Undecodable;
 
 /// The cluster as it was last seen.

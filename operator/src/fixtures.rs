@@ -30,6 +30,7 @@ use assay_measure::{FirmwareInputs, MeasurementInputs};
 use assay_tee::hashes_table::KernelHashes;
 use assay_tee::ovmf::{Section, SectionKind};
 use assay_tee::{LaunchDigest, Sha256Digest};
+use assay_workload::simulation::SimulationPki;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Pod, PodCondition, PodStatus};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
@@ -37,7 +38,6 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::api::ObjectMeta;
 
 use crate::artifact::MeasuredArtifact;
-use crate::simulation::SimulationPki;
 
 pub(crate) const NAMESPACE: &str = "team-a";
 pub(crate) const REFERENCE: &str = "registry.test/measured/web@sha256:dddddddddddddddddddddddddddddddddddddddddddddddddddddddddddddddd";

@@ -8,6 +8,7 @@ use assay_crds::v1alpha1::{
     AttestationPolicy, AttestationRecord, ConfidentialDeployment, MeasuredImage,
 };
 use assay_registry::{Registry, RegistryOptions, Scratch};
+use assay_workload::simulation::SimulationPki;
 use futures::channel::mpsc::UnboundedReceiver;
 use futures::future::{BoxFuture, FutureExt as _, Shared};
 use jiff::Timestamp;
@@ -35,7 +36,7 @@ use crate::lease::Elector;
 use crate::manifest::{MANAGED_BY, MANAGED_BY_LABEL, owner_of};
 use crate::queue::{self, Queue, Watchable};
 use crate::settings::Settings;
-use crate::simulation::{self, SimulationPki};
+use crate::simulation;
 use crate::watch::Source;
 
 /// Field manager of what belongs to the installation.

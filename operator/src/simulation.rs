@@ -8,8 +8,8 @@
 use std::collections::BTreeMap;
 
 use assay_crds::names;
-use assay_psp_sim::pki::{Endorsement, PkiError};
-use assay_tee::TcbVersion;
+use assay_psp_sim::pki::PkiError;
+use assay_workload::simulation::SimulationPki;
 use jiff::Timestamp;
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
@@ -22,21 +22,6 @@ use crate::manifest::{MANAGED_BY, MANAGED_BY_LABEL};
 pub const VCEK_KEY_KEY: &str = "vcek.key";
 /// Key of the Secret: PEM of VCEK, ASK and ARK, in this order.
 pub const VCEK_CHAIN_KEY: &str = "vcek-chain.pem";
-/// Name of the one chip that all simulated guests run on.
-const CHIP_NAME: &str = "assay simulated chip";
-const PEM_BEGIN: &str = "-----BEGIN CERTIFICATE-----";
-
-/// The development PKI.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SimulationPki {
-    /// PEM of the VCEK's private key, PKCS#8.
-    pub vcek_key: String,
-    /// PEM of VCEK, ASK and ARK, in this order.
-    pub vcek_chain: String,
-    /// PEM of the ARK, the root.
-    pub ark: String,
-}
-
 /// The development PKI could not be made or read.
 #[derive(Debug, thiserror::Error)]
 pub enum SimulationError {
@@ -66,76 +51,37 @@ pub enum SimulationError {
     Store(#[source] ApplyError),
 }
 
-/// The TCB of the simulated chip: that of a Genoa with the firmware of 2025, so
-/// that policies written for real machines are exercised too.
-fn tcb() -> TcbVersion {
-    TcbVersion {
-        fmc: None,
-        bootloader: 10,
-        tee: 0,
-        snp: 25,
-        microcode: 84,
+fn from_secret(secret: &Secret) -> Result<SimulationPki, SimulationError> {
+    let text = |key: &'static str| {
+        secret
+            .data
+            .as_ref()
+            .and_then(|data| data.get(key))
+            .and_then(|value| String::from_utf8(value.0.clone()).ok())
+            .ok_or(SimulationError::MissingKey { key })
+    };
+    SimulationPki::from_pem(text(VCEK_KEY_KEY)?, text(VCEK_CHAIN_KEY)?)
+        .map_err(SimulationError::Parse)
+}
+
+fn to_secret(pki: &SimulationPki, namespace: &str) -> Secret {
+    let entry = |key: &str, value: &str| (key.to_owned(), ByteString(value.into()));
+    Secret {
+        metadata: metadata(namespace, names::SIMULATION_SECRET),
+        data: Some(BTreeMap::from([
+            entry(VCEK_KEY_KEY, &pki.vcek_key),
+            entry(VCEK_CHAIN_KEY, &pki.vcek_chain),
+        ])),
+        type_: Some("Opaque".to_owned()),
+        ..Secret::default()
     }
 }
 
-impl SimulationPki {
-    /// Makes a new one that is valid from `now`.
-    ///
-    /// # Errors
-    /// When the random number generator fails.
-    pub fn generate(now: Timestamp) -> Result<Self, SimulationError> {
-        let endorsement =
-            Endorsement::generate(CHIP_NAME, tcb(), now).map_err(SimulationError::Generate)?;
-        let key = endorsement.key_pem().map_err(SimulationError::Generate)?;
-        let chain = endorsement.chain_pem().map_err(SimulationError::Generate)?;
-        Self::from_pem(key, chain)
-    }
-
-    /// Checks that key and chain belong together.
-    fn from_pem(vcek_key: String, vcek_chain: String) -> Result<Self, SimulationError> {
-        Endorsement::from_pem(&vcek_key, &vcek_chain).map_err(SimulationError::Parse)?;
-        let ark = vcek_chain
-            .rfind(PEM_BEGIN)
-            .and_then(|start| vcek_chain.get(start..));
-        let ark = ark.unwrap_or_default().to_owned();
-        Ok(Self {
-            vcek_key,
-            vcek_chain,
-            ark,
-        })
-    }
-
-    fn from_secret(secret: &Secret) -> Result<Self, SimulationError> {
-        let text = |key: &'static str| {
-            secret
-                .data
-                .as_ref()
-                .and_then(|data| data.get(key))
-                .and_then(|value| String::from_utf8(value.0.clone()).ok())
-                .ok_or(SimulationError::MissingKey { key })
-        };
-        Self::from_pem(text(VCEK_KEY_KEY)?, text(VCEK_CHAIN_KEY)?)
-    }
-
-    fn to_secret(&self, namespace: &str) -> Secret {
-        let entry = |key: &str, value: &str| (key.to_owned(), ByteString(value.into()));
-        Secret {
-            metadata: metadata(namespace, names::SIMULATION_SECRET),
-            data: Some(BTreeMap::from([
-                entry(VCEK_KEY_KEY, &self.vcek_key),
-                entry(VCEK_CHAIN_KEY, &self.vcek_chain),
-            ])),
-            type_: Some("Opaque".to_owned()),
-            ..Secret::default()
-        }
-    }
-
-    fn to_root_config_map(&self, namespace: &str) -> ConfigMap {
-        ConfigMap {
-            metadata: metadata(namespace, names::SIMULATION_ROOT_CONFIG_MAP),
-            data: Some([(names::SIMULATION_ROOT_KEY.to_owned(), self.ark.clone())].into()),
-            ..ConfigMap::default()
-        }
+fn to_root_config_map(pki: &SimulationPki, namespace: &str) -> ConfigMap {
+    ConfigMap {
+        metadata: metadata(namespace, names::SIMULATION_ROOT_CONFIG_MAP),
+        data: Some([(names::SIMULATION_ROOT_KEY.to_owned(), pki.ark.clone())].into()),
+        ..ConfigMap::default()
     }
 }
 
@@ -168,7 +114,8 @@ pub async fn bootstrap(
     };
     let mut secret = read().await?;
     if secret.is_none() {
-        let fresh = SimulationPki::generate(now)?.to_secret(namespace);
+        let fresh = SimulationPki::generate(now).map_err(SimulationError::Generate)?;
+        let fresh = to_secret(&fresh, namespace);
         secret = writer
             .create_secret(namespace, &fresh)
             .await
@@ -178,9 +125,9 @@ pub async fn bootstrap(
         Some(secret) => secret,
         None => read().await?.ok_or(SimulationError::Vanished)?,
     };
-    let pki = SimulationPki::from_secret(&secret)?;
+    let pki = from_secret(&secret)?;
     writer
-        .apply_config_map(namespace, &pki.to_root_config_map(namespace))
+        .apply_config_map(namespace, &to_root_config_map(&pki, namespace))
         .await
         .map_err(SimulationError::Store)?;
     Ok(pki)
@@ -191,23 +138,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_pki_survives_its_secret_and_its_root_is_the_last_certificate() {
+    fn a_pki_survives_its_secret() {
         let pki = SimulationPki::generate(Timestamp::from_second(1_760_000_000).unwrap()).unwrap();
-        let secret = pki.to_secret("assay-system");
-        assert_eq!(SimulationPki::from_secret(&secret).unwrap(), pki);
-        assert_eq!(pki.ark.matches(PEM_BEGIN).count(), 1);
-        assert!(pki.vcek_chain.ends_with(&pki.ark));
+        let secret = to_secret(&pki, "assay-system");
+        assert_eq!(from_secret(&secret).unwrap(), pki);
 
         let mut broken = secret.clone();
         broken.data.as_mut().unwrap().remove(VCEK_KEY_KEY);
         assert!(matches!(
-            SimulationPki::from_secret(&broken),
+            from_secret(&broken),
             Err(SimulationError::MissingKey { key: VCEK_KEY_KEY })
         ));
         let other =
             SimulationPki::generate(Timestamp::from_second(1_760_000_000).unwrap()).unwrap();
-        let foreign = other
-            .to_secret("assay-system")
+        let foreign = to_secret(&other, "assay-system")
             .data
             .unwrap()
             .remove(VCEK_KEY_KEY)
@@ -218,7 +162,7 @@ mod tests {
             .unwrap()
             .insert(VCEK_KEY_KEY.to_owned(), foreign);
         assert!(matches!(
-            SimulationPki::from_secret(&broken),
+            from_secret(&broken),
             Err(SimulationError::Parse(_))
         ));
     }

@@ -23,6 +23,18 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("assay-psp-sim", &["assay-tee"]),
     // A statement says what the objects say, in their own types.
     ("assay-reference", &["assay-crds", "assay-tee"]),
+    // What objects come to: recipes, rows of digests, launch specifications.
+    (
+        "assay-workload",
+        &[
+            "assay-crds",
+            "assay-image",
+            "assay-launcher",
+            // Makes the development PKI.
+            "assay-psp-sim",
+            "assay-tee",
+        ],
+    ),
     // Shells. The launcher's binary drives the simulated processor and measures
     // what it launches; its library stays pure by the list below.
     (
@@ -50,10 +62,10 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "assay-image",
             "assay-launcher",
             "assay-measure",
-            // Makes the development PKI where simulation is enabled.
             "assay-psp-sim",
             "assay-registry",
             "assay-tee",
+            "assay-workload",
         ],
     ),
     ("assay-node", &["assay-crds", "assay-tee"]),
@@ -70,6 +82,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "assay-reference",
             "assay-registry",
             "assay-tee",
+            "assay-workload",
         ],
     ),
     // Runs a cluster for anybody and knows nothing of the product.
@@ -96,6 +109,7 @@ const PURE: &[&str] = &[
     "assay-attest",
     "assay-protocol",
     "assay-reference",
+    "assay-workload",
 ];
 const IMPURE: &[&str] = &[
     "tokio",
@@ -106,9 +120,9 @@ const IMPURE: &[&str] = &[
     "hyper",
 ];
 
-/// Pure libraries that share their package with a binary, by source directory.
-/// Cargo knows one list of dependencies for both, so the text is searched.
-const PURE_SOURCES: &[&str] = &["crates/launcher/src"];
+/// Pure libraries whose text is searched as well: the standard library is no
+/// dependency, and these handle names of files and addresses.
+const PURE_SOURCES: &[&str] = &["crates/launcher/src", "crates/workload/src"];
 /// What the text of a pure library may not name.
 const IMPURE_PATHS: &[&str] = &[
     "tokio::",

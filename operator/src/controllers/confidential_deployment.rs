@@ -13,14 +13,12 @@ mod observe;
 mod plan;
 mod pod_template;
 mod status;
-mod validate;
 
 #[cfg(test)]
 mod tests;
 
 pub use self::plan::{check_plan, plan};
 pub use self::pod_template::{ESIDS_RESOURCE, SNP_NODE_LABEL, STATUS_PORT};
-pub use self::validate::{Rejection, Valid, validate};
 
 use std::sync::Arc;
 

@@ -9,7 +9,6 @@
 mod build_job;
 mod observe;
 mod plan;
-mod shapes;
 mod status;
 mod validate;
 

@@ -7,16 +7,18 @@ use assay_crds::names;
 use assay_crds::v1alpha1::{
     AttestationPolicy, AttestationRecord, ConfidentialDeployment, MeasuredImage,
 };
+use assay_workload::simulation::SimulationPki;
+use assay_workload::validate::Surroundings;
 use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{ConfigMap, Pod, Service};
 use k8s_openapi::api::rbac::v1::{Role, RoleBinding};
 use kube::ResourceExt as _;
 
+use super::launch::verifier;
 use crate::context::{Context, find};
 use crate::manifest::is_controlled_by;
 use crate::pods::{is_attested, is_over};
-use crate::simulation::SimulationPki;
 
 /// What was read.
 #[derive(Debug, Clone, Default)]
@@ -71,6 +73,22 @@ pub struct Installation {
     pub launcher_image: String,
     /// The development PKI, where simulation is enabled.
     pub simulation: Option<Arc<SimulationPki>>,
+}
+
+impl Observed {
+    /// What the deployment is checked against.
+    pub fn surroundings(&self) -> Surroundings<'_> {
+        let installation = self.installation.namespace.as_str();
+        Surroundings {
+            image: self.image.as_deref(),
+            image_error: self.image_error.as_deref(),
+            policy: self.policy.as_deref(),
+            policy_error: self.policy_error.as_deref(),
+            verifier: (self.broker.as_ref()).map(|broker| verifier(broker, installation)),
+            installation,
+            simulation: self.installation.simulation.clone(),
+        }
+    }
 }
 
 pub(super) fn observe(deployment: &ConfidentialDeployment, context: &Context) -> Observed {

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use assay_crds::names;
 use assay_crds::v1alpha1::{ConfidentialDeployment, ConfidentialDeploymentStatus};
+use assay_workload::validate::validate;
 use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::{
     Deployment, DeploymentSpec, DeploymentStrategy, RollingUpdateDeployment,
@@ -18,7 +19,6 @@ use super::launch::build_launch;
 use super::observe::{Observed, role_name};
 use super::pod_template::build_pod_template;
 use super::status;
-use super::validate::validate;
 use crate::manifest::{Manifest, Orphan, child_metadata, is_controlled_by, write_for};
 use crate::plan::{Plan, Requeue};
 
@@ -37,11 +37,11 @@ pub fn plan(
     observed: &Observed,
     now: Timestamp,
 ) -> Plan<ConfidentialDeploymentStatus> {
-    let verdict = validate(deployment, observed);
+    let verdict = validate(deployment, &observed.surroundings());
     let mut writes = Vec::new();
     let mut deletes = Vec::new();
     if let Ok(valid) = &verdict {
-        let launch = build_launch(deployment, valid, observed);
+        let launch = build_launch(deployment, valid);
         let template = build_pod_template(deployment, valid, observed, &launch);
         let current = observed
             .launches

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use assay_crds::names;
 use assay_crds::v1alpha1::{ConfidentialDeployment, TeeType};
+use assay_workload::validate::{STATUS_PORT_NAME, Valid};
 use k8s_openapi::api::core::v1::{
     ConfigMapVolumeSource, Container, ContainerPort, EmptyDirVolumeSource, EnvVar, EnvVarSource,
     HTTPGetAction, ImageVolumeSource, LocalObjectReference, ObjectFieldSelector, PodReadinessGate,
@@ -19,7 +20,6 @@ use crate::restricted::{container_security_context, mount, pod_security_context}
 
 use super::launch::Launch;
 use super::observe::Observed;
-use super::validate::{STATUS_PORT_NAME, Valid};
 
 /// Port of the pod on which the launcher serves `/healthz` and `/readyz`.
 pub const STATUS_PORT: u16 = 9990;

@@ -7,12 +7,12 @@ use assay_crds::v1alpha1::confidential_deployment::{
     ConfidentialDeploymentReason as Reason, ReplicaSummary,
 };
 use assay_crds::v1alpha1::{ConfidentialDeployment, ConfidentialDeploymentStatus, TeeType};
+use assay_workload::validate::{Rejection, Valid};
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::ResourceExt as _;
 
 use super::observe::Observed;
-use super::validate::{Rejection, Valid};
 use crate::apply::ApplyError;
 use crate::controllers::attestation_gate::GateReason;
 use crate::controllers::{self, FailureReasons, own_conditions, same_conditions, state};

@@ -10,6 +10,7 @@ use assay_crds::v1alpha1::measured_image::{DigestState, LifecycleState};
 use assay_crds::v1alpha1::{ConfidentialDeployment, ConfidentialDeploymentStatus, TeeType};
 use assay_crds::{conditions, names};
 use assay_launcher::spec::{Fault, LAUNCH_SPEC_KEY, LaunchSpec};
+use assay_workload::validate::validate;
 use k8s_openapi::api::apps::v1::{
     Deployment, DeploymentCondition, DeploymentSpec, DeploymentStatus,
 };
@@ -319,7 +320,7 @@ fn one_mistake_is_one_reason() {
     for (name, change, reason, hint) in table {
         let (mut deployment, mut observed) = good();
         change(&mut deployment, &mut observed);
-        let why = validate(&deployment, &observed).unwrap_err();
+        let why = validate(&deployment, &observed.surroundings()).unwrap_err();
         assert_eq!(why.reason, reason, "{name}: {}", why.message);
         assert!(why.message.contains(hint), "{name}: {}", why.message);
 
@@ -348,7 +349,9 @@ fn amounts_of_memory_are_read_as_kubernetes_writes_them() {
         let (mut deployment, observed) = good();
         deployment.spec.machine.memory = Quantity(text.to_owned());
         assert_eq!(
-            validate(&deployment, &observed).unwrap().memory_mib,
+            validate(&deployment, &observed.surroundings())
+                .unwrap()
+                .memory_mib,
             mib,
             "{text}"
         );
@@ -364,7 +367,10 @@ fn amounts_of_memory_are_read_as_kubernetes_writes_them() {
     ] {
         let (mut deployment, observed) = good();
         deployment.spec.machine.memory = Quantity(text.to_owned());
-        assert!(validate(&deployment, &observed).is_err(), "{text}");
+        assert!(
+            validate(&deployment, &observed.surroundings()).is_err(),
+            "{text}"
+        );
     }
 }
 

@@ -4,12 +4,11 @@ use std::collections::BTreeMap;
 
 use assay_crds::names;
 use assay_crds::v1alpha1::MeasuredImage;
-use assay_crds::v1alpha1::measured_image::{self, BuildSource};
-use assay_image::recipe::{
-    Compression, EXIT_NO_CREDENTIALS, EXIT_UNBUILDABLE, ImageSource, Layout, Output, Recipe,
-};
+use assay_crds::v1alpha1::measured_image::BuildSource;
+use assay_image::recipe::{EXIT_NO_CREDENTIALS, EXIT_UNBUILDABLE};
 use assay_tee::Sha256Digest;
 use assay_tee::canonical::encode_canonical;
+use assay_workload::recipe::build_recipe;
 use k8s_openapi::api::batch::v1::{
     Job, JobSpec, PodFailurePolicy, PodFailurePolicyOnExitCodesRequirement, PodFailurePolicyRule,
 };
@@ -72,32 +71,6 @@ pub enum BuildReport {
 struct Words {
     reference: Option<String>,
     error: Option<String>,
-}
-
-/// The recipe of a build.
-pub(super) fn build_recipe(source: &BuildSource) -> Recipe {
-    Recipe {
-        version: Recipe::VERSION,
-        rootfs: ImageSource {
-            image: source.rootfs.image.clone(),
-        },
-        boot_kit: ImageSource {
-            image: source.boot_kit.image.clone(),
-        },
-        layout: match source.layout {
-            measured_image::Layout::DmVerity => Layout::DmVerity,
-            measured_image::Layout::Initramfs => Layout::Initramfs,
-        },
-        compression: match source.compression {
-            measured_image::Compression::None => Compression::None,
-            measured_image::Compression::Lz4hc => Compression::Lz4hc,
-            measured_image::Compression::Zstd => Compression::Zstd,
-        },
-        cmdline: source.extra_cmdline.clone(),
-        output: Output {
-            repository: source.output.repository.clone(),
-        },
-    }
 }
 
 /// Name of an image's Job and recipe ConfigMap: the same for the same source.

@@ -9,6 +9,7 @@ use assay_crds::v1alpha1::{MeasuredImage, TeeType};
 use assay_launcher::spec::{LAUNCH_SPEC_KEY, LaunchSpec};
 use assay_tee::cpu::CpuModel;
 use assay_tee::{LaunchShape, Tee};
+use assay_workload::shapes;
 use jiff::Timestamp;
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{ConfigMap, Pod};
@@ -16,7 +17,6 @@ use kube::ResourceExt as _;
 use kube::api::{Api, ListParams};
 
 use super::build_job::{BuildProgress, BuildReport, ended, job_name, parse_report};
-use super::shapes;
 use crate::artifact::ArtifactState;
 use crate::context::{Context, find};
 use crate::manifest::is_controlled_by;

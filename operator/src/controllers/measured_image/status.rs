@@ -8,11 +8,11 @@ use assay_crds::v1alpha1::measured_image::{
 use assay_crds::v1alpha1::{MeasuredImage, MeasuredImageStatus};
 use assay_tee::LaunchShape;
 use assay_tee::cpu::CpuModel;
+use assay_workload::shapes::{MAX_ROWS, firmware_name, row, row_id, row_state, wanted};
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 
 use super::observe::Observed;
-use super::shapes::{MAX_ROWS, firmware_name, row, row_id, row_state, wanted};
 use crate::apply::ApplyError;
 use crate::artifact::ArtifactState;
 use crate::controllers::{self, FailureReasons, own_conditions, same_conditions, state};

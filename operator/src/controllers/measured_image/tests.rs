@@ -10,6 +10,7 @@ use assay_image::recipe::{EXIT_NO_CREDENTIALS, EXIT_UNBUILDABLE, Recipe};
 use assay_measure::{MeasurementInputs, measure_snp};
 use assay_tee::ovmf::SectionKind;
 use assay_tee::{LaunchShape, Tee};
+use assay_workload::shapes;
 use jiff::Timestamp;
 use k8s_openapi::api::batch::v1::{Job, JobCondition, JobStatus};
 use k8s_openapi::api::core::v1::{

@@ -2,10 +2,9 @@
 
 use assay_crds::v1alpha1::MeasuredImage;
 use assay_crds::v1alpha1::measured_image::SourceType;
+use assay_workload::recipe::build_recipe;
+use assay_workload::shapes::MAX_ROWS;
 use kube::ResourceExt as _;
-
-use super::build_job::build_recipe;
-use super::shapes::MAX_ROWS;
 
 /// Longest name: it becomes a label's value.
 const MAX_NAME_LEN: usize = 63;

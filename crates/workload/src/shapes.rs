@@ -8,10 +8,10 @@ use assay_crds::v1alpha1::measured_image::{
 use assay_tee::{BootMethod, GuestFeatures, LaunchDigest, LaunchShape, Tee, VcpuCount};
 
 /// Most rows of a status (the type's own limit).
-pub(super) const MAX_ROWS: usize = 64;
+pub const MAX_ROWS: usize = 64;
 
 /// The shape of a machine with today's defaults for everything else.
-pub(super) fn shape(tee: Tee, vcpus: u32, cpu_model: &str) -> Option<LaunchShape> {
+pub fn shape(tee: Tee, vcpus: u32, cpu_model: &str) -> Option<LaunchShape> {
     Some(LaunchShape {
         tee,
         boot: BootMethod::default(),
@@ -23,7 +23,7 @@ pub(super) fn shape(tee: Tee, vcpus: u32, cpu_model: &str) -> Option<LaunchShape
 
 /// Every shape that gets a row: first what deployments ask for or still run,
 /// then what the image lists, for SNP and the TEEs that its deployments use.
-pub(super) fn wanted(listed: &LaunchShapes, requested: &BTreeSet<LaunchShape>) -> Vec<LaunchShape> {
+pub fn wanted(listed: &LaunchShapes, requested: &BTreeSet<LaunchShape>) -> Vec<LaunchShape> {
     let mut tees: BTreeSet<Tee> = requested.iter().map(|shape| shape.tee).collect();
     tees.insert(Tee::Snp);
     let mut shapes: Vec<LaunchShape> = requested.iter().cloned().collect();
@@ -40,13 +40,13 @@ pub(super) fn wanted(listed: &LaunchShapes, requested: &BTreeSet<LaunchShape>) -
 }
 
 /// A name for firmware by its digest.
-pub(super) fn firmware_name(sha256: &str) -> String {
+pub fn firmware_name(sha256: &str) -> String {
     let digits = sha256.strip_prefix("sha256:").unwrap_or(sha256);
     format!("ovmf-{}", digits.get(..12).unwrap_or(digits))
 }
 
 /// The key of a row.
-pub(super) fn row_id(firmware: &str, shape: &LaunchShape) -> String {
+pub fn row_id(firmware: &str, shape: &LaunchShape) -> String {
     format!(
         "{firmware}.{}.{}.{:#x}.{}",
         shape.cpu_model,
@@ -57,7 +57,7 @@ pub(super) fn row_id(firmware: &str, shape: &LaunchShape) -> String {
 }
 
 /// A row of the status.
-pub(super) fn row(
+pub fn row(
     firmware: &str,
     shape: &LaunchShape,
     digest: LaunchDigest,
@@ -76,7 +76,7 @@ pub(super) fn row(
 }
 
 /// The state of an image's rows.
-pub(super) fn row_state(lifecycle: LifecycleState) -> DigestState {
+pub fn row_state(lifecycle: LifecycleState) -> DigestState {
     match lifecycle {
         LifecycleState::Active | LifecycleState::Deprecated => DigestState::Accepted,
         LifecycleState::Revoked => DigestState::Revoked,

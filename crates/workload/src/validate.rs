@@ -2,26 +2,45 @@
 //! are values, each with the field and the remedy.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use assay_crds::v1alpha1::confidential_deployment::ConfidentialDeploymentReason as Reason;
 use assay_crds::v1alpha1::measured_image::{DigestState, LifecycleState};
-use assay_crds::v1alpha1::{ConfidentialDeployment, TeeType};
+use assay_crds::v1alpha1::{AttestationPolicy, ConfidentialDeployment, MeasuredImage, TeeType};
 use assay_launcher::plan::MIN_MEMORY_MIB;
 use assay_launcher::spec::{ArtifactFiles, FileRef, RootDisk};
 use assay_tee::cpu::CpuModel;
+use assay_tee::instance::VerifierEndpoint;
 use assay_tee::{BootMethod, GuestFeatures, LaunchDigest, LaunchShape, Sha256Digest, VcpuCount};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
-use kube::ResourceExt as _;
 
-use super::observe::{Broker, Observed};
 use crate::simulation::SimulationPki;
 
 /// Name of the launcher's own port, which no workload may take.
-pub(super) const STATUS_PORT_NAME: &str = "assay-status";
+pub const STATUS_PORT_NAME: &str = "assay-status";
 /// Longest name: it becomes a label's value and the name of a Service.
 const MAX_NAME_LEN: usize = 63;
 /// Most memory of a guest: 1 TiB. It catches `512G` typed as `512T`.
 const MAX_MEMORY_MIB: u64 = 1 << 20;
+
+/// What there is besides a deployment.
+#[derive(Debug, Clone, Default)]
+pub struct Surroundings<'a> {
+    /// The image that the deployment names.
+    pub image: Option<&'a MeasuredImage>,
+    /// Why that image, which is there, does not decode.
+    pub image_error: Option<&'a str>,
+    /// The policy that the deployment names.
+    pub policy: Option<&'a AttestationPolicy>,
+    /// Why that policy, which is there, does not decode.
+    pub policy_error: Option<&'a str>,
+    /// How guests reach the broker.
+    pub verifier: Option<VerifierEndpoint>,
+    /// Namespace of the installation.
+    pub installation: &'a str,
+    /// The development PKI, where simulation is enabled.
+    pub simulation: Option<Arc<SimulationPki>>,
+}
 
 /// A deployment that can be launched: everything that the plan needs, parsed.
 #[derive(Debug, Clone)]
@@ -41,9 +60,9 @@ pub struct Valid {
     /// Seconds between attestations.
     pub attestation_interval_seconds: u32,
     /// How guests reach the broker.
-    pub broker: Broker,
+    pub verifier: VerifierEndpoint,
     /// What a simulated launch needs; present exactly when the TEE is simulated.
-    pub simulation: Option<std::sync::Arc<SimulationPki>>,
+    pub simulation: Option<Arc<SimulationPki>>,
     /// Secret with registry credentials, of a private artifact.
     pub pull_secret: Option<String>,
 }
@@ -81,16 +100,16 @@ fn reject<T>(reason: Reason, message: impl Into<String>) -> Result<T, Rejection>
 /// The first thing that is wrong; mistakes in the specification itself first.
 pub fn validate(
     deployment: &ConfidentialDeployment,
-    observed: &Observed,
+    surroundings: &Surroundings<'_>,
 ) -> Result<Valid, Rejection> {
     let spec = &deployment.spec;
     check_names(deployment)?;
     let memory_mib = memory(&spec.machine.memory)?;
     let shape = shape(deployment)?;
 
-    let Some(policy) = observed.policy.as_deref() else {
+    let Some(policy) = surroundings.policy else {
         let name = &spec.policy_ref.name;
-        return match &observed.policy_error {
+        return match surroundings.policy_error {
             Some(error) => reject(
                 Reason::PolicyInvalid,
                 format!(
@@ -118,7 +137,7 @@ pub fn validate(
     }
     let simulation = match spec.machine.tee {
         TeeType::Snp => None,
-        TeeType::SimulatedSnp => match &observed.installation.simulation {
+        TeeType::SimulatedSnp => match &surroundings.simulation {
             Some(simulation) => Some(simulation.clone()),
             None => {
                 return reject(
@@ -137,9 +156,9 @@ pub fn validate(
         );
     };
 
-    let Some(image) = observed.image.as_deref() else {
+    let Some(image) = surroundings.image else {
         let name = &spec.image_ref.name;
-        return match &observed.image_error {
+        return match surroundings.image_error {
             Some(error) => reject(
                 Reason::ImageInvalid,
                 format!(
@@ -195,12 +214,12 @@ pub fn validate(
         return not_ready("its status holds a malformed digest");
     };
 
-    let Some(broker) = observed.broker.clone() else {
+    let Some(verifier) = surroundings.verifier.clone() else {
         return reject(
             Reason::BrokerNotReady,
             format!(
                 "the broker's Service or certificate authority is not there yet in namespace {}",
-                observed.installation.namespace
+                surroundings.installation
             ),
         );
     };
@@ -219,7 +238,7 @@ pub fn validate(
         expected_digest,
         policy_hash,
         attestation_interval_seconds: policy.spec.freshness.interval.as_secs(),
-        broker,
+        verifier,
         simulation,
         pull_secret,
     })
@@ -231,8 +250,8 @@ fn invalid<T>(message: impl Into<String>) -> Result<T, Rejection> {
 
 fn check_names(deployment: &ConfidentialDeployment) -> Result<(), Rejection> {
     let spec = &deployment.spec;
-    let name = deployment.name_any();
-    if name.len() > MAX_NAME_LEN || !is_dns_label(&name) {
+    let name = deployment.metadata.name.as_deref().unwrap_or_default();
+    if name.len() > MAX_NAME_LEN || !is_dns_label(name) {
         return invalid(format!(
             "metadata.name {name:?} must be at most {MAX_NAME_LEN} characters of a-z, 0-9 and -, \
              and start with a letter: it becomes a label and the name of a Service; create the \
@@ -307,7 +326,7 @@ fn check_names(deployment: &ConfidentialDeployment) -> Result<(), Rejection> {
 
 fn check_release(
     deployment: &ConfidentialDeployment,
-    policy: &assay_crds::v1alpha1::AttestationPolicy,
+    policy: &AttestationPolicy,
 ) -> Result<(), Rejection> {
     let released = |name: &str| policy.spec.release.iter().any(|rule| rule.resource == name);
     match deployment
