@@ -35,11 +35,17 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "assay-tee",
         ],
     ),
-    // Shells. The launcher's binary drives the simulated processor and measures
-    // what it launches; its library stays pure by the list below.
+    ("assay-launcher", &["assay-tee"]),
+    // Shells. The supervisor drives the simulated processor and measures what it
+    // launches.
     (
-        "assay-launcher",
-        &["assay-measure", "assay-psp-sim", "assay-tee"],
+        "assay-supervisor",
+        &[
+            "assay-launcher",
+            "assay-measure",
+            "assay-psp-sim",
+            "assay-tee",
+        ],
     ),
     ("assay-registry", &["assay-image", "assay-tee"]),
     (
@@ -81,6 +87,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "assay-protocol",
             "assay-reference",
             "assay-registry",
+            "assay-supervisor",
             "assay-tee",
             "assay-workload",
         ],
@@ -109,6 +116,7 @@ const PURE: &[&str] = &[
     "assay-attest",
     "assay-protocol",
     "assay-reference",
+    "assay-launcher",
     "assay-workload",
 ];
 const IMPURE: &[&str] = &[

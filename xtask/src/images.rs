@@ -53,8 +53,8 @@ const PACKAGES: &[&str] = &[
     "assay-agent",
     "assay-broker",
     "assay-cli",
-    "assay-launcher",
     "assay-operator",
+    "assay-supervisor",
 ];
 
 /// Builds everything and stores it.

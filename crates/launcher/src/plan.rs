@@ -55,8 +55,20 @@ pub struct PlanInputs<'a> {
     pub run_dir: &'a Path,
     /// A UKI to boot in place of the artifact's, to play a hostile host.
     pub substitute_uki: Option<&'a Path>,
-    /// Port of the pod that serves the launcher's own health.
-    pub status_port: u16,
+    /// Port of the pod that serves the launcher's own health, if there is one.
+    pub status_port: Option<u16>,
+    /// What runs the processor of a simulated launch. On hardware it is KVM.
+    pub accelerator: Accelerator,
+}
+
+/// What runs the guest's instructions.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Accelerator {
+    /// QEMU itself, on any machine.
+    #[default]
+    Tcg,
+    /// The kernel, where it lets QEMU.
+    Kvm,
 }
 
 /// Everything that the runner needs.
@@ -248,7 +260,7 @@ pub fn plan(spec: &LaunchSpec, inputs: &PlanInputs<'_>) -> Result<LaunchPlan, Pl
             .set("resourcecontrol", "deny"),
     );
     if simulated {
-        devices::push_simulated_machine(&mut argv, spec);
+        devices::push_simulated_machine(&mut argv, spec, inputs.accelerator);
     } else {
         devices::push_snp_machine(&mut argv, spec, cpu_model, &host_data);
     }

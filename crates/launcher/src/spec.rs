@@ -1,6 +1,8 @@
 //! The launch specification: the one type that the operator measures and the
 //! launcher runs, so that they cannot drift apart.
 
+use core::net::Ipv4Addr;
+
 use assay_tee::instance::{InstanceData, Network, PodIdentity, ResourceRequest, VerifierEndpoint};
 use assay_tee::{GuestPolicy, LaunchDigest, LaunchShape, Sha256Digest};
 use serde::{Deserialize, Serialize};
@@ -99,7 +101,10 @@ pub struct RootDisk {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct PortForward {
-    /// Port on all addresses of the pod.
+    /// Address to listen on; all of the pod's, if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address: Option<Ipv4Addr>,
+    /// Port of the pod.
     pub pod: u16,
     /// Port inside the guest.
     pub guest: u16,

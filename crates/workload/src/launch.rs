@@ -27,6 +27,7 @@ pub fn build_spec(deployment: &ConfidentialDeployment, valid: &Valid) -> LaunchS
             .ports
             .iter()
             .map(|port| PortForward {
+                address: None,
                 pod: port.container_port,
                 guest: port.container_port,
             })

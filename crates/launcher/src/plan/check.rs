@@ -62,7 +62,7 @@ pub(super) fn values(spec: &LaunchSpec, inputs: &PlanInputs<'_>) -> Result<(), P
             });
         }
     }
-    let mut taken = vec![inputs.status_port];
+    let mut taken: Vec<u16> = inputs.status_port.into_iter().collect();
     for port in &spec.ports {
         if port.pod == 0 || port.guest == 0 {
             return Err(PlanError::PortZero {

@@ -5,6 +5,7 @@ use assay_tee::cpu::CpuModel;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
+use super::Accelerator;
 use crate::qemu::{Argv, OptionList};
 use crate::spec::{Console, LaunchSpec, PortForward, RootDisk};
 
@@ -19,8 +20,13 @@ const REDUCED_PHYS_BITS: &str = "1";
 /// A machine that any computer can emulate. The CPU model is not the measured
 /// one: TCG lacks features of every EPYC, and the simulated processor measures
 /// what the shape names.
-pub(super) fn push_simulated_machine(argv: &mut Argv, spec: &LaunchSpec) {
-    argv.list("-accel", OptionList::new("tcg").set("thread", "multi"));
+pub(super) fn push_simulated_machine(argv: &mut Argv, spec: &LaunchSpec, accelerator: Accelerator) {
+    match accelerator {
+        Accelerator::Tcg => {
+            argv.list("-accel", OptionList::new("tcg").set("thread", "multi"));
+        }
+        Accelerator::Kvm => argv.verbatim("-accel", "kvm"),
+    }
     argv.list("-machine", OptionList::new("q35").set("vmport", "off"));
     argv.verbatim("-cpu", "max");
     argv.verbatim("-m", mebibytes(spec.memory_mib));
@@ -95,7 +101,13 @@ pub(super) fn push_network(argv: &mut Argv, ports: &[PortForward]) {
         .set("ipv6", "off")
         .set("restrict", "off");
     let netdev = ports.iter().fold(netdev, |netdev, port| {
-        netdev.set("hostfwd", format!("tcp::{}-:{}", port.pod, port.guest))
+        // Without an address QEMU listens on all.
+        let address = port.address.map(|address| address.to_string());
+        let address = address.unwrap_or_default();
+        netdev.set(
+            "hostfwd",
+            format!("tcp:{address}:{}-:{}", port.pod, port.guest),
+        )
     });
     argv.list("-netdev", netdev);
     argv.list(

@@ -39,10 +39,12 @@ fn spec(tee: Tee) -> LaunchSpec {
         expected_digest: LaunchDigest::new([7; 48]),
         ports: vec![
             PortForward {
+                address: None,
                 pod: 8080,
                 guest: 80,
             },
             PortForward {
+                address: None,
                 pod: 8443,
                 guest: 443,
             },
@@ -107,7 +109,8 @@ fn inputs<'a>(firmware: &'a OvmfMetadata, kernel_hashes: &'a KernelHashes) -> Pl
         artifact_dir: Path::new("/artifact"),
         run_dir: Path::new("/run/assay"),
         substitute_uki: None,
-        status_port: 9990,
+        status_port: Some(9990),
+        accelerator: Accelerator::Tcg,
     }
 }
 
@@ -160,6 +163,33 @@ fn files_carry_the_instance_document_and_the_simulated_hashes_table() {
         gpa: 0x81_0c00,
     };
     assert_eq!(simulated.boot.hashes_table, Some(placed));
+}
+
+#[test]
+fn a_forwarded_port_listens_on_its_address() {
+    let mut spec = spec(Tee::SimulatedSnp);
+    spec.ports[0].address = Some([127, 0, 0, 1].into());
+    let argv = plan_of(&spec).argv.join(" ");
+    let forwards = "hostfwd=tcp:127.0.0.1:8080-:80,hostfwd=tcp::8443-:443";
+    assert!(argv.contains(forwards), "{argv}");
+    let json = serde_json::to_value(&spec.ports).unwrap();
+    assert_eq!(json[0]["address"], "127.0.0.1");
+    assert!(json[1].get("address").is_none());
+}
+
+#[test]
+fn the_kernel_may_run_a_simulated_guest() {
+    let (firmware, hashes) = (firmware(), hashes());
+    let mut inputs = inputs(&firmware, &hashes);
+    inputs.accelerator = Accelerator::Kvm;
+    let plan = plan(&spec(Tee::SimulatedSnp), &inputs).unwrap();
+    let argv = plan.argv.join(" ");
+    assert!(
+        argv.contains("-accel kvm -machine q35,vmport=off -cpu max"),
+        "{argv}"
+    );
+    // Its secure processor is simulated all the same.
+    assert!(plan.sockets.psp.is_some());
 }
 
 #[test]

@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 use std::io;
 use std::net::SocketAddr;
 
+use assay_supervisor::{Progress, Qmp};
 use assay_tee::Tee;
 use axum::Router;
 use axum::extract::State;
@@ -11,9 +12,6 @@ use axum::http::StatusCode;
 use axum::routing::get;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
-
-use crate::events::Progress;
-use crate::qmp::Qmp;
 
 /// What the probes look at.
 #[derive(Debug, Clone)]

@@ -19,12 +19,15 @@ pub(crate) struct Artifact {
 
 /// The artifact is not what the specification names.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum ArtifactError {
+pub enum ArtifactError {
     /// A file cannot be read.
     #[error("cannot read the artifact's {part} at {path:?}")]
     Read {
+        /// Which.
         part: &'static str,
+        /// Where.
         path: PathBuf,
+        /// Why.
         #[source]
         source: io::Error,
     },
@@ -34,9 +37,13 @@ pub(crate) enum ArtifactError {
          the wrong image is mounted, or it was changed"
     )]
     Digest {
+        /// Which.
         part: &'static str,
+        /// Where.
         path: PathBuf,
+        /// Its digest.
         got: Sha256Digest,
+        /// What the specification names.
         expected: Sha256Digest,
     },
 }

@@ -28,11 +28,13 @@ use zerocopy::IntoBytes as _;
 
 /// A launch cannot be simulated.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum SimulationError {
+pub enum SimulationError {
     /// A boot file cannot be read back.
     #[error("cannot read back {path:?}")]
     ReadBack {
+        /// The file.
         path: PathBuf,
+        /// Why.
         #[source]
         source: io::Error,
     },
@@ -53,7 +55,12 @@ pub(crate) enum SimulationError {
     UnknownSection(u32),
     /// The table does not lie in the firmware's page for it.
     #[error("the hashes table at {table_gpa:#x} lies outside the section at {section_gpa:#x}")]
-    TableOutsideSection { table_gpa: u32, section_gpa: u32 },
+    TableOutsideSection {
+        /// Address of the table.
+        table_gpa: u32,
+        /// Address of the section.
+        section_gpa: u32,
+    },
     /// More than one vCPU, and no address for them to start at.
     #[error("the firmware names no address for application processors to start at")]
     NoResetAddress,

@@ -22,7 +22,7 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// QEMU does not do as it is told.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum QmpError {
+pub enum QmpError {
     /// The connection is gone or was never made.
     #[error("QEMU's monitor is not connected")]
     Disconnected,
@@ -32,7 +32,9 @@ pub(crate) enum QmpError {
     /// QEMU refuses the command.
     #[error("QEMU refuses {command}: {description}")]
     Refused {
+        /// The command.
         command: &'static str,
+        /// What QEMU says.
         description: String,
     },
     /// The peer does not speak QMP.
@@ -50,7 +52,7 @@ struct Request {
 
 /// Sends commands to the connection's task.
 #[derive(Debug, Clone)]
-pub(crate) struct Qmp(mpsc::Sender<Request>);
+pub struct Qmp(mpsc::Sender<Request>);
 
 impl Qmp {
     /// A client, and the task that serves it: accepts QEMU's connection on
@@ -63,7 +65,10 @@ impl Qmp {
     }
 
     /// Runs a command without arguments.
-    pub(crate) async fn execute(&self, command: &'static str) -> Result<(), QmpError> {
+    ///
+    /// # Errors
+    /// When QEMU refuses it, or does not answer in time.
+    pub async fn execute(&self, command: &'static str) -> Result<(), QmpError> {
         let exchange = async {
             let (answer, answered) = oneshot::channel();
             let request = Request { command, answer };

@@ -12,26 +12,32 @@ use crate::lines::Lines;
 
 /// How far the guest says it is.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub(crate) struct Progress {
+pub struct Progress {
     /// The last event's phase.
-    pub(crate) phase: Phase,
+    pub phase: Phase,
     /// Whether the workload was started and has not ended.
-    pub(crate) running: bool,
+    pub running: bool,
     /// How the guest ended, once it said so.
-    pub(crate) end: Option<GuestEnd>,
+    pub end: Option<GuestEnd>,
 }
 
 /// The last thing that the guest said.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(crate) enum Phase {
+pub enum Phase {
     /// Nothing yet.
     #[default]
     Starting,
+    /// The agent runs.
     Booted,
+    /// The verifier accepted the evidence.
     Attested,
+    /// The verifier refused the evidence or could not be reached.
     AttestationFailed,
+    /// The workload was started.
     Running,
+    /// The workload ended.
     Exited,
+    /// The agent gave up.
     Failed,
 }
 
@@ -43,7 +49,7 @@ impl fmt::Display for Phase {
 
 /// How the guest said that it ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum GuestEnd {
+pub enum GuestEnd {
     /// The workload ended with a status.
     Exited(i32),
     /// The agent gave up.

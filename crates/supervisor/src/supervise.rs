@@ -8,31 +8,28 @@
 use std::collections::VecDeque;
 use std::fs;
 use std::io;
-use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
+use std::pin::pin;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use assay_launcher::plan::LaunchPlan;
-use assay_psp_sim::Guest;
-use assay_tee::Tee;
 use rustix::process::{Pid, WaitStatus};
 use tokio::net::UnixListener;
 use tokio::net::unix::pipe;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until, timeout};
 use tracing::{debug, error, info, warn};
 
 use crate::events::{self, GuestEnd, Phase, Progress};
+use crate::launch::Launch;
 use crate::lines::Lines;
 use crate::qmp::Qmp;
 use crate::reaper::Child;
 use crate::simulation;
-use crate::status::{self, Probes};
 
 /// A guest that has said nothing for this long was most likely refused by its
 /// firmware, which then loops in silence. Under emulation on a loaded machine an
@@ -49,68 +46,76 @@ const DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
 const STDERR_TAIL: usize = 10;
 
 /// What to supervise.
-pub(crate) struct Supervision {
+pub struct Supervision {
     /// QEMU, by path or by name in PATH.
-    pub(crate) qemu: PathBuf,
-    /// The plan, its files written.
-    pub(crate) plan: LaunchPlan,
-    /// The guest of a simulated processor.
-    pub(crate) guest: Option<Guest>,
-    /// What protects the guest, for the status.
-    pub(crate) tee: Tee,
-    /// Address of /healthz and /readyz.
-    pub(crate) status_address: SocketAddr,
+    pub qemu: PathBuf,
+    /// What is prepared.
+    pub launch: Launch,
+    /// Where the guest's console goes.
+    pub console: ConsoleOutput,
     /// Time that the guest has to power off when asked to stop.
-    pub(crate) grace_period: Duration,
-    /// What asks it to stop.
-    pub(crate) stop_signals: StopSignals,
+    pub grace_period: Duration,
 }
 
-/// SIGTERM, and SIGINT for a person.
+/// Where the guest's console goes.
 #[derive(Debug)]
-pub(crate) struct StopSignals {
+pub enum ConsoleOutput {
+    /// To this process's standard output, as it is.
+    Inherit,
+    /// Line by line to a receiver, which the guest waits for. The line's end is
+    /// left out.
+    Lines(mpsc::Sender<Vec<u8>>),
+}
+
+/// SIGTERM, SIGINT for a person, and SIGHUP for a terminal that closes.
+#[derive(Debug)]
+pub struct StopSignals {
     terminate: Signal,
     interrupt: Signal,
+    hangup: Signal,
 }
 
 impl StopSignals {
     /// From now on the signals are kept until they are asked for.
-    pub(crate) fn listen() -> io::Result<Self> {
+    ///
+    /// # Errors
+    /// When the kernel refuses it.
+    pub fn listen() -> io::Result<Self> {
         Ok(Self {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
+            hangup: signal(SignalKind::hangup())?,
         })
     }
 
-    async fn next(&mut self) {
+    /// Waits for the next of them.
+    pub async fn next(&mut self) {
         tokio::select! {
             _ = self.terminate.recv() => {}
             _ = self.interrupt.recv() => {}
+            _ = self.hangup.recv() => {}
         }
     }
 }
 
 /// The guest did not end by its workload's end.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum SuperviseError {
+pub enum SuperviseError {
     /// A socket cannot be made.
     #[error("cannot listen on {path:?}")]
     Listen {
+        /// The socket.
         path: PathBuf,
-        #[source]
-        source: io::Error,
-    },
-    /// The status address cannot be served.
-    #[error("cannot serve the status on {address}")]
-    Status {
-        address: SocketAddr,
+        /// Why.
         #[source]
         source: io::Error,
     },
     /// QEMU cannot be started.
     #[error("cannot start {program:?}")]
     Spawn {
+        /// The program.
         program: PathBuf,
+        /// Why.
         #[source]
         source: io::Error,
     },
@@ -138,63 +143,98 @@ pub(crate) enum SuperviseError {
     Silent(Phase),
 }
 
-/// Runs QEMU to its end and returns the workload's exit code.
-pub(crate) async fn run(supervision: Supervision) -> Result<u8, SuperviseError> {
-    let Supervision {
-        qemu,
-        plan,
-        guest,
-        tee,
-        status_address,
-        grace_period,
-        mut stop_signals,
-    } = supervision;
-    let (progress_sender, progress) = watch::channel(Progress::default());
-    let events = tokio::spawn(events::follow(
-        listen(&plan.sockets.events)?,
-        progress_sender,
-    ));
-    let (qmp, qmp_connection) = Qmp::new(listen(&plan.sockets.qmp)?);
-    tokio::spawn(async move {
-        if let Err(error) = qmp_connection.await {
-            error!("{:#}", anyhow::Error::new(error));
-        }
-    });
-    if let (Some(guest), Some(socket)) = (guest, &plan.sockets.psp) {
-        tokio::spawn(simulation::serve(listen(socket)?, guest));
-    }
-    let probes = Probes {
-        qmp: qmp.clone(),
-        progress: progress.clone(),
-        tee,
-    };
-    let status_error = |source| SuperviseError::Status {
-        address: status_address,
-        source,
-    };
-    tokio::spawn(
-        status::bind(status_address, probes)
-            .await
-            .map_err(status_error)?,
-    );
+/// A guest whose sockets listen and whose QEMU does not run yet.
+pub struct Supervisor {
+    supervision: Supervision,
+    progress: watch::Receiver<Progress>,
+    events: JoinHandle<io::Result<()>>,
+    qmp: Qmp,
+}
 
-    let (mut child, stderr) = spawn(&qemu, &plan.argv)?;
-    tokio::spawn(warn_of_silence(progress.clone()));
-    let mut stop = Stop::NotAsked;
-    let status = loop {
-        tokio::select! {
-            status = child.exited() => break status.ok_or(SuperviseError::Wait)?,
-            () = stop_signals.next() => {
-                let phase = progress.borrow().phase;
-                stop = stop.asked(&qmp, phase, grace_period);
+impl Supervisor {
+    /// Listens on the sockets that QEMU will connect to, as tasks of the runtime
+    /// that it is called in.
+    ///
+    /// # Panics
+    /// Outside a runtime of tokio.
+    ///
+    /// # Errors
+    /// When a socket cannot be made.
+    pub fn listen(mut supervision: Supervision) -> Result<Self, SuperviseError> {
+        let sockets = &supervision.launch.plan.sockets;
+        let (progress_sender, progress) = watch::channel(Progress::default());
+        let events = tokio::spawn(events::follow(listen(&sockets.events)?, progress_sender));
+        let (qmp, qmp_connection) = Qmp::new(listen(&sockets.qmp)?);
+        tokio::spawn(async move {
+            if let Err(error) = qmp_connection.await {
+                error!("{:#}", anyhow::Error::new(error));
             }
-            () = stop.deadline() => stop = stop.expired(&qmp, &child),
+        });
+        if let (Some(guest), Some(socket)) = (supervision.launch.guest.take(), &sockets.psp) {
+            tokio::spawn(simulation::serve(listen(socket)?, guest));
         }
-    };
-    drain("events", events).await;
-    let tail = drain("stderr", stderr).await.unwrap_or_default();
-    let progress = progress.borrow().clone();
-    verdict(status, &progress, &stop, &tail)
+        Ok(Self {
+            supervision,
+            progress,
+            events,
+            qmp,
+        })
+    }
+
+    /// QEMU's monitor.
+    pub fn qmp(&self) -> Qmp {
+        self.qmp.clone()
+    }
+
+    /// How far the guest says it is.
+    pub fn progress(&self) -> watch::Receiver<Progress> {
+        self.progress.clone()
+    }
+
+    /// Runs QEMU to its end, or until `stop` ends and the guest with it. Returns
+    /// the workload's exit code.
+    ///
+    /// # Errors
+    /// When QEMU does not start, and for every end but that of the workload.
+    pub async fn run(self, stop: impl Future<Output = ()>) -> Result<u8, SuperviseError> {
+        let Self {
+            supervision,
+            progress,
+            events,
+            qmp,
+        } = self;
+        let Supervision {
+            qemu,
+            launch,
+            console,
+            grace_period,
+        } = supervision;
+        let Process {
+            mut child,
+            stderr,
+            console,
+        } = spawn(&qemu, &launch.plan.argv, console)?;
+        tokio::spawn(warn_of_silence(progress.clone()));
+        let mut stop_asked = pin!(stop);
+        let mut stop = Stop::NotAsked;
+        let status = loop {
+            tokio::select! {
+                status = child.exited() => break status.ok_or(SuperviseError::Wait)?,
+                () = &mut stop_asked, if matches!(stop, Stop::NotAsked) => {
+                    let phase = progress.borrow().phase;
+                    stop = Stop::asked(&qmp, phase, grace_period);
+                }
+                () = stop.deadline() => stop = stop.expired(&qmp, &child),
+            }
+        };
+        drain("events", events).await;
+        if let Some(console) = console {
+            drain("console", console).await;
+        }
+        let tail = drain("stderr", stderr).await.unwrap_or_default();
+        let progress = progress.borrow().clone();
+        verdict(status, &progress, &stop, &tail)
+    }
 }
 
 /// Says so when the guest does not come up. The guest is left alone: whoever
@@ -224,19 +264,32 @@ fn listen(path: &Path) -> Result<UnixListener, SuperviseError> {
     UnixListener::bind(path).map_err(error)
 }
 
+/// A running QEMU and the tasks that read what it writes.
+struct Process {
+    child: Child,
+    stderr: JoinHandle<VecDeque<String>>,
+    console: Option<JoinHandle<()>>,
+}
+
 fn spawn(
     program: &Path,
     argv: &[String],
-) -> Result<(Child, JoinHandle<VecDeque<String>>), SuperviseError> {
+    console: ConsoleOutput,
+) -> Result<Process, SuperviseError> {
     let error = |source| SuperviseError::Spawn {
         program: program.to_owned(),
         source,
     };
     debug!(?argv, "QEMU");
+    let stdout = match &console {
+        ConsoleOutput::Inherit => Stdio::inherit(),
+        ConsoleOutput::Lines(_) => Stdio::piped(),
+    };
     // Waited for by the reaper and so not by this handle.
     let mut handle = Command::new(program)
         .args(argv)
         .stdin(Stdio::null())
+        .stdout(stdout)
         .stderr(Stdio::piped())
         .process_group(0)
         .spawn()
@@ -250,9 +303,29 @@ fn spawn(
     let stderr = handle.stderr.take().map(OwnedFd::from);
     let stderr = stderr
         .ok_or_else(|| io::Error::other("no standard error"))
+        .and_then(pipe::Receiver::from_owned_fd)
         .map_err(error)?;
-    let stderr = pipe::Receiver::from_owned_fd(stderr).map_err(error)?;
-    Ok((child, tokio::spawn(follow_stderr(stderr))))
+    let stdout = handle.stdout.take().map(OwnedFd::from);
+    let stdout = stdout.map(pipe::Receiver::from_owned_fd).transpose();
+    let console = match (stdout.map_err(error)?, console) {
+        (Some(stdout), ConsoleOutput::Lines(lines)) => {
+            Some(tokio::spawn(follow_console(stdout, lines)))
+        }
+        _ => None,
+    };
+    Ok(Process {
+        child,
+        stderr: tokio::spawn(follow_stderr(stderr)),
+        console,
+    })
+}
+
+async fn follow_console(stdout: pipe::Receiver, console: mpsc::Sender<Vec<u8>>) {
+    let mut lines = Lines::new(stdout);
+    while let Ok(Some(line)) = lines.next().await {
+        // Nobody may be listening any more; QEMU must still be able to write.
+        let _ = console.send(line).await;
+    }
 }
 
 async fn follow_stderr(stderr: pipe::Receiver) -> VecDeque<String> {
@@ -292,20 +365,15 @@ enum Stop {
 
 impl Stop {
     /// Someone asks to stop.
-    fn asked(self, qmp: &Qmp, phase: Phase, grace_period: Duration) -> Self {
-        match self {
-            // A guest whose agent never spoke does not hear a power button.
-            Self::NotAsked if phase == Phase::Starting => {
-                info!("asked to stop before the guest has booted");
-                Self::quit(qmp)
-            }
-            Self::NotAsked => {
-                info!("asked to stop: pressing the guest's power button");
-                command(qmp, "system_powerdown");
-                Self::PowerDown(Instant::now() + grace_period)
-            }
-            Self::PowerDown(_) | Self::Quit(_) | Self::Killed => self,
+    fn asked(qmp: &Qmp, phase: Phase, grace_period: Duration) -> Self {
+        // A guest whose agent never spoke does not hear a power button.
+        if phase == Phase::Starting {
+            info!("asked to stop before the guest has booted");
+            return Self::quit(qmp);
         }
+        info!("asked to stop: pressing the guest's power button");
+        command(qmp, "system_powerdown");
+        Self::PowerDown(Instant::now() + grace_period)
     }
 
     /// The deadline has passed.

@@ -21,7 +21,7 @@ pub(crate) struct TamperedUki {
 
 /// A UKI cannot be changed without breaking it.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum TamperError {
+pub enum TamperError {
     /// The UKI is no PE file.
     #[error("cannot tamper with the UKI: no 64-bit PE file")]
     Parse(#[source] object::Error),
