@@ -40,7 +40,7 @@ impl Destination {
     /// like keep.
     pub(crate) fn https(prefix: &str) -> Result<Self> {
         let options = RegistryOptions {
-            docker_config: docker_config()?,
+            docker_config: DockerConfig::of_user()?,
             ..RegistryOptions::default()
         };
         Self::registry(prefix, options)
@@ -78,23 +78,6 @@ impl Destination {
             Self::Layout(layout) => layout.add(name, image),
         }
     }
-}
-
-/// Credentials of this user. A file that is there must be readable.
-fn docker_config() -> Result<Option<DockerConfig>> {
-    let directory = std::env::var_os("DOCKER_CONFIG")
-        .map(PathBuf::from)
-        .or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".docker")));
-    let Some(file) = directory
-        .map(|directory| directory.join("config.json"))
-        .filter(|file| file.is_file())
-    else {
-        return Ok(None);
-    };
-    let read = || DockerConfig::parse(&fs::read(&file)?).context("parse it");
-    read()
-        .map(Some)
-        .with_context(|| format!("read {}", file.display()))
 }
 
 /// An OCI image layout (image-spec 1.1, `image-layout.md`).

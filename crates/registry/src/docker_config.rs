@@ -5,6 +5,9 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::fs;
+use std::io;
+use std::path::PathBuf;
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
@@ -42,7 +45,53 @@ pub enum ParseDockerConfigError {
     },
 }
 
+/// The credentials that a person's programs keep cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadDockerConfigError {
+    /// The file cannot be read.
+    #[error("cannot read the registry credentials in {path}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The file holds something else.
+    #[error("cannot use the registry credentials in {path}")]
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: ParseDockerConfigError,
+    },
+}
+
 impl DockerConfig {
+    /// What `docker login` and the like keep for this person: `config.json` in
+    /// `$DOCKER_CONFIG`, or in `.docker` of the home directory. `None` where there
+    /// is none.
+    ///
+    /// # Errors
+    /// When the file is there and cannot be used.
+    pub fn of_user() -> Result<Option<Self>, LoadDockerConfigError> {
+        let directory = std::env::var_os("DOCKER_CONFIG")
+            .map(PathBuf::from)
+            .or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".docker")));
+        let Some(path) = directory.map(|directory| directory.join("config.json")) else {
+            return Ok(None);
+        };
+        let bytes = match fs::read(&path) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(source) => return Err(LoadDockerConfigError::Read { path, source }),
+        };
+        let config = Self::parse(&bytes);
+        let config = config.map_err(|source| LoadDockerConfigError::Parse { path, source })?;
+        Ok(Some(config))
+    }
+
     /// Parses the file's content.
     pub fn parse(bytes: &[u8]) -> Result<Self, ParseDockerConfigError> {
         #[derive(Deserialize)]

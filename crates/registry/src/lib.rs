@@ -5,6 +5,7 @@
 //! anything else. A reference by tag is a question ("what is it now?"), whose
 //! answer names the digest.
 
+mod cache;
 mod docker_config;
 mod layout;
 mod scratch;
@@ -20,14 +21,20 @@ use assay_tee::Sha256Digest;
 use bytes::Bytes;
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use http::HeaderValue;
-use oci_client::client::{Certificate, CertificateEncoding, ClientConfig, ClientProtocol};
+use oci_client::client::{
+    BlobResponse, Certificate, CertificateEncoding, ClientConfig, ClientProtocol,
+};
 use oci_client::errors::OciDistributionError;
 use oci_client::secrets::RegistryAuth;
 use oci_client::{Client, ParseError, Reference, RegistryOperation};
 use sha2::{Digest as _, Sha256};
 use tokio::io::{AsyncWrite, AsyncWriteExt as _};
+use tokio::sync::OnceCell;
 
-pub use docker_config::{DockerConfig, ParseDockerConfigError};
+use crate::cache::PartialBlob;
+
+pub use cache::{BlobCache, CacheError, TransferProgress};
+pub use docker_config::{DockerConfig, LoadDockerConfigError, ParseDockerConfigError};
 pub use layout::{ReadLayoutError, read_layout};
 pub use scratch::{Scratch, ScratchError};
 
@@ -37,6 +44,8 @@ const MAX_MANIFEST_LEN: usize = 4 << 20;
 const MAX_CONFIG_LEN: u64 = 8 << 20;
 /// Layers that are transferred at the same time.
 const CONCURRENT_BLOBS: usize = 4;
+/// Times that the transfer of a blob to a cache is taken up in one pull.
+const TRANSFER_ATTEMPTS: u32 = 4;
 
 /// How to reach registries.
 #[derive(Debug, Clone, Default)]
@@ -170,6 +179,9 @@ pub enum RegistryError {
         /// Bytes received when it was noticed.
         actual: u64,
     },
+    /// What was pulled cannot be kept.
+    #[error("cannot keep what was pulled")]
+    Cache(#[from] CacheError),
     /// A blob could not be pushed.
     #[error("cannot push blob {digest} to {reference}")]
     PushBlob {
@@ -365,16 +377,53 @@ impl Registry {
             manifest,
             ..
         } = self.pull_manifest(reference).await?;
-        if manifest.config.size > MAX_CONFIG_LEN {
-            return Err(RegistryError::TooLarge {
-                reference: reference.to_owned(),
-                what: "configuration",
-                max: MAX_CONFIG_LEN,
-            });
-        }
+        check_config(reference, &manifest)?;
         let descriptors = std::iter::once(&manifest.config).chain(&manifest.layers);
         let mut blobs: Vec<Bytes> = stream::iter(descriptors)
             .map(|descriptor| self.fetch_and_keep(&parsed, descriptor))
+            .buffered(CONCURRENT_BLOBS)
+            .try_collect()
+            .await?;
+        let layers = blobs.split_off(1);
+        let config = blobs.pop().unwrap_or_default();
+        Ok(Pulled {
+            digest,
+            manifest_digest,
+            manifest,
+            config,
+            layers,
+        })
+    }
+
+    /// Pulls an image for linux/amd64 into memory, through a cache: what it has is
+    /// not transferred, and what broke off goes on. With everything there and a
+    /// reference by digest, nobody is asked at all.
+    ///
+    /// # Errors
+    /// When a transfer breaks off for good; what came until then is kept.
+    pub async fn pull_cached(
+        &self,
+        reference: &str,
+        cache: &BlobCache,
+        progress: &dyn TransferProgress,
+    ) -> Result<Pulled, RegistryError> {
+        let parsed = parse_reference(reference)?;
+        let session = Session {
+            registry: self,
+            reference: &parsed,
+            authenticated: OnceCell::new(),
+        };
+        let PulledManifest {
+            digest,
+            manifest_digest,
+            manifest,
+            ..
+        } = self.resolve(reference, &session, Some(cache)).await?;
+        check_config(reference, &manifest)?;
+        let descriptors = std::iter::once(&manifest.config).chain(&manifest.layers);
+        progress.expect(descriptors.clone().map(|blob| blob.size).sum());
+        let mut blobs: Vec<Bytes> = stream::iter(descriptors)
+            .map(|descriptor| session.blob(descriptor, cache, progress))
             .buffered(CONCURRENT_BLOBS)
             .try_collect()
             .await?;
@@ -393,8 +442,22 @@ impl Registry {
     /// linux/amd64. Every step is verified against the digest that led to it.
     pub async fn pull_manifest(&self, reference: &str) -> Result<PulledManifest, RegistryError> {
         let parsed = parse_reference(reference)?;
-        self.authenticate(&parsed, RegistryOperation::Pull).await?;
-        let (bytes, digest) = self.fetch_manifest(&parsed).await?;
+        let session = Session {
+            registry: self,
+            reference: &parsed,
+            authenticated: OnceCell::new(),
+        };
+        self.resolve(reference, &session, None).await
+    }
+
+    async fn resolve(
+        &self,
+        reference: &str,
+        session: &Session<'_>,
+        cache: Option<&BlobCache>,
+    ) -> Result<PulledManifest, RegistryError> {
+        let parsed = session.reference;
+        let (bytes, digest) = session.manifest(parsed, cache).await?;
         let read_error = |source| RegistryError::ReadManifest {
             reference: reference.to_owned(),
             source,
@@ -415,7 +478,7 @@ impl Registry {
         };
         let entry = index.linux_amd64().ok_or_else(no_platform)?;
         let child = parsed.clone_with_digest(entry.digest.to_string());
-        let (bytes, manifest_digest) = self.fetch_manifest(&child).await?;
+        let (bytes, manifest_digest) = session.manifest(&child, cache).await?;
         match parse_manifest(&bytes).map_err(read_error)? {
             ManifestOrIndex::Manifest(manifest) => Ok(PulledManifest {
                 digest,
@@ -567,6 +630,174 @@ impl Registry {
             Some((user, password)) => RegistryAuth::Basic(user.to_owned(), password.to_owned()),
             None => RegistryAuth::Anonymous,
         }
+    }
+}
+
+fn check_config(reference: &str, manifest: &ImageManifest) -> Result<(), RegistryError> {
+    if manifest.config.size > MAX_CONFIG_LEN {
+        return Err(RegistryError::TooLarge {
+            reference: reference.to_owned(),
+            what: "configuration",
+            max: MAX_CONFIG_LEN,
+        });
+    }
+    Ok(())
+}
+
+/// One pull: it authenticates when it first needs the registry.
+struct Session<'a> {
+    registry: &'a Registry,
+    reference: &'a Reference,
+    authenticated: OnceCell<()>,
+}
+
+impl Session<'_> {
+    async fn authenticate(&self) -> Result<(), RegistryError> {
+        let (registry, reference) = (self.registry, self.reference);
+        let authenticate = || registry.authenticate(reference, RegistryOperation::Pull);
+        self.authenticated.get_or_try_init(authenticate).await?;
+        Ok(())
+    }
+
+    async fn manifest(
+        &self,
+        reference: &Reference,
+        cache: Option<&BlobCache>,
+    ) -> Result<(Bytes, Sha256Digest), RegistryError> {
+        // A digest that is none is told by the fetch.
+        let digest = reference.digest().and_then(|digest| digest.parse().ok());
+        if let (Some(cache), Some(digest)) = (cache, digest)
+            && let Some(bytes) = cache.read(digest)?
+        {
+            return Ok((bytes, digest));
+        }
+        self.authenticate().await?;
+        let (bytes, digest) = self.registry.fetch_manifest(reference).await?;
+        if let Some(cache) = cache {
+            cache.keep(digest, &bytes)?;
+        }
+        Ok((bytes, digest))
+    }
+
+    async fn blob(
+        &self,
+        descriptor: &Descriptor,
+        cache: &BlobCache,
+        progress: &dyn TransferProgress,
+    ) -> Result<Bytes, RegistryError> {
+        let digest = descriptor.digest;
+        if let Some(content) = cache.read(digest)? {
+            progress.advance(content.len() as u64);
+            return Ok(content);
+        }
+        let mut partial = {
+            let cache = cache.clone();
+            let lock = tokio::task::spawn_blocking(move || cache.lock(digest)).await;
+            lock.map_err(|error| RegistryError::TransferBlob {
+                digest,
+                source: std::io::Error::other(error),
+            })??
+        };
+        // Another process may have been at it.
+        if let Some(content) = cache.read(digest)? {
+            progress.advance(content.len() as u64);
+            return Ok(content);
+        }
+        self.authenticate().await?;
+        progress.advance(partial.len());
+        let mut attempt = 0;
+        loop {
+            attempt += 1;
+            let from = partial.len();
+            let error = match self.go_on(descriptor, &mut partial, progress).await {
+                Ok(content) => {
+                    partial.finish(cache)?;
+                    return Ok(content);
+                }
+                Err(error) => error,
+            };
+            // What is here may be what the registry cannot go on from, or not a
+            // beginning of the blob at all.
+            let doubtful = match &error {
+                RegistryError::FetchBlob { source, .. } => {
+                    !matches!(source, OciDistributionError::RequestError(_))
+                }
+                RegistryError::DigestMismatch { .. } | RegistryError::SizeMismatch { .. } => true,
+                _ => false,
+            };
+            if doubtful {
+                progress.retreat(partial.len());
+                partial.clear()?;
+            }
+            let broke_off = matches!(error, RegistryError::TransferBlob { .. });
+            let again = broke_off || (doubtful && from > 0);
+            if !again || attempt == TRANSFER_ATTEMPTS {
+                return Err(error);
+            }
+        }
+    }
+
+    /// Transfers what is missing of a blob, and returns the whole of it.
+    async fn go_on(
+        &self,
+        descriptor: &Descriptor,
+        partial: &mut PartialBlob,
+        progress: &dyn TransferProgress,
+    ) -> Result<Bytes, RegistryError> {
+        let Descriptor { digest, size, .. } = *descriptor;
+        if partial.len() < size {
+            self.transfer(descriptor, partial, progress).await?;
+        }
+        if partial.len() > size {
+            return Err(RegistryError::SizeMismatch {
+                digest,
+                expected: size,
+                actual: partial.len(),
+            });
+        }
+        let content = partial.content()?;
+        let actual = Sha256Digest::of(&content);
+        if actual != digest {
+            return Err(RegistryError::DigestMismatch {
+                expected: digest,
+                actual,
+            });
+        }
+        Ok(content)
+    }
+
+    async fn transfer(
+        &self,
+        descriptor: &Descriptor,
+        partial: &mut PartialBlob,
+        progress: &dyn TransferProgress,
+    ) -> Result<(), RegistryError> {
+        let Descriptor { digest, size, .. } = *descriptor;
+        let name = digest.to_string();
+        let client = &self.registry.client;
+        let response =
+            client.pull_blob_stream_partial(self.reference, name.as_str(), partial.len(), None);
+        let response = response
+            .await
+            .map_err(|source| RegistryError::FetchBlob { digest, source })?;
+        let mut blob = match response {
+            BlobResponse::Partial(blob) => blob,
+            // The registry sends it from the start, whatever it was asked for.
+            BlobResponse::Full(blob) => {
+                progress.retreat(partial.len());
+                partial.clear()?;
+                blob
+            }
+        };
+        while partial.len() < size {
+            let transfer_error = |source| RegistryError::TransferBlob { digest, source };
+            let Some(chunk) = blob.next().await.transpose().map_err(transfer_error)? else {
+                return Err(transfer_error(std::io::ErrorKind::UnexpectedEof.into()));
+            };
+            partial.append(&chunk)?;
+            progress.advance(chunk.len() as u64);
+        }
+        Ok(())
     }
 }
 

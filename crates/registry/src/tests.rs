@@ -18,6 +18,12 @@ use super::*;
 struct Store {
     content: HashMap<String, Vec<u8>>,
     uploads: usize,
+    /// Paths that were asked for, with the range.
+    requests: Vec<(String, Option<String>)>,
+    /// Answers with content break off after so many bytes.
+    break_after: Option<usize>,
+    /// Ranges are not understood.
+    no_ranges: bool,
 }
 
 type Shared = Arc<Mutex<Store>>;
@@ -33,10 +39,15 @@ async fn handle(
     let path = uri.path().to_owned();
     match method {
         Method::GET | Method::HEAD if path == "/v2/" => StatusCode::OK.into_response(),
-        Method::GET | Method::HEAD => match store.content.get(&path) {
-            Some(content) => content.clone().into_response(),
-            None => StatusCode::NOT_FOUND.into_response(),
-        },
+        Method::GET | Method::HEAD => {
+            let range = headers.get("range");
+            let range = range.map(|range| range.to_str().unwrap().to_owned());
+            store.requests.push((path.clone(), range.clone()));
+            match store.content.get(&path) {
+                Some(content) => answer(&store, content, range.as_deref()),
+                None => StatusCode::NOT_FOUND.into_response(),
+            }
+        }
         Method::POST => (
             StatusCode::ACCEPTED,
             [("Location", "/upload/1?state=x".to_owned())],
@@ -60,6 +71,27 @@ async fn handle(
         }
         _ => StatusCode::METHOD_NOT_ALLOWED.into_response(),
     }
+}
+
+fn answer(store: &Store, content: &[u8], range: Option<&str>) -> Response {
+    let start = range.and_then(|range| range.strip_prefix("bytes=")?.strip_suffix('-'));
+    let start: usize = start.map_or(0, |start| start.parse().unwrap());
+    let (status, content) = match content.get(start..) {
+        Some(rest) if range.is_some() && !store.no_ranges => (StatusCode::PARTIAL_CONTENT, rest),
+        Some(_) => (StatusCode::OK, content),
+        None => return StatusCode::RANGE_NOT_SATISFIABLE.into_response(),
+    };
+    let Some(end) = store.break_after.filter(|end| *end < content.len()) else {
+        return (status, content.to_vec()).into_response();
+    };
+    let begin = Body::copy_from_slice(&content[..end]);
+    let end = async {
+        // Until then the server sends nothing.
+        tokio::task::yield_now().await;
+        Err(std::io::Error::other("broken"))
+    };
+    let chunks = stream::iter([Ok(begin)]).chain(stream::once(end));
+    (status, axum::body::Body::from_stream(chunks)).into_response()
 }
 
 async fn serve() -> (String, Registry, Shared) {
@@ -233,4 +265,186 @@ fn only_a_written_tag_is_a_tag() {
     assert_eq!(explicit_tag("localhost:5000/team/app"), None);
     assert_eq!(explicit_tag("localhost:5000/team/app:v1"), Some("v1"));
     assert_eq!(explicit_tag("app:v1"), Some("v1"));
+}
+
+/// Counts what it is told.
+#[derive(Default)]
+struct Counter {
+    expected: std::sync::atomic::AtomicU64,
+    here: std::sync::atomic::AtomicU64,
+}
+
+impl TransferProgress for Counter {
+    fn expect(&self, bytes: u64) {
+        self.expected
+            .fetch_add(bytes, std::sync::atomic::Ordering::Relaxed);
+    }
+
+    fn advance(&self, bytes: u64) {
+        self.here
+            .fetch_add(bytes, std::sync::atomic::Ordering::Relaxed);
+    }
+
+    fn retreat(&self, bytes: u64) {
+        self.here
+            .fetch_sub(bytes, std::sync::atomic::Ordering::Relaxed);
+    }
+}
+
+impl Counter {
+    fn check(self) {
+        assert_eq!(self.expected.into_inner(), self.here.into_inner());
+    }
+}
+
+struct CachedPull {
+    registry: Registry,
+    store: Shared,
+    cache: BlobCache,
+    directory: tempfile::TempDir,
+    reference: String,
+    image: OciImage,
+}
+
+impl CachedPull {
+    async fn new() -> Self {
+        let (host, registry, store) = serve().await;
+        let image = image();
+        let reference = registry.push(&format!("{host}/team/app"), &image).await;
+        store.lock().unwrap().requests.clear();
+        let directory = tempfile::tempdir().unwrap();
+        Self {
+            registry,
+            store,
+            cache: BlobCache::open(directory.path()).unwrap(),
+            directory,
+            reference: reference.unwrap(),
+            image,
+        }
+    }
+
+    async fn pull(&self, counter: &Counter) -> Result<Pulled, RegistryError> {
+        let pulled = self
+            .registry
+            .pull_cached(&self.reference, &self.cache, counter);
+        pulled.await
+    }
+
+    async fn pull_well(&self) {
+        let counter = Counter::default();
+        let pulled = self.pull(&counter).await.unwrap();
+        assert_eq!(pulled.layers[0], self.layer().content().to_bytes());
+        assert_eq!(pulled.layers.len(), self.image.layers.len());
+        counter.check();
+    }
+
+    fn layer(&self) -> &Blob {
+        &self.image.layers[0]
+    }
+
+    fn file(&self, kind: &str) -> std::path::PathBuf {
+        let name = self.layer().digest().to_hex();
+        self.directory.path().join(kind).join(name)
+    }
+
+    /// Ranges that were asked for of the first layer since the last call.
+    fn ranges(&self) -> Vec<Option<String>> {
+        let layer = format!("/v2/team/app/blobs/{}", self.layer().digest());
+        let requests = std::mem::take(&mut self.store.lock().unwrap().requests);
+        let of_layer = requests.into_iter().filter(|(path, _)| *path == layer);
+        of_layer.map(|(_, range)| range).collect()
+    }
+}
+
+fn ranges(starts: &[usize]) -> Vec<Option<String>> {
+    let range = |start| Some(format!("bytes={start}-"));
+    starts.iter().map(range).collect()
+}
+
+#[tokio::test]
+async fn what_a_cache_has_needs_no_registry() {
+    let test = CachedPull::new().await;
+    test.pull_well().await;
+    assert_eq!(test.ranges(), ranges(&[0]));
+    test.store.lock().unwrap().content.clear();
+    test.pull_well().await;
+    assert!(test.store.lock().unwrap().requests.is_empty());
+
+    // A cache that was damaged is no source.
+    std::fs::write(test.file("blobs/sha256"), b"other").unwrap();
+    test.pull(&Counter::default()).await.unwrap_err();
+}
+
+#[tokio::test]
+async fn a_broken_transfer_goes_on_where_it_broke_off() {
+    let test = CachedPull::new().await;
+    test.store.lock().unwrap().break_after = Some(30_000);
+    // Four times 30,000 bytes and the header of the archive.
+    test.pull_well().await;
+    let starts = [0, 30_000, 60_000, 90_000];
+    assert_eq!(test.ranges(), ranges(&starts));
+
+    let test = CachedPull::new().await;
+    test.store.lock().unwrap().break_after = Some(20_000);
+    let error = test.pull(&Counter::default()).await.unwrap_err();
+    assert!(
+        matches!(error, RegistryError::TransferBlob { .. }),
+        "{error}"
+    );
+    assert_eq!(test.ranges().len(), 4);
+    test.store.lock().unwrap().break_after = None;
+    test.pull_well().await;
+    assert_eq!(test.ranges(), ranges(&[80_000]));
+}
+
+#[tokio::test]
+async fn what_was_left_of_a_transfer_is_not_believed() {
+    let test = CachedPull::new().await;
+    let layer = test.layer().content().to_bytes();
+    let mut damaged = layer[..50_000].to_vec();
+    damaged[7] ^= 1;
+    let whole = vec![0; layer.len()];
+    let long = vec![0; layer.len() + 1];
+    for (left, starts) in [
+        (layer[..50_000].to_vec(), &[50_000][..]),
+        (damaged, &[50_000, 0]),
+        (whole, &[0]),
+        (long, &[0]),
+    ] {
+        let _ = std::fs::remove_file(test.file("blobs/sha256"));
+        std::fs::write(test.file("partial"), left).unwrap();
+        test.pull_well().await;
+        assert_eq!(test.ranges(), ranges(starts));
+    }
+    // A registry that sends everything from the start is as good.
+    test.store.lock().unwrap().no_ranges = true;
+    std::fs::remove_file(test.file("blobs/sha256")).unwrap();
+    std::fs::write(test.file("partial"), &layer[..50_000]).unwrap();
+    test.pull_well().await;
+    assert_eq!(test.ranges(), ranges(&[50_000]));
+}
+
+#[tokio::test]
+async fn a_lying_registry_leaves_nothing_in_a_cache() {
+    let test = CachedPull::new().await;
+    let layer = format!("/v2/team/app/blobs/{}", test.layer().digest());
+    let honest = test.store.lock().unwrap().content[&layer].clone();
+    let flips: [fn(&mut Vec<u8>); 3] = [
+        |bytes| bytes[600] ^= 1,
+        |bytes| bytes.push(0),
+        |bytes| bytes.truncate(1000),
+    ];
+    for flip in flips {
+        let mut content = honest.clone();
+        flip(&mut content);
+        test.store
+            .lock()
+            .unwrap()
+            .content
+            .insert(layer.clone(), content);
+        test.pull(&Counter::default()).await.unwrap_err();
+        assert!(!test.file("blobs/sha256").exists());
+    }
+    test.store.lock().unwrap().content.insert(layer, honest);
+    test.pull_well().await;
 }
