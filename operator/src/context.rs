@@ -6,6 +6,7 @@ use assay_crds::v1alpha1::{
     AttestationPolicy, AttestationRecord, ConfidentialDeployment, MeasuredImage,
 };
 use assay_workload::simulation::SimulationPki;
+use assay_tee::instance::VerifierEndpoint;
 use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
 use k8s_openapi::api::batch::v1::Job;
@@ -66,6 +67,8 @@ pub struct Context {
     pub stores: Stores,
     /// The installation's choices.
     pub settings: Arc<Settings>,
+    /// The broker outside the cluster, where guests attest to one.
+    pub verifier: Option<Arc<VerifierEndpoint>>,
     /// Artifacts that were pulled and measured.
     pub artifacts: Artifacts,
     /// The development PKI, where simulation is enabled.

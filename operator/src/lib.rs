@@ -24,6 +24,7 @@ pub mod restricted;
 pub mod run;
 pub mod settings;
 pub mod simulation;
+pub mod verifier;
 pub mod watch;
 
 #[cfg(test)]

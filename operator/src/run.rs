@@ -8,6 +8,7 @@ use assay_crds::v1alpha1::{
     AttestationPolicy, AttestationRecord, ConfidentialDeployment, MeasuredImage,
 };
 use assay_registry::{Registry, RegistryOptions, Scratch};
+use assay_tee::instance::VerifierEndpoint;
 use assay_workload::simulation::SimulationPki;
 use futures::channel::mpsc::UnboundedReceiver;
 use futures::future::{BoxFuture, FutureExt as _, Shared};
@@ -37,6 +38,7 @@ use crate::manifest::{MANAGED_BY, MANAGED_BY_LABEL, owner_of};
 use crate::queue::{self, Queue, Watchable};
 use crate::settings::Settings;
 use crate::simulation;
+use crate::verifier::read_verifier;
 use crate::watch::Source;
 
 /// Field manager of what belongs to the installation.
@@ -49,6 +51,13 @@ const MANAGER: &str = "assay-operator/installation";
 /// and its successor starts from what the cluster says.
 pub async fn run(settings: Settings) -> anyhow::Result<()> {
     let settings = Arc::new(settings);
+    let verifier = read_verifier(&settings).context("cannot use the broker outside the cluster")?;
+    if let Some(verifier) = &verifier {
+        tracing::info!(
+            url = verifier.url,
+            "guests attest to a broker outside the cluster"
+        );
+    }
     let client = Client::try_default()
         .await
         .context("cannot reach the API server")?;
@@ -100,6 +109,7 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
         client,
         stores,
         settings,
+        verifier: verifier.map(Arc::new),
         artifacts: Artifacts::new(registry, scratch),
         simulation,
     };
@@ -167,6 +177,7 @@ struct Base {
     client: Client,
     stores: Stores,
     settings: Arc<Settings>,
+    verifier: Option<Arc<VerifierEndpoint>>,
     artifacts: Artifacts,
     simulation: Option<Arc<SimulationPki>>,
 }
@@ -178,6 +189,7 @@ impl Base {
             client: self.client.clone(),
             stores: self.stores.clone(),
             settings: self.settings.clone(),
+            verifier: self.verifier.clone(),
             artifacts: self.artifacts.clone(),
             simulation: self.simulation.clone(),
             now: Timestamp::now,

@@ -33,6 +33,22 @@ pub struct Settings {
     /// Directory for artifacts while their hashes are recomputed; on a disk.
     #[arg(long, env = "ASSAY_SCRATCH", default_value = "/var/tmp")]
     pub scratch: PathBuf,
+    /// Base URL of a broker outside the cluster, by the name in its certificate:
+    /// guests attest to it, and this installation has none of its own.
+    #[arg(long, env = "ASSAY_VERIFIER_URL", requires = "verifier_ca")]
+    pub verifier_url: Option<String>,
+    /// Address of that broker as ip:port: guests resolve no names before they are
+    /// attested. Repeat or separate by commas. Not needed where the URL has one.
+    #[arg(
+        long,
+        env = "ASSAY_VERIFIER_ADDRESSES",
+        value_delimiter = ',',
+        requires = "verifier_url"
+    )]
+    pub verifier_address: Vec<SocketAddr>,
+    /// File, PEM, of the authorities that guests trust to name that broker.
+    #[arg(long, env = "ASSAY_VERIFIER_CA", requires = "verifier_url")]
+    pub verifier_ca: Option<PathBuf>,
     /// Address of `/healthz` and `/readyz`.
     #[arg(long, env = "ASSAY_HEALTH_ADDRESS", default_value = "0.0.0.0:8081")]
     pub health_address: SocketAddr,

@@ -59,7 +59,7 @@ pub struct Valid {
     pub policy_hash: Sha256Digest,
     /// Seconds between attestations.
     pub attestation_interval_seconds: u32,
-    /// How guests reach the broker.
+    /// The broker that guests attest to.
     pub verifier: VerifierEndpoint,
     /// What a simulated launch needs; present exactly when the TEE is simulated.
     pub simulation: Option<Arc<SimulationPki>>,

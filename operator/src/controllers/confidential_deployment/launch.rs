@@ -1,20 +1,17 @@
 //! The launch specification of a deployment, and the ConfigMap that carries it.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
 
 use assay_crds::names;
 use assay_crds::v1alpha1::ConfidentialDeployment;
 use assay_launcher::spec::LAUNCH_SPEC_KEY;
 use assay_tee::Sha256Digest;
 use assay_tee::canonical::encode_canonical;
-use assay_tee::instance::VerifierEndpoint;
 use assay_workload::launch::build_spec;
 use assay_workload::validate::Valid;
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::ResourceExt as _;
 
-use super::observe::Broker;
 use crate::manifest::child_metadata;
 
 /// Hexadecimal digits of a revision: 40 bits tell the revisions of one
@@ -51,19 +48,5 @@ pub(super) fn build_launch(deployment: &ConfidentialDeployment, valid: &Valid) -
     Launch {
         revision,
         config_map,
-    }
-}
-
-/// How guests reach the broker of an installation.
-pub(super) fn verifier(broker: &Broker, installation: &str) -> VerifierEndpoint {
-    let port = names::BROKER_PORT;
-    let address = match broker.cluster_ip.parse() {
-        Ok(IpAddr::V6(address)) => format!("[{address}]:{port}"),
-        _ => format!("{}:{port}", broker.cluster_ip),
-    };
-    VerifierEndpoint {
-        url: format!("https://{}.{installation}.svc:{port}", names::BROKER),
-        addresses: vec![address],
-        ca: broker.ca.clone(),
     }
 }

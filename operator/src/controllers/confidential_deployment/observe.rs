@@ -1,6 +1,7 @@
 //! What is read about a deployment: stores only.
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use assay_crds::names;
@@ -9,13 +10,13 @@ use assay_crds::v1alpha1::{
 };
 use assay_workload::simulation::SimulationPki;
 use assay_workload::validate::Surroundings;
+use assay_tee::instance::VerifierEndpoint;
 use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{ConfigMap, Pod, Service};
 use k8s_openapi::api::rbac::v1::{Role, RoleBinding};
 use kube::ResourceExt as _;
 
-use super::launch::verifier;
 use crate::context::{Context, find};
 use crate::manifest::is_controlled_by;
 use crate::pods::{is_attested, is_over};
@@ -49,19 +50,20 @@ pub struct Observed {
     pub records: Vec<Arc<AttestationRecord>>,
     /// When the oldest attestation of a pod that counts as attested was made.
     pub oldest_attestation: Option<Timestamp>,
-    /// How guests reach the broker.
-    pub broker: Option<Broker>,
+    /// The broker that guests attest to.
+    pub verifier: Option<VerifierEndpoint>,
     /// The installation.
     pub installation: Installation,
 }
 
-/// How guests reach the broker.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Broker {
-    /// Address of the Service, without port.
-    pub cluster_ip: String,
-    /// PEM of its certificate authority.
-    pub ca: String,
+/// Where the broker is that guests attest to.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum BrokerPlace {
+    /// In the cluster, where it reads Secrets by name.
+    #[default]
+    Inside,
+    /// Outside, with values of its own: nobody reads Secrets.
+    Outside,
 }
 
 /// What the installation decides.
@@ -69,6 +71,8 @@ pub struct Broker {
 pub struct Installation {
     /// Its namespace.
     pub namespace: String,
+    /// Where its broker is.
+    pub broker: BrokerPlace,
     /// Image of the launcher.
     pub launcher_image: String,
     /// The development PKI, where simulation is enabled.
@@ -84,7 +88,7 @@ impl Observed {
             image_error: self.image_error.as_deref(),
             policy: self.policy.as_deref(),
             policy_error: self.policy_error.as_deref(),
-            verifier: (self.broker.as_ref()).map(|broker| verifier(broker, installation)),
+            verifier: self.verifier.clone(),
             installation,
             simulation: self.installation.simulation.clone(),
         }
@@ -137,18 +141,22 @@ pub(super) fn observe(deployment: &ConfidentialDeployment, context: &Context) ->
         .collect();
     records.sort_by_key(|record| record.name_any());
 
-    let broker_service = find(&stores.broker_service, &settings.namespace, names::BROKER);
-    let broker_ca = find(
-        &stores.broker_ca,
-        &settings.namespace,
-        names::BROKER_CA_CONFIG_MAP,
-    );
-    let broker = broker_service.zip(broker_ca).and_then(|(service, ca)| {
-        let cluster_ip = service.spec.as_ref()?.cluster_ip.clone()?;
-        let ca = ca.data.as_ref()?.get(names::BROKER_CA_KEY)?.clone();
-        let usable = cluster_ip.parse::<std::net::IpAddr>().is_ok() && !ca.trim().is_empty();
-        usable.then_some(Broker { cluster_ip, ca })
-    });
+    let (broker, verifier) = match &context.verifier {
+        Some(verifier) => (BrokerPlace::Outside, Some(verifier.as_ref().clone())),
+        None => (
+            BrokerPlace::Inside,
+            verifier_inside(
+                find(&stores.broker_service, &settings.namespace, names::BROKER).as_deref(),
+                find(
+                    &stores.broker_ca,
+                    &settings.namespace,
+                    names::BROKER_CA_CONFIG_MAP,
+                )
+                .as_deref(),
+                &settings.namespace,
+            ),
+        ),
+    };
 
     let image = &deployment.spec.image_ref.name;
     let policy = &deployment.spec.policy_ref.name;
@@ -168,13 +176,35 @@ pub(super) fn observe(deployment: &ConfidentialDeployment, context: &Context) ->
         pods,
         records,
         oldest_attestation,
-        broker,
+        verifier,
         installation: Installation {
             namespace: settings.namespace.clone(),
+            broker,
             launcher_image: settings.launcher_image.clone(),
             simulation: context.simulation.clone(),
         },
     }
+}
+
+/// The installation's own broker: guests reach its Service by address, and know it
+/// by the name that its certificate has.
+pub(super) fn verifier_inside(
+    service: Option<&Service>,
+    ca: Option<&ConfigMap>,
+    installation: &str,
+) -> Option<VerifierEndpoint> {
+    let port = names::BROKER_PORT;
+    let cluster_ip = service?.spec.as_ref()?.cluster_ip.as_deref()?;
+    let ca = ca?.data.as_ref()?.get(names::BROKER_CA_KEY)?;
+    let address = match cluster_ip.parse().ok()? {
+        IpAddr::V4(address) => format!("{address}:{port}"),
+        IpAddr::V6(address) => format!("[{address}]:{port}"),
+    };
+    (!ca.trim().is_empty()).then(|| VerifierEndpoint {
+        url: format!("https://{}.{installation}.svc:{port}", names::BROKER),
+        addresses: vec![address],
+        ca: ca.clone(),
+    })
 }
 
 /// Name of the Role and RoleBinding that let the broker read a deployment's

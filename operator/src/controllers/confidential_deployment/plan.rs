@@ -16,7 +16,7 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use kube::{Resource as _, ResourceExt as _};
 
 use super::launch::build_launch;
-use super::observe::{Observed, role_name};
+use super::observe::{BrokerPlace, Observed, role_name};
 use super::pod_template::build_pod_template;
 use super::status;
 use crate::manifest::{Manifest, Orphan, child_metadata, is_controlled_by, write_for};
@@ -75,7 +75,8 @@ pub fn plan(
 }
 
 /// Lets the broker read exactly the Secrets that are named. The right to read is
-/// not the right to receive: what a guest gets, the broker decides on evidence.
+/// not the right to receive: what a guest gets, the broker decides on evidence. A
+/// broker outside the cluster has the values itself, and nobody reads any Secret.
 fn plan_release(
     deployment: &ConfidentialDeployment,
     observed: &Observed,
@@ -89,7 +90,7 @@ fn plan_release(
         .iter()
         .map(|secret| secret.secret_ref.name.clone())
         .collect();
-    if secrets.is_empty() {
+    if secrets.is_empty() || observed.installation.broker == BrokerPlace::Outside {
         let uid = deployment.uid().unwrap_or_default();
         let bindings = observed.role_binding.iter();
         let bindings = bindings.filter(|binding| is_controlled_by(&binding.metadata, &uid));

@@ -11,6 +11,7 @@ use assay_crds::v1alpha1::{ConfidentialDeployment, ConfidentialDeploymentStatus,
 use assay_crds::{conditions, names};
 use assay_launcher::spec::{Fault, LAUNCH_SPEC_KEY, LaunchSpec};
 use assay_workload::validate::validate;
+use assay_tee::instance::VerifierEndpoint;
 use k8s_openapi::api::apps::v1::{
     Deployment, DeploymentCondition, DeploymentSpec, DeploymentStatus,
 };
@@ -22,8 +23,9 @@ use k8s_openapi::api::rbac::v1::{Role, RoleBinding};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use kube::ResourceExt as _;
 use serde::de::DeserializeOwned;
+use serde_json::json;
 
-use super::observe::{Broker, Installation, Observed};
+use super::observe::{BrokerPlace, Installation, Observed, verifier_inside};
 use super::*;
 use crate::fixtures::{self, at};
 use crate::manifest::Manifest;
@@ -34,19 +36,24 @@ type DeploymentPlan = Plan<ConfidentialDeploymentStatus>;
 fn installation() -> Installation {
     Installation {
         namespace: "assay-system".to_owned(),
+        broker: BrokerPlace::Inside,
         launcher_image: format!("registry.test/assay-launcher@sha256:{}", "c".repeat(64)),
         simulation: Some(fixtures::simulation()),
     }
+}
+
+/// What the broker's Service and its authority's ConfigMap come to.
+fn inside(cluster_ip: &str, ca: &str) -> Option<VerifierEndpoint> {
+    let service = serde_json::from_value(json!({ "spec": { "clusterIP": cluster_ip } })).unwrap();
+    let map = serde_json::from_value(json!({ "data": { names::BROKER_CA_KEY: ca } })).unwrap();
+    verifier_inside(Some(&service), Some(&map), "assay-system")
 }
 
 fn good() -> (ConfidentialDeployment, Observed) {
     let observed = Observed {
         image: Some(Arc::new(fixtures::image())),
         policy: Some(Arc::new(fixtures::policy())),
-        broker: Some(Broker {
-            cluster_ip: "10.96.0.7".to_owned(),
-            ca: "-----BEGIN CERTIFICATE-----".to_owned(),
-        }),
+        verifier: inside("10.96.0.7", "-----BEGIN CERTIFICATE-----"),
         installation: installation(),
         ..Observed::default()
     };
@@ -312,7 +319,7 @@ fn one_mistake_is_one_reason() {
         ),
         (
             "no broker",
-            |_, o| o.broker = None,
+            |_, o| o.verifier = None,
             Reason::BrokerNotReady,
             "assay-system",
         ),
@@ -576,6 +583,49 @@ fn what_is_no_longer_wanted_is_deleted() {
 }
 
 #[test]
+fn guests_of_a_broker_outside_name_it_and_nobody_reads_secrets() {
+    let (deployment, observed) = good();
+    let settled = after(observed.clone(), &planned(&deployment, &observed));
+    assert!(settled.role.is_some() && settled.role_binding.is_some());
+    let outside = VerifierEndpoint {
+        url: "https://broker.example:8443".to_owned(),
+        addresses: vec!["192.0.2.1:8443".to_owned()],
+        ca: "-----BEGIN CERTIFICATE-----".to_owned(),
+    };
+    let moved = |mut observed: Observed| {
+        observed.verifier = Some(outside.clone());
+        observed.installation.broker = BrokerPlace::Outside;
+        observed
+    };
+    // What let the broker inside read is taken back.
+    let plan = planned(&deployment, &moved(settled));
+    let gone: Vec<&str> = plan
+        .deletes
+        .iter()
+        .map(|orphan| orphan.resource.kind.as_str())
+        .collect();
+    assert_eq!(gone, ["RoleBinding", "Role"]);
+    assert_eq!(kinds(&plan), ["ConfigMap", "Deployment"]);
+    // Where nothing was, nothing comes.
+    let plan = planned(&deployment, &moved(observed));
+    assert!(!kinds(&plan).iter().any(|kind| kind.starts_with("Role")));
+    let map: ConfigMap = written(&plan, "ConfigMap").unwrap();
+    let launch: LaunchSpec = serde_json::from_str(&map.data.unwrap()[LAUNCH_SPEC_KEY]).unwrap();
+    assert_eq!(launch.instance.verifier, outside);
+}
+
+#[test]
+fn the_broker_inside_is_known_by_its_service_and_its_authority() {
+    let found = inside("fd00::7", "CA").unwrap();
+    assert_eq!(found.addresses, ["[fd00::7]:8443"]);
+    assert_eq!(found.url, "https://assay-broker.assay-system.svc:8443");
+    for (cluster_ip, ca) in [("None", "CA"), ("", "CA"), ("10.96.0.7", " \n")] {
+        assert_eq!(inside(cluster_ip, ca), None, "{cluster_ip:?} {ca:?}");
+    }
+    assert_eq!(verifier_inside(None, None, "assay-system"), None);
+}
+
+#[test]
 fn a_launch_config_map_lives_as_long_as_something_names_it() {
     let (mut deployment, observed) = good();
     let first = planned(&deployment, &observed);
@@ -635,7 +685,7 @@ fn a_missing_dependency_tears_nothing_down() {
     for change in [
         |o: &mut Observed| o.image = None,
         |o: &mut Observed| o.policy = None,
-        |o: &mut Observed| o.broker = None,
+        |o: &mut Observed| o.verifier = None,
     ] {
         let mut broken = settled.clone();
         change(&mut broken);
