@@ -11,13 +11,13 @@ use assay_cluster::{Cache, command};
 const DIRECTORY: &str = "charts/golden";
 /// Each is a file of values, `<case>.values.yaml`, and what the chart `assay`
 /// renders from it, `<case>.yaml`.
-const CASES: [&str; 3] = ["defaults", "simulation", "every-value"];
+const CASES: [&str; 4] = ["defaults", "simulation", "every-value", "external-verifier"];
 /// The oldest release that the charts allow, so that a newer helm renders the
 /// same.
 const KUBERNETES: &str = "1.33.0";
 
 /// Values that must be refused, and what the refusal must name.
-const REFUSED: [(&str, &str); 9] = [
+const REFUSED: [(&str, &str); 14] = [
     (
         "images.assay=",
         "images.assay is \"\": name the image by digest",
@@ -36,6 +36,24 @@ const REFUSED: [(&str, &str); 9] = [
     ("broker.secrets.files.directory=/x", "files"),
     ("collateral.url=kds.example", "collateral"),
     ("denyList.chips={abc}", "denyList"),
+    ("verifier.external.url=http://broker.example", "url"),
+    (
+        "verifier.external.addresses={broker.example:1}",
+        "addresses",
+    ),
+    (
+        "verifier.external.url=https://broker.example",
+        "verifier.external.ca is not PEM of certificates",
+    ),
+    (
+        "verifier.external.ca=-----BEGIN CERTIFICATE-----",
+        "verifier.external.url is missing beside ca",
+    ),
+    (
+        "verifier.external.url=https://b,verifier.external.ca=-----BEGIN CERTIFICATE-----,\
+         collateral.url=https://kds.example",
+        "collateral is for a broker in the cluster",
+    ),
 ];
 
 /// Writes the goldens anew.

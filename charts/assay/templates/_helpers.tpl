@@ -14,6 +14,27 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 {{- $ref -}}
 {{- end }}
 
+{{- /* Not empty where guests attest to a broker outside the cluster. */ -}}
+{{- define "assay.external" -}}
+{{- with .Values.verifier.external -}}
+{{- if and (not .url) (or .ca .addresses) -}}
+{{- fail "verifier.external.url is missing beside ca or addresses: say https://host:port of the broker, or remove them" -}}
+{{- end -}}
+{{- if and .url (not (contains "-----BEGIN CERTIFICATE-----" .ca)) -}}
+{{- fail "verifier.external.ca is not PEM of certificates: give what `assay-broker --print-ca` prints" -}}
+{{- end -}}
+{{- end -}}
+{{- $url := .Values.verifier.external.url -}}
+{{- if $url -}}
+{{- range $setting, $value := dict "broker.secrets" .Values.broker.secrets "broker.auditLog.claim" .Values.broker.auditLog.claim "collateral" (include "assay.collateral" .) "denyList" (include "assay.denyList" .) -}}
+{{- if $value -}}
+{{- fail (printf "%s is for a broker in the cluster: say it in the configuration of the one at verifier.external.url, and remove it here" $setting) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- $url -}}
+{{- end }}
+
 {{- /* Not empty where the broker keeps collateral. */ -}}
 {{- define "assay.collateral" -}}
 {{- with .Values.collateral -}}{{- .url | default .claim -}}{{- end -}}
