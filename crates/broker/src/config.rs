@@ -2,13 +2,15 @@
 
 use std::fs;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use assay_crds::duration::Duration as ApiDuration;
+use reqwest::Url;
 use serde::Deserialize;
 
+use crate::publication::ClusterConfig;
 use crate::secrets::config::SecretsConfig;
 use crate::volume::declared::{VolumeConfig, declared_volumes};
 
@@ -84,6 +86,9 @@ pub struct Config {
     /// Volumes that the broker makes keys for.
     #[serde(default)]
     pub volumes: Vec<VolumeConfig>,
+    /// Where records go beside the state directory.
+    #[serde(default)]
+    pub records: RecordsConfig,
     /// The audit log; `audit.jsonl` in the state directory, if absent.
     #[serde(default)]
     pub audit_log: Option<PathBuf>,
@@ -166,6 +171,15 @@ pub struct CollateralConfig {
     pub url: Option<String>,
 }
 
+/// Where records go beside the state directory.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct RecordsConfig {
+    /// The cluster whose pods the guests are of.
+    #[serde(default)]
+    pub kubernetes: Option<ClusterConfig>,
+}
+
 fn reload_interval() -> ApiDuration {
     ApiDuration::from_secs(5)
 }
@@ -203,10 +217,13 @@ impl Config {
             &mut self.tls.ca,
         ];
         let collateral = self.collateral.as_mut().map(|config| &mut config.directory);
+        let cluster = self.records.kubernetes.as_mut();
+        let cluster = cluster.map(|cluster| [&mut cluster.token_file, &mut cluster.ca_file]);
         let paths = paths
             .into_iter()
             .chain(optional.into_iter().flatten())
-            .chain(collateral);
+            .chain(collateral)
+            .chain(cluster.into_iter().flatten());
         for path in paths {
             *path = base.join(&path);
         }
@@ -254,6 +271,15 @@ impl TlsConfig {
             )),
         }
     }
+}
+
+/// Whether the host of `url` is an address of the loopback interface, which what is
+/// sent does not leave. A name may lead anywhere.
+pub(crate) fn is_loopback(url: &Url) -> bool {
+    let host = url.host_str().unwrap_or_default();
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    host.parse::<IpAddr>()
+        .is_ok_and(|address| address.is_loopback())
 }
 
 #[cfg(test)]

@@ -35,12 +35,12 @@ pub struct DirectoryInventory {
 impl DirectoryInventory {
     /// Reads `directory` for the first time. What is wrong is in the reading;
     /// whoever starts a broker refuses to on any error.
-    pub fn open(directory: &Path, rules: Rules, records: RecordDirectory) -> (Self, Reading) {
+    pub fn open(directory: &Path, rules: Rules, records: Arc<RecordDirectory>) -> (Self, Reading) {
         let objects = Objects::new(directory, rules);
         let reading = objects.reload();
         let inventory = Self {
             objects: Arc::new(objects),
-            records: Arc::new(records),
+            records,
         };
         (inventory, reading)
     }
@@ -160,6 +160,7 @@ impl Inventory for DirectoryInventory {
             invalid_files: self.objects.invalid_files(),
             reload_failures: self.objects.reload_failures(),
             records: self.records.count(),
+            unpublished: self.records.unpublished(),
         }
     }
 

@@ -61,6 +61,8 @@ pub struct InventoryHealth {
     pub reload_failures: usize,
     /// Records that are kept, where the inventory keeps them itself.
     pub records: usize,
+    /// Records that the cluster does not have as they are, where they are published.
+    pub unpublished: usize,
 }
 
 /// Where the broker reads what there is and writes records.

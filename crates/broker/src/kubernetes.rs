@@ -238,6 +238,24 @@ fn write_error(action: &'static str, source: kube::Error) -> InventoryError {
     }
 }
 
+/// What to apply to a record's status, of the version that it was planned from or
+/// else of whichever is there.
+pub(crate) fn status_patch(
+    record: &AttestationRecord,
+    version: Option<String>,
+) -> serde_json::Value {
+    let mut metadata = json!({ "name": record.name_any() });
+    if let Some(version) = version {
+        metadata["resourceVersion"] = version.into();
+    }
+    json!({
+        "apiVersion": AttestationRecord::api_version(&()),
+        "kind": AttestationRecord::kind(&()),
+        "metadata": metadata,
+        "status": record.status,
+    })
+}
+
 impl Inventory for KubernetesInventory {
     async fn observe(&self, instance: &InstanceData) -> Result<Observed, InventoryError> {
         let namespace = &instance.namespace;
@@ -357,12 +375,7 @@ impl Inventory for KubernetesInventory {
             }
             applied.resource_version()
         };
-        let status = json!({
-            "apiVersion": AttestationRecord::api_version(&()),
-            "kind": AttestationRecord::kind(&()),
-            "metadata": { "name": name, "resourceVersion": base_version },
-            "status": record.status,
-        });
+        let status = status_patch(record, base_version);
         api.patch_status(&name, &params, &Patch::Apply(&status))
             .await
             .map_err(|source| write_error("apply the AttestationRecord's status", source))?;

@@ -12,8 +12,9 @@
 //! vendor publishes is kept by [`collateral`]; HTTP is [`server`], the
 //! [`inventory`] is the API server's ([`kubernetes`]) or a [`directory`] of
 //! [`manifests`], values come from one of the stores of [`secrets`], and what was
-//! released is kept by [`audit`]. Keys that the broker makes itself are [`volume`]'s. [`standalone`] makes a broker of them that needs
-//! no Kubernetes.
+//! released is kept by [`audit`]. Keys that the broker makes itself are [`volume`]'s.
+//! [`standalone`] makes a broker of them that needs no Kubernetes, and [`publication`]
+//! tells a cluster what that one found.
 
 pub mod appraisal;
 pub mod audit;
@@ -30,6 +31,7 @@ pub mod kubernetes;
 pub mod manifests;
 pub mod metrics;
 pub mod policy;
+pub mod publication;
 pub mod record;
 pub mod release;
 pub mod secrets;

@@ -72,6 +72,17 @@ pub enum RecordWrite {
     Failed,
 }
 
+/// What came of publishing a record into a cluster.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Publication {
+    /// It is in the cluster.
+    Written,
+    /// It is not, and is tried again.
+    Failed,
+    /// It is not, and is of no use any more or finds no room to wait.
+    Dropped,
+}
+
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct AttestationLabels {
     outcome: &'static str,
@@ -113,9 +124,11 @@ pub struct Metrics {
     volume_rotations: Counter,
     requests: Family<RequestLabels, Histogram, fn() -> Histogram>,
     record_writes: Family<OutcomeLabels, Counter>,
+    publications: Family<OutcomeLabels, Counter>,
     store_errors: Family<StoreLabels, Counter>,
     nonces: Gauge,
     records: Gauge,
+    unpublished: Gauge,
     invalid_files: Gauge,
     reload_failures: Counter<u64, AtomicU64>,
 }
@@ -130,9 +143,11 @@ impl Default for Metrics {
             volume_rotations: Counter::default(),
             requests: Family::new_with_constructor(|| Histogram::new(BUCKETS)),
             record_writes: Family::default(),
+            publications: Family::default(),
             store_errors: Family::default(),
             nonces: Gauge::default(),
             records: Gauge::default(),
+            unpublished: Gauge::default(),
             invalid_files: Gauge::default(),
             reload_failures: Counter::default(),
         };
@@ -169,6 +184,11 @@ impl Default for Metrics {
             metrics.record_writes.clone(),
         );
         registry.register(
+            "record_publications",
+            "Attempts to write AttestationRecords into a cluster by what came of them",
+            metrics.publications.clone(),
+        );
+        registry.register(
             "secret_store_errors",
             "Reads that a secret store did not answer",
             metrics.store_errors.clone(),
@@ -182,6 +202,11 @@ impl Default for Metrics {
             "records",
             "AttestationRecords that the broker keeps itself",
             metrics.records.clone(),
+        );
+        registry.register(
+            "records_unpublished",
+            "AttestationRecords that the cluster does not have as they are",
+            metrics.unpublished.clone(),
         );
         registry.register(
             "inventory_invalid_files",
@@ -270,6 +295,18 @@ impl Metrics {
             .inc();
     }
 
+    /// Counts an attempt to publish a record.
+    pub fn publication(&self, outcome: Publication) {
+        let outcome = match outcome {
+            Publication::Written => "Written",
+            Publication::Failed => "Failed",
+            Publication::Dropped => "Dropped",
+        };
+        self.publications
+            .get_or_create(&OutcomeLabels { outcome })
+            .inc();
+    }
+
     /// Notes how long an answer took, and its HTTP status.
     pub fn request(&self, operation: Operation, status: u16, took: Duration) {
         let labels = RequestLabels {
@@ -294,6 +331,7 @@ impl Metrics {
         let gauge = |value: usize| i64::try_from(value).unwrap_or(i64::MAX);
         self.nonces.set(gauge(nonces));
         self.records.set(gauge(health.records));
+        self.unpublished.set(gauge(health.unpublished));
         self.invalid_files.set(gauge(health.invalid_files));
         let failures = u64::try_from(health.reload_failures).unwrap_or(u64::MAX);
         let counted = self.reload_failures.get();

@@ -33,6 +33,9 @@ use crate::directory::records::{MAX_RECORDS, RecordDirectory, RecordError};
 use crate::inventory::Inventory;
 use crate::keys::{BrokerKeys, KeysError, parse_server_config};
 use crate::manifests::Rules;
+use crate::metrics::Metrics;
+use crate::publication::queue::PublicationQueue;
+use crate::publication::{ClusterConfig, Publisher};
 use crate::secrets::config::OpenSecrets;
 use crate::server::{metrics_router, renew_tls, router};
 use crate::service::{Chain, Clock, NONCE_CACHE, Service, ServiceParts, Volumes};
@@ -178,7 +181,24 @@ impl Standalone {
         } = Opened::open(config, &clock)?;
         let state = StateDirectory::open(&config.state_directory)?;
         let keys = state.get_or_create_keys(Timestamp::now())?;
-        let records = RecordDirectory::open(&state.records(), MAX_RECORDS, clock.clone())?;
+        let mut records = RecordDirectory::open(&state.records(), MAX_RECORDS, clock.clone())?;
+        let metrics = Arc::<Metrics>::default();
+        let cluster = config.records.kubernetes.as_ref();
+        let cluster = cluster.map(ClusterConfig::client).transpose()?;
+        let cluster = cluster.map(|client| (client, Arc::new(PublicationQueue::new(MAX_RECORDS))));
+        if let Some((_, queue)) = &cluster {
+            records = records.published_by(queue.clone());
+        }
+        let records = Arc::new(records);
+        let publisher = cluster.map(|(client, queue)| {
+            Publisher::new(
+                records.clone(),
+                queue,
+                client,
+                metrics.clone(),
+                clock.clone(),
+            )
+        });
         let directory = &config.inventory.directory;
         let (inventory, reading) = DirectoryInventory::open(directory, rules(config), records);
         if !reading.errors.is_empty() {
@@ -221,7 +241,7 @@ impl Standalone {
             collateral,
             audit: Some(audit),
             volumes,
-            metrics: Arc::default(),
+            metrics,
             clock,
         });
         let service = Arc::new(service);
@@ -255,6 +275,7 @@ impl Standalone {
             }),
         ];
         tasks.extend(metrics);
+        tasks.extend(publisher.map(|publisher| tokio::spawn(publisher.run())));
         tracing::info!(%address, objects = reading.objects, "serving");
         Ok(Self {
             address,
@@ -320,6 +341,9 @@ struct Opened {
 impl Opened {
     fn open(config: &Config, clock: &Clock) -> Result<Self, StartError> {
         let anchors = anchors(config)?;
+        if let Some(cluster) = &config.records.kubernetes {
+            cluster.validate()?;
+        }
         Ok(Self {
             anchors,
             denied: denied(config)?,

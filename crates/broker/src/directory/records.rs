@@ -5,13 +5,15 @@ use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use assay_crds::v1alpha1::AttestationRecord;
 use jiff::Timestamp;
+use tokio::time::Instant;
 
 use crate::identity::is_uid;
 use crate::inventory::InventoryError;
+use crate::publication::queue::{PublicationQueue, RecordKey};
 use crate::record::spent_at;
 use crate::service::Clock;
 use crate::state::{make_private_directory, write_private};
@@ -79,6 +81,7 @@ pub struct RecordDirectory {
     clock: Clock,
     /// When each record, by file, is of no more use.
     index: Mutex<HashMap<PathBuf, Timestamp>>,
+    publications: Option<Arc<PublicationQueue>>,
 }
 
 impl RecordDirectory {
@@ -104,7 +107,25 @@ impl RecordDirectory {
             capacity,
             clock,
             index: Mutex::new(index),
+            publications: None,
         })
+    }
+
+    /// Has records that change noted in `queue`, and those that are of use already.
+    #[must_use]
+    pub fn published_by(mut self, queue: Arc<PublicationQueue>) -> Self {
+        let now = (self.clock)();
+        let index = self.index.get_mut().unwrap_or_else(PoisonError::into_inner);
+        for (path, _) in index.iter().filter(|(_, spent)| **spent >= now) {
+            put(&queue, path);
+        }
+        self.publications = Some(queue);
+        self
+    }
+
+    /// Records that are yet to be published.
+    pub fn unpublished(&self) -> usize {
+        self.publications.as_ref().map_or(0, |queue| queue.len())
     }
 
     /// Records that are kept.
@@ -179,6 +200,9 @@ impl RecordDirectory {
             RecordError::Malformed { path, source }
         })?;
         replace(&path, &bytes)?;
+        if let Some(queue) = &self.publications {
+            put(queue, &path);
+        }
         index.insert(path, spent(&record));
         Ok(())
     }
@@ -197,6 +221,18 @@ impl RecordDirectory {
 /// A record without a status says nothing, and is in nobody's way.
 fn spent(record: &AttestationRecord) -> Timestamp {
     record.status.as_ref().map_or(Timestamp::MIN, spent_at)
+}
+
+/// Notes the record at `path`, which is `{namespace}/{uid}.json`.
+fn put(queue: &PublicationQueue, path: &Path) {
+    let text =
+        |part: Option<&std::ffi::OsStr>| part.and_then(|part| part.to_str().map(str::to_owned));
+    let namespace = text(path.parent().and_then(Path::file_name));
+    if let Some((namespace, uid)) = namespace.zip(text(path.file_stem()))
+        && !queue.put(RecordKey { namespace, uid }, Instant::now())
+    {
+        tracing::warn!(record = %path.display(), "too many records wait to be published");
+    }
 }
 
 fn failed(path: &Path, source: io::Error) -> RecordError {

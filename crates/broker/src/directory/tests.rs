@@ -40,7 +40,7 @@ fn world() -> World {
         Arc::new(fixtures::now),
     );
     let (inventory, reading) =
-        DirectoryInventory::open(&objects, Rules::default(), records.unwrap());
+        DirectoryInventory::open(&objects, Rules::default(), Arc::new(records.unwrap()));
     assert!(reading.errors.is_empty(), "{:?}", reading.errors);
     assert_eq!(reading.objects, 3);
     assert_eq!(reading.notes, [""; 0]);

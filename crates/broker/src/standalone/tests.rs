@@ -16,6 +16,7 @@ use super::*;
 use crate::fixtures;
 use crate::server::tests::{SERVER_NAME, client, exchange};
 
+mod publication;
 mod volumes;
 
 /// What the key holder has on disk, and the broker that runs by it.
@@ -145,6 +146,24 @@ impl World {
 
     pub(crate) async fn secret(&self, session: &AttestedSession) -> Result<Vec<u8>, String> {
         self.resource(session, "shop/web/greeting").await
+    }
+
+    async fn metrics(&self) -> String {
+        let address = self.broker.metrics_address.unwrap();
+        let response = reqwest::get(format!("http://{address}/metrics")).await;
+        response.unwrap().text().await.unwrap()
+    }
+
+    async fn restart(mut self) -> World {
+        self.broker.stopper()();
+        self.broker.finished().await.unwrap();
+        let World {
+            directory, clock, ..
+        } = self;
+        let now = *clock.lock().unwrap();
+        let world = start(directory);
+        *world.clock.lock().unwrap() = now;
+        world
     }
 
     fn record_path(&self) -> PathBuf {

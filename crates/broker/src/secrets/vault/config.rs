@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -10,7 +9,7 @@ use assay_crds::duration::Duration as ApiDuration;
 use reqwest::Url;
 use serde::Deserialize;
 
-use crate::config::ConfigError;
+use crate::config::{ConfigError, is_loopback};
 
 /// How to reach the server.
 #[derive(Debug, Clone, Deserialize)]
@@ -247,11 +246,4 @@ impl VaultConfig {
             (None, None) => Ok(None),
         }
     }
-}
-
-fn is_loopback(url: &Url) -> bool {
-    let host = url.host_str().unwrap_or_default();
-    let host = host.trim_start_matches('[').trim_end_matches(']');
-    host.parse::<IpAddr>()
-        .is_ok_and(|address| address.is_loopback())
 }

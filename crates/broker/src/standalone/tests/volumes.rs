@@ -89,24 +89,6 @@ impl World {
         verify_log(&log[..]).unwrap();
         String::from_utf8(log).unwrap()
     }
-
-    async fn metrics(&self) -> String {
-        let address = self.broker.metrics_address.unwrap();
-        let response = reqwest::get(format!("http://{address}/metrics")).await;
-        response.unwrap().text().await.unwrap()
-    }
-
-    async fn restart(mut self) -> World {
-        self.broker.stopper()();
-        self.broker.finished().await.unwrap();
-        let World {
-            directory, clock, ..
-        } = self;
-        let now = *clock.lock().unwrap();
-        let world = start(directory);
-        *world.clock.lock().unwrap() = now;
-        world
-    }
 }
 
 #[tokio::test]
