@@ -46,6 +46,7 @@ pub fn install(environment: &Environment) -> Result<()> {
             &format!("registry.plainHTTP={{{}}}", environment.registry),
         ],
     )
+    .map(drop)
     .inspect_err(|_| environment.kubectl().print_state(NAMESPACE))
 }
 
@@ -61,7 +62,21 @@ pub fn uninstall(environment: &Environment) -> Result<()> {
     Ok(())
 }
 
-fn helm(environment: &Environment, args: &[&str]) -> Result<()> {
+/// What a template of the chart `assay` renders from a file of values, both relative
+/// to the checkout.
+///
+/// # Errors
+/// When helm fails.
+pub fn render(environment: &Environment, template: &str, values: &str) -> Result<String> {
+    let args = ["template", "assay", "charts/assay", "--values", values];
+    let manifests = helm(
+        environment,
+        &[&args[..], &["--show-only", template]].concat(),
+    )?;
+    String::from_utf8(manifests).context("helm printed something that is not UTF-8")
+}
+
+fn helm(environment: &Environment, args: &[&str]) -> Result<Vec<u8>> {
     let output = Command::new(&environment.helm)
         .current_dir(&environment.checkout)
         .arg("--kubeconfig")
@@ -77,5 +92,5 @@ fn helm(environment: &Environment, args: &[&str]) -> Result<()> {
             String::from_utf8_lossy(&output.stderr).trim()
         );
     }
-    Ok(())
+    Ok(output.stdout)
 }

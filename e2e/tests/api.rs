@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use assay_e2e::{Environment, Kubectl, install, kubectl, wait};
 use serde_json::{Value, json};
 
@@ -412,6 +412,135 @@ fn the_operator_cannot_grant_itself_secrets() -> Result<()> {
         );
     }
     Ok(())
+}
+
+#[test]
+fn a_broker_outside_writes_records_and_does_nothing_else() -> Result<()> {
+    let Some(environment) = Environment::from_variable()? else {
+        return Ok(());
+    };
+    install::install(&environment)?;
+    let kubectl = environment.kubectl();
+    let identity = install::render(
+        &environment,
+        "templates/publisher.yaml",
+        "charts/golden/external-verifier.values.yaml",
+    )?;
+    kubectl.run_with_input(&["apply", "-f", "-"], &identity)?;
+    let user = format!(
+        "--as=system:serviceaccount:{}:assay-record-publisher",
+        install::NAMESPACE
+    );
+    for (verb, resource, expected) in [
+        ("patch", "attestationrecords.assay.dev", true),
+        ("create", "attestationrecords.assay.dev", true),
+        ("get", "attestationrecords.assay.dev", false),
+        ("delete", "attestationrecords.assay.dev", false),
+        ("get", "secrets", false),
+        ("get", "pods", false),
+        ("patch", "pods", false),
+        ("create", "events.events.k8s.io", false),
+    ] {
+        let question = ["auth", "can-i", verb, resource, "-n", "default", &user];
+        let output = kubectl.output(&question, "")?;
+        ensure!(
+            output.status.success() == expected,
+            "{verb} {resource}: expected {expected}"
+        );
+    }
+
+    // A pod that nobody schedules, so that its record is not collected.
+    kubectl.run(&[
+        "-n",
+        "default",
+        "delete",
+        "pod",
+        "outside-1",
+        "--ignore-not-found",
+    ])?;
+    let pod = json!({
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": "outside-1", "namespace": "default"},
+        "spec": {
+            "schedulingGates": [{"name": "assay.dev/never"}],
+            "containers": [{"name": "c", "image": environment.images.busybox}],
+        },
+    });
+    kubectl.run_with_input(&["create", "-f", "-"], &pod.to_string())?;
+    let pod = kubectl.find("default", "pod", "outside-1")?;
+    let uid = pod.as_ref().and_then(|pod| pod["metadata"]["uid"].as_str());
+    let uid = uid.context("the pod has no UID")?;
+    let absent = "7e2c6bcb-3c53-4f8c-9b5e-000000000001";
+    let apply = |object: &Value| {
+        let manager = "--field-manager=assay-broker";
+        let args = [
+            "apply",
+            "--server-side",
+            "--force-conflicts",
+            manager,
+            &user,
+            "-f",
+            "-",
+        ];
+        kubectl.output(&args, &object.to_string())
+    };
+    for (object, refusal) in [
+        (record("outside-1", uid, uid), None),
+        (record("outside-1", uid, absent), Some("owned by the pod")),
+        (record("outside-1", absent, absent), Some("of another pod")),
+        (
+            unowned(record("outside-1", uid, uid)),
+            Some("owned by the pod"),
+        ),
+        // Nothing shows that there is no such pod: this one is collected.
+        (record("outside-2", absent, absent), None),
+    ] {
+        let output = apply(&object)?;
+        let error = String::from_utf8_lossy(&output.stderr);
+        ensure!(
+            output.status.success() == refusal.is_none()
+                && error.contains(refusal.unwrap_or_default()),
+            "{object}: expected {refusal:?}: {error}"
+        );
+    }
+    wait::until(
+        &kubectl,
+        "default",
+        "the record of a pod that does not exist to be collected",
+        Duration::from_mins(2),
+        || {
+            let found = kubectl.find("default", "attestationrecord", "outside-2")?;
+            Ok(found.is_none().then_some(()))
+        },
+    )?;
+    kubectl.run(&["-n", "default", "delete", "pod", "outside-1"])?;
+    kubectl.run_with_input(&["delete", "-f", "-"], &identity)?;
+    Ok(())
+}
+
+fn record(pod: &str, uid: &str, owner: &str) -> Value {
+    json!({
+        "apiVersion": "assay.dev/v1alpha1",
+        "kind": "AttestationRecord",
+        "metadata": {
+            "name": pod,
+            "namespace": "default",
+            "ownerReferences": [{"apiVersion": "v1", "kind": "Pod", "name": pod, "uid": owner}],
+        },
+        "spec": {
+            "podRef": {"name": pod, "uid": uid},
+            "nodeName": "node",
+            "deploymentRef": {"name": "good"},
+            "imageRef": {"name": "good"},
+            "policyRef": {"name": "good"},
+        },
+    })
+}
+
+fn unowned(mut record: Value) -> Value {
+    record["metadata"]["ownerReferences"] = json!([]);
+    record
 }
 
 fn binding(account: &str) -> Value {

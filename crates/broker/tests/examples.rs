@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use assay_broker::config::Config;
 use assay_broker::inventory::InventoryHealth;
-use assay_broker::metrics::{AttestationOutcome, Metrics, Operation, RecordWrite, VolumeOutcome};
+use assay_broker::metrics::{
+    AttestationOutcome, Metrics, Operation, Publication, RecordWrite, VolumeOutcome,
+};
 use assay_broker::secrets::config::SecretsConfig;
 use assay_broker::standalone::Standalone;
 
@@ -64,6 +66,7 @@ fn the_metrics_are_described() {
     metrics.release(None);
     metrics.request(Operation::Auth, 200, Duration::ZERO);
     metrics.record_write(RecordWrite::Written);
+    metrics.publication(Publication::Written);
     metrics.store_error("Files");
     metrics.volume(VolumeOutcome::Closed);
     let encoded = metrics.encode(0, InventoryHealth::default());
