@@ -5,8 +5,8 @@ use std::sync::Arc;
 use assay_crds::v1alpha1::{
     AttestationPolicy, AttestationRecord, ConfidentialDeployment, MeasuredImage,
 };
-use assay_workload::simulation::SimulationPki;
 use assay_tee::instance::VerifierEndpoint;
+use assay_workload::simulation::SimulationPki;
 use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
 use k8s_openapi::api::batch::v1::Job;

@@ -11,6 +11,8 @@ use std::path::{Path, PathBuf};
 use assay_tee::Sha256Digest;
 use bytes::Bytes;
 
+use crate::Scratch;
+
 /// A directory cannot be used as a cache.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot use {path}")]
@@ -56,15 +58,19 @@ impl BlobCache {
     }
 
     /// A blob, if it is here and whole. One that was damaged is removed.
-    pub(crate) fn read(&self, digest: Sha256Digest) -> Result<Option<Bytes>, CacheError> {
+    pub(crate) fn read(
+        &self,
+        digest: Sha256Digest,
+        scratch: Option<&Scratch>,
+    ) -> Result<Option<Bytes>, CacheError> {
         let path = self.blobs.join(digest.to_hex());
-        let content = match fs::read(&path) {
+        let content = match File::open(&path).and_then(|mut file| read_all(&mut file, scratch)) {
             Ok(content) => content,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(source) => return Err(CacheError { path, source }),
         };
         if Sha256Digest::of(&content) == digest {
-            return Ok(Some(content.into()));
+            return Ok(Some(content));
         }
         fs::remove_file(&path).map_err(failed(&path))?;
         Ok(None)
@@ -99,6 +105,17 @@ impl BlobCache {
             }
         }
     }
+}
+
+/// A copy of a file, which stays as it is whoever changes the file: on the scratch
+/// disk, or in memory without one.
+fn read_all(file: &mut File, scratch: Option<&Scratch>) -> io::Result<Bytes> {
+    if let Some(scratch) = scratch {
+        return scratch.keep(file);
+    }
+    let mut content = Vec::new();
+    file.read_to_end(&mut content)?;
+    Ok(content.into())
 }
 
 fn is_same_file(file: &File, path: &Path) -> io::Result<bool> {
@@ -151,14 +168,10 @@ impl PartialBlob {
     }
 
     /// Everything that is here.
-    pub(crate) fn content(&mut self) -> Result<Bytes, CacheError> {
-        let mut content = Vec::with_capacity(usize::try_from(self.length).unwrap_or_default());
-        let mut read = || {
-            self.file.rewind()?;
-            self.file.read_to_end(&mut content)
-        };
-        read().map_err(failed(&self.path))?;
-        Ok(content.into())
+    pub(crate) fn content(&mut self, scratch: Option<&Scratch>) -> Result<Bytes, CacheError> {
+        let content = self.file.rewind();
+        let content = content.and_then(|()| read_all(&mut self.file, scratch));
+        content.map_err(failed(&self.path))
     }
 
     /// Gives the whole and verified blob its place in the cache.

@@ -8,6 +8,7 @@
 mod cache;
 mod docker_config;
 mod layout;
+mod retry;
 mod scratch;
 
 use std::time::Duration;
@@ -32,6 +33,7 @@ use tokio::io::{AsyncWrite, AsyncWriteExt as _};
 use tokio::sync::OnceCell;
 
 use crate::cache::PartialBlob;
+use crate::retry::{pause, retry};
 
 pub use cache::{BlobCache, CacheError, TransferProgress};
 pub use docker_config::{DockerConfig, LoadDockerConfigError, ParseDockerConfigError};
@@ -44,8 +46,6 @@ const MAX_MANIFEST_LEN: usize = 4 << 20;
 const MAX_CONFIG_LEN: u64 = 8 << 20;
 /// Layers that are transferred at the same time.
 const CONCURRENT_BLOBS: usize = 4;
-/// Times that the transfer of a blob to a cache is taken up in one pull.
-const TRANSFER_ATTEMPTS: u32 = 4;
 
 /// How to reach registries.
 #[derive(Debug, Clone, Default)]
@@ -314,7 +314,7 @@ impl Registry {
         self.authenticate(&parsed, RegistryOperation::Push).await?;
         let blobs = image.layers.iter().chain(std::iter::once(&image.config));
         stream::iter(blobs)
-            .map(|blob| self.push_blob(&parsed, blob))
+            .map(|blob| retry(async || self.push_blob(&parsed, blob).await))
             .buffer_unordered(CONCURRENT_BLOBS)
             .try_collect::<()>()
             .await?;
@@ -329,13 +329,17 @@ impl Registry {
             tag,
         );
         let content_type = HeaderValue::from_static(media_type::MANIFEST);
-        self.client
-            .push_manifest_raw(&target, image.manifest.clone(), content_type)
-            .await
-            .map_err(|source| RegistryError::PushManifest {
-                reference: reference.to_owned(),
-                source,
-            })?;
+        retry(async || {
+            let (manifest, content_type) = (image.manifest.clone(), content_type.clone());
+            self.client
+                .push_manifest_raw(&target, manifest, content_type)
+                .await
+                .map_err(|source| RegistryError::PushManifest {
+                    reference: reference.to_owned(),
+                    source,
+                })
+        })
+        .await?;
         Ok(format!(
             "{}/{}@{digest}",
             parsed.registry(),
@@ -380,7 +384,7 @@ impl Registry {
         check_config(reference, &manifest)?;
         let descriptors = std::iter::once(&manifest.config).chain(&manifest.layers);
         let mut blobs: Vec<Bytes> = stream::iter(descriptors)
-            .map(|descriptor| self.fetch_and_keep(&parsed, descriptor))
+            .map(|descriptor| retry(async || self.fetch_and_keep(&parsed, descriptor).await))
             .buffered(CONCURRENT_BLOBS)
             .try_collect()
             .await?;
@@ -395,7 +399,7 @@ impl Registry {
         })
     }
 
-    /// Pulls an image for linux/amd64 into memory, through a cache: what it has is
+    /// Pulls an image for linux/amd64 through a cache: what it has is
     /// not transferred, and what broke off goes on. With everything there and a
     /// reference by digest, nobody is asked at all.
     ///
@@ -584,14 +588,16 @@ impl Registry {
                     }
                 })?),
             };
-        let (bytes, _) = self
-            .client
-            .pull_manifest_raw(reference, &self.auth(reference), &accepted)
-            .await
-            .map_err(|source| RegistryError::FetchManifest {
-                reference: reference.to_string(),
-                source,
-            })?;
+        let (bytes, _) = retry(async || {
+            self.client
+                .pull_manifest_raw(reference, &self.auth(reference), &accepted)
+                .await
+                .map_err(|source| RegistryError::FetchManifest {
+                    reference: reference.to_string(),
+                    source,
+                })
+        })
+        .await?;
         if bytes.len() > MAX_MANIFEST_LEN {
             return Err(RegistryError::TooLarge {
                 reference: reference.to_string(),
@@ -615,13 +621,16 @@ impl Registry {
         reference: &Reference,
         operation: RegistryOperation,
     ) -> Result<(), RegistryError> {
-        self.client
-            .auth(reference, &self.auth(reference), operation)
-            .await
-            .map_err(|source| RegistryError::Authenticate {
-                registry: reference.registry().to_owned(),
-                source,
-            })?;
+        retry(async || {
+            self.client
+                .auth(reference, &self.auth(reference), operation.clone())
+                .await
+                .map_err(|source| RegistryError::Authenticate {
+                    registry: reference.registry().to_owned(),
+                    source,
+                })
+        })
+        .await?;
         Ok(())
     }
 
@@ -667,7 +676,7 @@ impl Session<'_> {
         // A digest that is none is told by the fetch.
         let digest = reference.digest().and_then(|digest| digest.parse().ok());
         if let (Some(cache), Some(digest)) = (cache, digest)
-            && let Some(bytes) = cache.read(digest)?
+            && let Some(bytes) = cache.read(digest, None)?
         {
             return Ok((bytes, digest));
         }
@@ -686,7 +695,8 @@ impl Session<'_> {
         progress: &dyn TransferProgress,
     ) -> Result<Bytes, RegistryError> {
         let digest = descriptor.digest;
-        if let Some(content) = cache.read(digest)? {
+        let scratch = self.registry.scratch.as_ref();
+        if let Some(content) = cache.read(digest, scratch)? {
             progress.advance(content.len() as u64);
             return Ok(content);
         }
@@ -699,7 +709,7 @@ impl Session<'_> {
             })??
         };
         // Another process may have been at it.
-        if let Some(content) = cache.read(digest)? {
+        if let Some(content) = cache.read(digest, scratch)? {
             progress.advance(content.len() as u64);
             return Ok(content);
         }
@@ -719,9 +729,7 @@ impl Session<'_> {
             // What is here may be what the registry cannot go on from, or not a
             // beginning of the blob at all.
             let doubtful = match &error {
-                RegistryError::FetchBlob { source, .. } => {
-                    !matches!(source, OciDistributionError::RequestError(_))
-                }
+                RegistryError::FetchBlob { .. } => !error.is_transient(),
                 RegistryError::DigestMismatch { .. } | RegistryError::SizeMismatch { .. } => true,
                 _ => false,
             };
@@ -729,10 +737,12 @@ impl Session<'_> {
                 progress.retreat(partial.len());
                 partial.clear()?;
             }
-            let broke_off = matches!(error, RegistryError::TransferBlob { .. });
-            let again = broke_off || (doubtful && from > 0);
-            if !again || attempt == TRANSFER_ATTEMPTS {
+            let again = error.is_transient() || (doubtful && from > 0);
+            if !again || attempt == retry::ATTEMPTS {
                 return Err(error);
+            }
+            if !doubtful && partial.len() == from {
+                pause(attempt).await;
             }
         }
     }
@@ -755,7 +765,7 @@ impl Session<'_> {
                 actual: partial.len(),
             });
         }
-        let content = partial.content()?;
+        let content = partial.content(self.registry.scratch.as_ref())?;
         let actual = Sha256Digest::of(&content);
         if actual != digest {
             return Err(RegistryError::DigestMismatch {

@@ -1,6 +1,6 @@
 //! A registry in memory, honest or lying.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex};
 
 use assay_image::oci::{ImageOptions, Layer};
@@ -24,6 +24,8 @@ struct Store {
     break_after: Option<usize>,
     /// Ranges are not understood.
     no_ranges: bool,
+    /// What the next requests are answered with instead.
+    faults: VecDeque<StatusCode>,
 }
 
 type Shared = Arc<Mutex<Store>>;
@@ -37,6 +39,13 @@ async fn handle(
 ) -> Response {
     let mut store = store.lock().unwrap();
     let path = uri.path().to_owned();
+    // Any answer to the question how to authenticate, but a challenge, says that it
+    // is not needed.
+    if path != "/v2/"
+        && let Some(fault) = store.faults.pop_front()
+    {
+        return fault.into_response();
+    }
     match method {
         Method::GET | Method::HEAD if path == "/v2/" => StatusCode::OK.into_response(),
         Method::GET | Method::HEAD => {
@@ -391,10 +400,10 @@ async fn a_broken_transfer_goes_on_where_it_broke_off() {
         matches!(error, RegistryError::TransferBlob { .. }),
         "{error}"
     );
-    assert_eq!(test.ranges().len(), 4);
+    assert_eq!(test.ranges().len(), 5);
     test.store.lock().unwrap().break_after = None;
     test.pull_well().await;
-    assert_eq!(test.ranges(), ranges(&[80_000]));
+    assert_eq!(test.ranges(), ranges(&[100_000]));
 }
 
 #[tokio::test]
@@ -447,4 +456,63 @@ async fn a_lying_registry_leaves_nothing_in_a_cache() {
     }
     test.store.lock().unwrap().content.insert(layer, honest);
     test.pull_well().await;
+}
+
+/// Every request of a push and of a pull fails once, one after the other.
+#[tokio::test]
+async fn what_a_registry_fails_at_for_a_while_is_done_again() {
+    for status in [
+        StatusCode::TOO_MANY_REQUESTS,
+        StatusCode::INTERNAL_SERVER_ERROR,
+        StatusCode::SERVICE_UNAVAILABLE,
+    ] {
+        let (host, registry, store) = serve().await;
+        let image = image();
+        let fail = |times| store.lock().unwrap().faults.extend(vec![status; times]);
+        fail(1);
+        let reference = registry.push(&format!("{host}/team/app"), &image).await;
+        let reference = reference.unwrap();
+        assert!(store.lock().unwrap().faults.is_empty());
+        fail(3);
+        let pulled = registry.pull(&reference).await.unwrap();
+        assert_eq!(pulled.layers[0], image.layers[0].content().to_bytes());
+        assert!(store.lock().unwrap().faults.is_empty());
+    }
+}
+
+#[tokio::test]
+async fn what_a_registry_refuses_is_asked_for_once() {
+    let (host, registry, store) = serve().await;
+    let image = image();
+    let reference = registry.push(&format!("{host}/team/app"), &image).await;
+    let reference = reference.unwrap();
+    for (status, words) in [
+        (StatusCode::UNAUTHORIZED, "Not authorized"),
+        (StatusCode::FORBIDDEN, "403"),
+        (StatusCode::NOT_FOUND, "404"),
+    ] {
+        store.lock().unwrap().faults.push_back(status);
+        let pulled = registry.pull(&reference).await;
+        let error = pulled.err().unwrap();
+        assert!(
+            matches!(error, RegistryError::FetchManifest { .. }),
+            "{error}"
+        );
+        assert!(!error.is_transient());
+        let cause = std::error::Error::source(&error).unwrap().to_string();
+        assert!(cause.contains(words), "{cause}");
+        assert!(store.lock().unwrap().faults.is_empty());
+    }
+}
+
+#[tokio::test]
+async fn a_registry_that_keeps_failing_is_named_with_its_status() {
+    let (host, registry, store) = serve().await;
+    let reference = registry.push(&format!("{host}/team/app"), &image()).await;
+    let reference = reference.unwrap();
+    let always = vec![StatusCode::BAD_GATEWAY; 100];
+    store.lock().unwrap().faults.extend(always);
+    let error = registry.pull(&reference).await.unwrap_err();
+    let cause = std::error::Error::source(&error).unwrap().to_string();
+    assert!(error.is_transient() && cause.contains("502"), "{cause}");
 }

@@ -8,9 +8,9 @@ use assay_crds::names;
 use assay_crds::v1alpha1::{
     AttestationPolicy, AttestationRecord, ConfidentialDeployment, MeasuredImage,
 };
+use assay_tee::instance::VerifierEndpoint;
 use assay_workload::simulation::SimulationPki;
 use assay_workload::validate::Surroundings;
-use assay_tee::instance::VerifierEndpoint;
 use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{ConfigMap, Pod, Service};

@@ -10,8 +10,8 @@ use assay_crds::v1alpha1::measured_image::{DigestState, LifecycleState};
 use assay_crds::v1alpha1::{ConfidentialDeployment, ConfidentialDeploymentStatus, TeeType};
 use assay_crds::{conditions, names};
 use assay_launcher::spec::{Fault, LAUNCH_SPEC_KEY, LaunchSpec};
-use assay_workload::validate::validate;
 use assay_tee::instance::VerifierEndpoint;
+use assay_workload::validate::validate;
 use k8s_openapi::api::apps::v1::{
     Deployment, DeploymentCondition, DeploymentSpec, DeploymentStatus,
 };
