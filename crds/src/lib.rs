@@ -27,5 +27,6 @@ pub fn definitions() -> Vec<CustomResourceDefinition> {
         v1alpha1::ConfidentialDeployment::crd(),
         v1alpha1::AttestationPolicy::crd(),
         v1alpha1::AttestationRecord::crd(),
+        v1alpha1::NodeTrust::crd(),
     ]
 }

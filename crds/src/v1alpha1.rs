@@ -4,6 +4,7 @@ pub mod attestation_policy;
 pub mod attestation_record;
 pub mod confidential_deployment;
 pub mod measured_image;
+pub mod node_trust;
 
 pub use attestation_policy::{AttestationPolicy, AttestationPolicySpec, AttestationPolicyStatus};
 pub use attestation_record::{AttestationRecord, AttestationRecordSpec, AttestationRecordStatus};
@@ -11,6 +12,7 @@ pub use confidential_deployment::{
     ConfidentialDeployment, ConfidentialDeploymentSpec, ConfidentialDeploymentStatus,
 };
 pub use measured_image::{MeasuredImage, MeasuredImageSpec, MeasuredImageStatus};
+pub use node_trust::{NodeTrust, NodeTrustSpec, NodeTrustStatus};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};

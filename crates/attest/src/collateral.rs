@@ -8,7 +8,7 @@
 //! service.
 
 use assay_tee::report::SigningKey;
-use assay_tee::{AttestationReport, Product, TcbVersion};
+use assay_tee::{AttestationReport, Product, Sha256Digest, TcbVersion};
 use jiff::Timestamp;
 
 use crate::anchors::TrustAnchors;
@@ -17,7 +17,7 @@ use crate::certificate::Certificate;
 use crate::chain::{RevocationList, Supplied, check_issued, intermediate_name};
 use crate::evidence::{Endorsements, Evidence, parse_certificates};
 use crate::ledger::Finding;
-use crate::memory::NoMemory;
+use crate::memory::{ChainMemory, NoMemory};
 use crate::published::published;
 use crate::verdict::ReasonCode;
 
@@ -318,6 +318,81 @@ impl Collateral {
     }
 }
 
+/// The certificates of `evidence` that vouch for the VCEK of its report, and the
+/// request that they answer: the key's own certificate, then those of its
+/// intermediate and root, as far as the evidence has them. Nothing, where they do
+/// not chain to a pinned root or are of another chip or TCB.
+pub fn vcek_chain(
+    evidence: &Evidence,
+    anchors: &TrustAnchors,
+    memory: &dyn ChainMemory,
+) -> Option<(CollateralRequest, Vec<Vec<u8>>)> {
+    let report = AttestationReport::read_layout(&evidence.report).ok()?;
+    let kind = report.key_info().ok()?.signing_key;
+    if kind != SigningKey::Vcek {
+        return None;
+    }
+    let supplied = Supplied::parse(&evidence.certificates);
+    let (_, key) = supplied.endorsement_key(kind).ok()?;
+    let (product, _) = find_product(&report, Some(&key)).ok()?;
+    let tcb = TcbVersion::parse(product, report.reported_tcb).ok()?;
+    let request = CollateralRequest::vcek(product, &report.chip_id, tcb)?;
+    let CollateralRequest::Vcek { hw_id, .. } = &request else {
+        return None;
+    };
+    let leaf = find_vcek(&supplied, product, hw_id, tcb, anchors, memory).ok()?;
+    let issuers = [intermediate_name(kind, product), format!("ARK-{product}")];
+    let issuers = issuers
+        .iter()
+        .filter_map(|name| supplied.by_common_name(name).ok().flatten());
+    let wanted = [leaf].into_iter().chain(issuers);
+    let certificates = select(&evidence.certificates, wanted);
+    Some((request, certificates))
+}
+
+/// Checks that `certificates`, which somebody kept, have what `request` asks for, as
+/// [`check_collateral`] checks an answer.
+///
+/// # Errors
+/// The first rule that they break. A list is no certificate.
+pub fn check_certificates(
+    request: &CollateralRequest,
+    certificates: &[Vec<u8>],
+    authorities: &[Vec<u8>],
+    anchors: &TrustAnchors,
+) -> Result<Collateral, CollateralRefusal> {
+    match request {
+        CollateralRequest::CertChain { product, kind } => {
+            let supplied = Supplied::parse(certificates);
+            let (found, validity) = find_authorities(&supplied, *product, *kind, anchors)?;
+            let content = Content::Certificates(select(certificates, found));
+            Collateral::new(content, validity)
+        }
+        CollateralRequest::RevocationList { .. } => Err(ReasonCode::CertificateMalformed.into()),
+        CollateralRequest::Vcek {
+            product,
+            hw_id,
+            tcb,
+        } => {
+            let all = [certificates, authorities].concat();
+            let supplied = Supplied::parse(&all);
+            let leaf = find_vcek(&supplied, *product, hw_id, *tcb, anchors, &NoMemory)?;
+            let content = Content::Certificates(select(certificates, [leaf]));
+            Collateral::new(content, leaf.validity())
+        }
+    }
+}
+
+/// Those of `ders` that are `wanted`, in the order of those.
+fn select<'a>(ders: &[Vec<u8>], wanted: impl IntoIterator<Item = &'a Certificate>) -> Vec<Vec<u8>> {
+    let find = |wanted: &Certificate| {
+        let mut ders = ders.iter();
+        ders.find(|der| Sha256Digest::of(der) == wanted.fingerprint)
+            .cloned()
+    };
+    wanted.into_iter().filter_map(find).collect()
+}
+
 /// Why an answer is not kept.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
@@ -403,7 +478,18 @@ fn check_cert_chain(
 ) -> Result<Collateral, CollateralRefusal> {
     let ders = parse_certificates(answer).map_err(|_| ReasonCode::CertificateMalformed)?;
     let supplied = Supplied::parse(&ders);
-    let root = pinned_root(&supplied, product, anchors)?;
+    let (_, validity) = find_authorities(&supplied, product, kind, anchors)?;
+    Collateral::new(Content::Certificates(ders), validity)
+}
+
+/// Intermediate and root among `supplied`, and when both are valid.
+fn find_authorities<'a>(
+    supplied: &'a Supplied,
+    product: Product,
+    kind: KeyKind,
+    anchors: &TrustAnchors,
+) -> Result<([&'a Certificate; 2], (i64, i64)), CollateralRefusal> {
+    let root = pinned_root(supplied, product, anchors)?;
     let intermediate = supplied
         .by_common_name(&intermediate_name(kind.signing_key(), product))?
         .ok_or(ReasonCode::IntermediateMissing)?;
@@ -412,7 +498,7 @@ fn check_cert_chain(
     intermediate.check_authority()?;
     let ((root_from, root_until), (from, until)) = (root.validity(), intermediate.validity());
     let validity = (from.max(root_from), until.min(root_until));
-    Collateral::new(Content::Certificates(ders), validity)
+    Ok(([intermediate, root], validity))
 }
 
 fn check_vcek(
@@ -426,6 +512,20 @@ fn check_vcek(
     let mut certificates = vec![answer.to_vec()];
     certificates.extend_from_slice(authorities);
     let supplied = Supplied::parse(&certificates);
+    let leaf = find_vcek(&supplied, product, hw_id, tcb, anchors, &NoMemory)?;
+    let content = Content::Certificates(vec![answer.to_vec()]);
+    Collateral::new(content, leaf.validity())
+}
+
+/// The VCEK of a chip at a TCB among `supplied`, which chains to a pinned root.
+fn find_vcek<'a>(
+    supplied: &'a Supplied,
+    product: Product,
+    hw_id: &[u8],
+    tcb: TcbVersion,
+    anchors: &TrustAnchors,
+    memory: &dyn ChainMemory,
+) -> Result<&'a Certificate, CollateralRefusal> {
     let kind = SigningKey::Vcek;
     let (leaf, key) = supplied.endorsement_key(kind)?;
     key.check_product(product)?;
@@ -443,9 +543,8 @@ fn check_vcek(
             .into());
     }
     let ((root, _), _) = supplied.root(leaf, kind, product, anchors)?;
-    supplied.verify_chain(root, leaf, kind, product, &NoMemory)?;
-    let content = Content::Certificates(vec![answer.to_vec()]);
-    Collateral::new(content, leaf.validity())
+    supplied.verify_chain(root, leaf, kind, product, memory)?;
+    Ok(leaf)
 }
 
 #[cfg(test)]

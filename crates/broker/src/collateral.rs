@@ -7,13 +7,13 @@
 
 use std::collections::HashMap;
 use std::fs;
-use std::io::{self, Write as _};
+use std::io::{self, ErrorKind, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use assay_attest::collateral::{
-    Collateral, CollateralRefusal, CollateralRequest, Content, check_collateral,
+    Collateral, CollateralRefusal, CollateralRequest, Content, check_certificates, check_collateral,
 };
 use assay_attest::{Endorsements, Evidence, TrustAnchors, collateral::collateral_requests};
 use futures::future::BoxFuture;
@@ -214,7 +214,7 @@ struct Attempts {
 /// Whoever can write to the directory can bring back an older list that has not
 /// ended: that protection is as strong as the directory's.
 pub struct CollateralStore {
-    directory: PathBuf,
+    directory: Option<PathBuf>,
     anchors: TrustAnchors,
     source: Option<Box<dyn Fetch>>,
     interval: Duration,
@@ -235,7 +235,7 @@ impl CollateralStore {
         clock: Clock,
     ) -> Self {
         Self {
-            directory: directory.to_owned(),
+            directory: Some(directory.to_owned()),
             anchors,
             source,
             interval,
@@ -267,9 +267,47 @@ impl CollateralStore {
         ))
     }
 
+    /// A store without a directory and without a service: it has what it is offered,
+    /// for as long as it lives.
+    pub fn in_memory(anchors: TrustAnchors, clock: Clock) -> Self {
+        Self {
+            directory: None,
+            ..Self::offline(Path::new(""), anchors, clock)
+        }
+    }
+
     /// A store that has what is in `directory`, and gets no more.
     pub fn offline(directory: &Path, anchors: TrustAnchors, clock: Clock) -> Self {
         Self::new(directory, anchors, None, REQUEST_INTERVAL, clock)
+    }
+
+    /// Takes from `certificates`, which somebody else keeps, what `evidence` lacks and
+    /// is not held, if it passes the checks of an answer and is valid.
+    pub fn offer(&self, evidence: &Evidence, certificates: &[Vec<u8>]) {
+        let now = (self.clock)();
+        for request in collateral_requests(evidence, &self.anchors) {
+            let is_list = matches!(request, CollateralRequest::RevocationList { .. });
+            if is_list || self.held(&request, now).is_some() {
+                continue;
+            }
+            let authorities = self.authorities(&request, now);
+            let checked = check_certificates(&request, certificates, &authorities, &self.anchors);
+            match checked {
+                Ok(collateral) if collateral.is_valid(now) && self.has_room() => {
+                    // Certificates have no number to fall behind.
+                    let _ = self.keep(&request, collateral);
+                }
+                Ok(_) => {}
+                Err(error) => {
+                    let file = request.file_name();
+                    tracing::debug!(error = %Chain(&error), file, "an offer is refused");
+                }
+            }
+        }
+    }
+
+    fn has_room(&self) -> bool {
+        self.entries().len() < MAX_ENTRIES
     }
 
     /// What is held for `evidence` and valid; fetches what is missing, for as
@@ -367,7 +405,9 @@ impl CollateralStore {
         request: &CollateralRequest,
         now: Timestamp,
     ) -> Result<Collateral, LoadError> {
-        let bytes = fs::read(self.directory.join(request.file_name())).map_err(LoadError::Read)?;
+        let directory = self.directory.as_deref();
+        let directory = directory.ok_or_else(|| LoadError::Read(ErrorKind::NotFound.into()))?;
+        let bytes = fs::read(directory.join(request.file_name())).map_err(LoadError::Read)?;
         Ok(self.check(request, &bytes, now)?)
     }
 
@@ -377,17 +417,22 @@ impl CollateralStore {
         bytes: &[u8],
         now: Timestamp,
     ) -> Result<Collateral, CollateralRefusal> {
-        let authorities = request
+        let authorities = self.authorities(request, now);
+        check_collateral(request, bytes, &authorities, &self.anchors)
+    }
+
+    /// The certificates that an answer to `request` is checked against.
+    fn authorities(&self, request: &CollateralRequest, now: Timestamp) -> Vec<Vec<u8>> {
+        let known = request
             .authorities()
             .and_then(|request| self.known(&request, now));
-        let authorities = match authorities.as_deref() {
+        match known.as_deref() {
             Some(Collateral {
                 content: Content::Certificates(ders),
                 ..
-            }) => ders.as_slice(),
-            _ => &[],
-        };
-        check_collateral(request, bytes, authorities, &self.anchors)
+            }) => ders.clone(),
+            _ => Vec::new(),
+        }
     }
 
     /// Fetches `request`, unless that was just tried or is not needed.
@@ -468,8 +513,8 @@ impl CollateralStore {
         self.known(request, now);
         let collateral = self.keep(request, collateral)?;
         if let Err(error) = self.write(request, &bytes) {
-            let directory = self.directory.display();
-            tracing::warn!(error = %Chain(&error), %directory, "cannot keep collateral");
+            let file = request.file_name();
+            tracing::warn!(error = %Chain(&error), file, "cannot keep collateral");
         }
         Ok(collateral)
     }
@@ -501,13 +546,16 @@ impl CollateralStore {
 
     /// Writes an answer; a reader sees the old one or the new one.
     fn write(&self, request: &CollateralRequest, bytes: &[u8]) -> io::Result<()> {
+        let Some(directory) = &self.directory else {
+            return Ok(());
+        };
         let name = request.file_name();
-        let new = self.directory.join(format!(".{name}.new"));
-        fs::create_dir_all(&self.directory)?;
+        let new = directory.join(format!(".{name}.new"));
+        fs::create_dir_all(directory)?;
         let mut file = fs::File::create(&new)?;
         file.write_all(bytes)?;
         file.sync_all()?;
-        fs::rename(&new, self.directory.join(name))
+        fs::rename(&new, directory.join(name))
     }
 
     fn entries(&self) -> MutexGuard<'_, HashMap<CollateralRequest, Entry>> {

@@ -65,17 +65,21 @@ pub(crate) fn authority() -> &'static Authority {
     })
 }
 
+/// The TCB of the one chip.
+pub(crate) fn tcb() -> TcbVersion {
+    TcbVersion {
+        fmc: None,
+        bootloader: 9,
+        tee: 0,
+        snp: 23,
+        microcode: 72,
+    }
+}
+
 pub(crate) fn endorsement() -> &'static Endorsement {
     static ENDORSEMENT: OnceLock<Endorsement> = OnceLock::new();
     ENDORSEMENT.get_or_init(|| {
-        let tcb = TcbVersion {
-            fmc: None,
-            bootloader: 9,
-            tee: 0,
-            snp: 23,
-            microcode: 72,
-        };
-        let template = KeyTemplate::vcek(Product::Genoa, "chip", tcb);
+        let template = KeyTemplate::vcek(Product::Genoa, "chip", tcb());
         authority().issue_vcek(&template).unwrap()
     })
 }

@@ -5,7 +5,7 @@ use std::future::Future;
 use std::sync::Arc;
 
 use assay_crds::v1alpha1::attestation_record::PodReference;
-use assay_crds::v1alpha1::{AttestationRecord, MeasuredImage};
+use assay_crds::v1alpha1::{AttestationRecord, MeasuredImage, NodeTrust};
 use assay_tee::InstanceData;
 
 use crate::appraisal::Observed;
@@ -95,6 +95,18 @@ pub trait Inventory: Send + Sync + 'static {
         record: &AttestationRecord,
         existing: Option<&AttestationRecord>,
     ) -> impl Future<Output = Result<(), InventoryError>> + Send;
+    /// What is known of a node's processor, as far as it is known at once. An inventory
+    /// without nodes knows nothing.
+    fn node_trust(&self, _node: &str) -> Option<Arc<NodeTrust>> {
+        None
+    }
+    /// Writes what is known of a node's processor; nothing, where there is no such node.
+    fn write_node_trust(
+        &self,
+        _trust: &NodeTrust,
+    ) -> impl Future<Output = Result<(), InventoryError>> + Send {
+        std::future::ready(Ok(()))
+    }
     /// How far it is from what people wrote.
     fn health(&self) -> InventoryHealth {
         InventoryHealth::default()

@@ -8,14 +8,15 @@ use std::sync::Arc;
 use assay_crds::names::BROKER;
 use assay_crds::v1alpha1::attestation_record::PodReference;
 use assay_crds::v1alpha1::{
-    AttestationPolicy, AttestationRecord, ConfidentialDeployment, MeasuredImage,
+    AttestationPolicy, AttestationRecord, ConfidentialDeployment, MeasuredImage, NodeTrust,
 };
 use assay_tee::InstanceData;
 use futures::future::ready;
 use futures::{Stream, StreamExt as _, TryStreamExt as _};
 use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::apps::v1::ReplicaSet;
-use k8s_openapi::api::core::v1::{ObjectReference, Pod};
+use k8s_openapi::api::core::v1::{Node, ObjectReference, Pod};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::api::{Api, Patch, PatchParams};
 use kube::core::DeserializeGuard;
 use kube::core::error_boundary::InvalidObject;
@@ -43,6 +44,7 @@ pub struct KubernetesInventory {
     deployments: Store<ConfidentialDeployment>,
     images: Store<MeasuredImage>,
     policies: Store<AttestationPolicy>,
+    node_trusts: Store<NodeTrust>,
     recorder: Recorder,
 }
 
@@ -52,6 +54,7 @@ impl KubernetesInventory {
         let (deployments, watch_deployments) = watch(&client);
         let (images, watch_images) = watch(&client);
         let (policies, watch_policies) = watch(&client);
+        let (node_trusts, watch_node_trusts) = watch(&client);
         let reporter = Reporter {
             controller: format!("assay.dev/{BROKER}"),
             instance: None,
@@ -62,6 +65,7 @@ impl KubernetesInventory {
                 watch_deployments.for_each(|()| async {}),
                 watch_images.for_each(|()| async {}),
                 watch_policies.for_each(|()| async {}),
+                watch_node_trusts.for_each(|()| async {}),
             );
         };
         (
@@ -70,6 +74,7 @@ impl KubernetesInventory {
                 deployments,
                 images,
                 policies,
+                node_trusts,
                 recorder,
             },
             driver,
@@ -78,15 +83,18 @@ impl KubernetesInventory {
 
     /// Waits until every watch has listed what there is.
     pub fn synced(&self) -> impl Future<Output = bool> + Send + use<> {
-        let (deployments, images, policies) = (
+        let (deployments, images, policies, node_trusts) = (
             self.deployments.clone(),
             self.images.clone(),
             self.policies.clone(),
+            self.node_trusts.clone(),
         );
         async move {
             deployments.wait_until_ready().await.is_ok()
                 && images.wait_until_ready().await.is_ok()
                 && policies.wait_until_ready().await.is_ok()
+                // One that is not known yet would be written again.
+                && node_trusts.wait_until_ready().await.is_ok()
         }
     }
 
@@ -379,6 +387,45 @@ impl Inventory for KubernetesInventory {
         api.patch_status(&name, &params, &Patch::Apply(&status))
             .await
             .map_err(|source| write_error("apply the AttestationRecord's status", source))?;
+        Ok(())
+    }
+
+    fn node_trust(&self, node: &str) -> Option<Arc<NodeTrust>> {
+        self.node_trusts.get(&ObjectRef::new(node))
+    }
+
+    async fn write_node_trust(&self, trust: &NodeTrust) -> Result<(), InventoryError> {
+        let name = trust.name_any();
+        let nodes: Api<Node> = Api::all(self.client.clone());
+        let node = nodes.get_metadata_opt(&name).await;
+        let node = node.map_err(|source| api_error("read the Node", source))?;
+        let Some(uid) = node.and_then(|node| node.metadata.uid) else {
+            return Ok(());
+        };
+        let api: Api<NodeTrust> = Api::all(self.client.clone());
+        let params = PatchParams::apply(BROKER).force();
+        let mut base = trust.clone();
+        base.status = None;
+        base.metadata.owner_references = Some(vec![OwnerReference {
+            api_version: Node::api_version(&()).into_owned(),
+            kind: Node::kind(&()).into_owned(),
+            name: name.clone(),
+            uid,
+            controller: Some(false),
+            block_owner_deletion: Some(false),
+        }]);
+        api.patch(&name, &params, &Patch::Apply(&base))
+            .await
+            .map_err(|source| write_error("apply the NodeTrust", source))?;
+        let status = json!({
+            "apiVersion": NodeTrust::api_version(&()),
+            "kind": NodeTrust::kind(&()),
+            "metadata": { "name": name },
+            "status": trust.status,
+        });
+        api.patch_status(&name, &params, &Patch::Apply(&status))
+            .await
+            .map_err(|source| write_error("apply the NodeTrust's status", source))?;
         Ok(())
     }
 

@@ -9,7 +9,7 @@
 //! Decisions are pure and in [`appraisal`], [`record`] and [`release`]; why a
 //! launch digest is unknown is [`diagnosis`], which no decision reads; the
 //! order of reads and writes around them is [`service`]; what the processor's
-//! vendor publishes is kept by [`collateral`]; HTTP is [`server`], the
+//! vendor publishes is kept by [`collateral`], and for each node by [`node_trust`]; HTTP is [`server`], the
 //! [`inventory`] is the API server's ([`kubernetes`]) or a [`directory`] of
 //! [`manifests`], values come from one of the stores of [`secrets`], and what was
 //! released is kept by [`audit`]. Keys that the broker makes itself are [`volume`]'s.
@@ -30,6 +30,7 @@ pub mod keys;
 pub mod kubernetes;
 pub mod manifests;
 pub mod metrics;
+pub mod node_trust;
 pub mod policy;
 pub mod publication;
 pub mod record;

@@ -214,7 +214,7 @@ async fn cluster(arguments: ClusterArguments) -> anyhow::Result<()> {
         nonces: NonceIssuer::new(keys.nonce_key()),
         used_nonces: Box::new(BoundedNonceCache::new(NONCE_CACHE)),
         tokens: keys.token_key()?,
-        collateral,
+        collateral: Some(collateral),
         audit,
         // Replicas share no disk, and the broker's Role updates no Secret.
         volumes: None,
@@ -254,14 +254,15 @@ async fn cluster(arguments: ClusterArguments) -> anyhow::Result<()> {
 fn collateral(
     arguments: &ClusterArguments,
     anchors: TrustAnchors,
-) -> anyhow::Result<Option<Arc<CollateralStore>>> {
+) -> anyhow::Result<Arc<CollateralStore>> {
+    let clock = Arc::new(Timestamp::now);
     let Some(directory) = &arguments.collateral_dir else {
-        return Ok(None);
+        return Ok(CollateralStore::in_memory(anchors, clock).into());
     };
     let url = arguments.collateral_url.as_deref();
-    let store = CollateralStore::open(directory, anchors, url, Arc::new(Timestamp::now))
+    let store = CollateralStore::open(directory, anchors, url, clock)
         .context("cannot use --collateral-url")?;
-    Ok(Some(Arc::new(store)))
+    Ok(Arc::new(store))
 }
 
 fn read_simulated_root(path: &std::path::Path) -> anyhow::Result<Sha256Digest> {

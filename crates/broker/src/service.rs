@@ -29,6 +29,7 @@ use crate::audit::AuditLog;
 use crate::collateral::CollateralStore;
 use crate::inventory::{Inventory, InventoryError, InventoryHealth, Notice};
 use crate::metrics::{AttestationOutcome, Metrics, RecordWrite};
+use crate::node_trust::{certificates, plan_node_trust};
 use crate::record::{NotRecorded, plan_record, plan_release};
 use crate::release::{
     ReleaseObserved, ReleaseRefusal, ResourcePath, audit_entry, check_path, check_size,
@@ -309,6 +310,7 @@ impl<I: Inventory> Service<I> {
             }
             return Err(Refusal::AttestationFailed(appraisal.status.reason));
         }
+        self.note_node(&submission, &endorsements, &appraisal).await;
         let claims = Claims::of(&appraisal, &instance.namespace, &submission.runtime_data)
             .ok_or_else(|| Refusal::AttestationFailed(appraisal.status.reason.clone()))?;
         self.parts
@@ -324,9 +326,40 @@ impl<I: Inventory> Service<I> {
         match &self.parts.collateral {
             Some(store) if is_worth_endorsing(submission, observed) => {
                 let evidence = submission.evidence();
+                if let Some(trust) = self.parts.inventory.node_trust(&submission.instance.node) {
+                    store.offer(&evidence, &certificates(&trust));
+                }
                 store.endorse(&evidence, COLLATERAL_PATIENCE).await
             }
             _ => Endorsements::default(),
+        }
+    }
+
+    /// Keeps what an acceptance shows of the node, where that is new. No decision
+    /// needs it, so that a failure to write it is no reason to refuse.
+    async fn note_node(
+        &self,
+        submission: &Submission,
+        endorsements: &Endorsements,
+        appraisal: &Appraisal,
+    ) {
+        let InstanceData {
+            namespace, node, ..
+        } = &submission.instance;
+        let inventory = &self.parts.inventory;
+        let existing = inventory.node_trust(node);
+        let planned = plan_node_trust(
+            namespace,
+            submission,
+            endorsements,
+            appraisal,
+            &self.parts.verifier,
+            existing.as_deref(),
+        );
+        if let Some(trust) = planned
+            && let Err(error) = inventory.write_node_trust(&trust).await
+        {
+            tracing::warn!(error = %Chain(&error), node, "cannot write the NodeTrust");
         }
     }
 

@@ -9,7 +9,9 @@ use kube::config::{KubeConfigOptions, Kubeconfig};
 
 use super::*;
 use crate::fixtures;
+use crate::node_trust::plan_node_trust;
 use crate::record::{plan_record, plan_release};
+use assay_attest::Endorsements;
 use assay_crds::v1alpha1::attestation_record::{ReleaseOutcome, SecretRelease};
 
 const VARIABLE: &str = "ASSAY_TEST_KUBECONFIG";
@@ -139,6 +141,59 @@ async fn records_are_written_once_and_in_order() {
     let told = plan_release(&stored, fixtures::POD_UID, &secrets, &release, now).unwrap();
     inventory.write_record(&told, Some(&stored)).await.unwrap();
     assert_eq!(read().await.unwrap().status, told.status);
+}
+
+#[tokio::test]
+async fn what_is_known_of_a_node_is_the_node_s() {
+    let Some(client) = client().await else { return };
+    let nodes: Api<Node> = Api::all(client.clone());
+    let _ = nodes.delete("trusted-1", &DeleteParams::default()).await;
+    let trusts: Api<NodeTrust> = Api::all(client.clone());
+    let _ = trusts.delete("trusted-1", &DeleteParams::default()).await;
+    let (inventory, watches) = KubernetesInventory::start(client);
+    let watches = tokio::spawn(watches);
+
+    let mut instance = fixtures::instance();
+    instance.node = "trusted-1".to_owned();
+    let mut submission = fixtures::submission();
+    submission.instance = instance;
+    let planned = plan_node_trust(
+        fixtures::NAMESPACE,
+        &submission,
+        &Endorsements::default(),
+        &fixtures::accepted(),
+        &fixtures::verifier(),
+        None,
+    );
+    let planned = planned.unwrap();
+    // Of a node that does not exist nothing is known.
+    inventory.write_node_trust(&planned).await.unwrap();
+    assert!(trusts.get_opt("trusted-1").await.unwrap().is_none());
+
+    let node = serde_json::from_value(json!({ "metadata": { "name": "trusted-1" } })).unwrap();
+    let node = nodes.create(&PostParams::default(), &node).await.unwrap();
+    inventory.write_node_trust(&planned).await.unwrap();
+    let stored = trusts.get("trusted-1").await.unwrap();
+    assert_eq!(stored.status, planned.status);
+    let owners = stored.metadata.owner_references.clone().unwrap();
+    assert_eq!(owners.len(), 1);
+    assert_eq!(Some(&owners[0].uid), node.metadata.uid.as_ref());
+    // Another replica that has not seen it yet changes nothing.
+    inventory.write_node_trust(&planned).await.unwrap();
+    let again = trusts.get("trusted-1").await.unwrap();
+    assert_eq!(again.resource_version(), stored.resource_version());
+    let known = async {
+        while inventory.node_trust("trusted-1").is_none() {
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        }
+    };
+    let deadline = std::time::Duration::from_secs(10);
+    tokio::time::timeout(deadline, known).await.unwrap();
+    watches.abort();
+    nodes
+        .delete("trusted-1", &DeleteParams::default())
+        .await
+        .unwrap();
 }
 
 #[tokio::test]

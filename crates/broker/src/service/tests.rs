@@ -3,9 +3,9 @@
 
 use std::sync::Mutex;
 
-use assay_crds::v1alpha1::MeasuredImage;
 use assay_crds::v1alpha1::attestation_record::Verdict;
 use assay_crds::v1alpha1::measured_image::{DigestState, LifecycleState};
+use assay_crds::v1alpha1::{MeasuredImage, NodeTrust};
 use assay_protocol::audit::verify_log;
 use assay_protocol::broker::BoundedNonceCache;
 use assay_protocol::guest::{AttestedSession, GuestSession, HttpRequest, HttpResponse};
@@ -40,6 +40,9 @@ pub(crate) struct World {
     pub(crate) secret_reads: usize,
     /// Writes that another replica overtakes.
     conflicts: usize,
+    /// What is known of the node, and how often it was written.
+    pub(crate) node_trust: Option<Arc<NodeTrust>>,
+    pub(crate) node_trust_writes: usize,
 }
 
 impl FakeCluster {
@@ -51,6 +54,8 @@ impl FakeCluster {
             notices: Vec::new(),
             secret_reads: 0,
             conflicts: 0,
+            node_trust: None,
+            node_trust_writes: 0,
         })))
     }
 
@@ -110,6 +115,18 @@ impl Inventory for FakeCluster {
             generation + i64::from(existing.spec != record.spec)
         }));
         world.observed.record = Some(record);
+        Ok(())
+    }
+
+    fn node_trust(&self, node: &str) -> Option<Arc<NodeTrust>> {
+        let trust = self.0.lock().unwrap().node_trust.clone();
+        trust.filter(|trust| trust.spec.node_name == node)
+    }
+
+    async fn write_node_trust(&self, trust: &NodeTrust) -> Result<(), InventoryError> {
+        let mut world = self.0.lock().unwrap();
+        world.node_trust = Some(Arc::new(trust.clone()));
+        world.node_trust_writes += 1;
         Ok(())
     }
 

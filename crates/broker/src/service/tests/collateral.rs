@@ -3,7 +3,10 @@
 
 use assay_crds::v1alpha1::attestation_policy::CrlMode;
 use assay_psp_sim::KeyDistributionService;
+use assay_psp_sim::pki::KeyTemplate;
+use assay_tee::Product;
 use axum::http::{StatusCode, Uri};
+use base64::prelude::{BASE64_STANDARD, Engine as _};
 
 use super::*;
 use crate::collateral::tests::service;
@@ -104,4 +107,73 @@ async fn a_revoked_intermediate_is_refused() {
     let response = replica.send(&request).await;
     let detail = String::from_utf8(response.body).unwrap();
     assert!(detail.contains("IntermediateRevoked"), "{detail}");
+}
+
+/// A guest of the fixtures that brings no certificate, under a policy that requires
+/// no list.
+async fn bare(replica: &Replica) -> Result<AttestedSession, String> {
+    let instance = fixtures::instance();
+    let guest = fixtures::launch(1, &instance);
+    let session = GuestSession::new().unwrap();
+    let response = replica.send(&session.auth_request().unwrap()).await;
+    let session = session.on_challenge(&response).unwrap();
+    let mut evidence = fixtures::evidence(&guest, session.report_data().unwrap());
+    evidence.certificates.clear();
+    let document = String::from_utf8(instance.encode().unwrap()).unwrap();
+    let request = session.attest_request(evidence, &document).unwrap();
+    let token = session.on_token(&replica.send(&request).await);
+    token.map_err(|error| error.to_string())
+}
+
+/// A replica without a directory and without a service.
+fn without_collateral(cluster: &FakeCluster) -> Replica {
+    let mut replica = Replica::new(cluster);
+    let clock = replica.clock.clone();
+    let mut parts = parts(cluster.clone(), Arc::new(move || *clock.lock().unwrap()));
+    let store = CollateralStore::in_memory(parts.verifier.anchors, parts.clock.clone());
+    parts.collateral = Some(Arc::new(store));
+    replica.service = Service::new(parts);
+    replica
+}
+
+#[tokio::test]
+async fn a_node_s_guest_is_endorsed_by_what_an_earlier_one_brought() {
+    let cluster = FakeCluster::new();
+    let replica = without_collateral(&cluster);
+    assert_refused(bare(&replica).await, 401, "", "EndorsementKeyMissing");
+    replica.attest(1).await.unwrap();
+    replica.advance(SignedDuration::from_secs(1));
+    let writes = || cluster.0.lock().unwrap().node_trust_writes;
+    assert_eq!(writes(), 1);
+
+    // A replica that has seen nothing, and a cluster that remembers.
+    let another = without_collateral(&cluster);
+    *another.clock.lock().unwrap() = *replica.clock.lock().unwrap();
+    bare(&another).await.unwrap();
+    assert_eq!(writes(), 1, "nothing is new");
+    let status = cluster.record().unwrap().status.unwrap();
+    assert_eq!(status.endorsements.unwrap().certificates.len(), 3);
+
+    // What somebody else put there is checked as any answer is.
+    let good = cluster.0.lock().unwrap().node_trust.clone().unwrap();
+    let template = KeyTemplate::vcek(Product::Genoa, "another chip", fixtures::tcb());
+    let other = fixtures::authority().issue_vcek(&template).unwrap();
+    let other = BASE64_STANDARD.encode(&other.chain().leaf);
+    let changes = ["drop", "other", "authority", "flip"];
+    for (index, change) in changes.into_iter().enumerate() {
+        let mut forged = good.as_ref().clone();
+        let status = forged.status.as_mut().unwrap();
+        let kept = &mut status.endorsement.as_mut().unwrap().certificates;
+        match change {
+            "drop" => drop(kept.remove(0)),
+            "other" => kept[0].clone_from(&other),
+            "authority" => kept[0] = kept[1].clone(),
+            _ => kept[0] = kept[0].replacen('A', "B", 1),
+        }
+        cluster.0.lock().unwrap().node_trust = Some(Arc::new(forged));
+        let replica = without_collateral(&cluster);
+        let seconds = i64::try_from(index).unwrap() + 2;
+        replica.advance(SignedDuration::from_secs(seconds));
+        assert!(bare(&replica).await.is_err(), "{change}");
+    }
 }
