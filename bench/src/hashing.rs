@@ -50,7 +50,8 @@ fn distinct_pages(count: u32) -> Vec<u8> {
     pages
 }
 
-fn against_openssl(what: &str, ours: f64, algorithm: &str, block: usize) {
+/// Prints a rate beside that of `openssl speed` on one core, with such blocks.
+pub(crate) fn against_openssl(what: &str, ours: f64, algorithm: &str, block: usize) {
     match openssl(algorithm, block) {
         Ok(peer) => compare(what, &gigabytes(ours), &gigabytes(peer), ours / peer),
         Err(error) => skipped(what, &format!("{error:#}")),

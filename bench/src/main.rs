@@ -7,6 +7,7 @@
 mod broker;
 mod explain;
 mod hashing;
+mod image_build;
 mod launch_digest;
 mod matrix;
 mod peers;
@@ -47,6 +48,8 @@ enum Benchmark {
     Verification,
     /// Guests of one replica of the broker
     Broker,
+    /// `assay build` against a pipeline of other programs
+    ImageBuild,
 }
 
 /// What the program runs of itself.
@@ -92,6 +95,7 @@ fn run(arguments: &Arguments) -> Result<()> {
             Benchmark::Explain => explain::run(&peers)?,
             Benchmark::Verification => verification::run(&peers)?,
             Benchmark::Broker => broker::run()?,
+            Benchmark::ImageBuild => image_build::run(&peers)?,
         }
     }
     Ok(())

@@ -11,6 +11,12 @@ pub(crate) struct Peers {
     pub(crate) assay: PathBuf,
     /// The AmdSev build of OVMF.
     pub(crate) firmware: PathBuf,
+    /// The tar archive of a boot kit.
+    pub(crate) boot_kit: Option<PathBuf>,
+    /// The guest agent, built for release.
+    pub(crate) agent: Option<PathBuf>,
+    /// A root directory with mkfs.erofs, veritysetup, cpio and ukify.
+    pub(crate) image_programs: Option<PathBuf>,
     /// sev-snp-measure.
     pub(crate) sev_snp_measure: Option<PathBuf>,
     /// go-sev-guest's check.
@@ -32,6 +38,9 @@ impl Peers {
         Ok(Self {
             assay: needed("ASSAY_BENCH_CLI")?,
             firmware: needed("ASSAY_BENCH_FIRMWARE")?,
+            boot_kit: path("ASSAY_BENCH_BOOT_KIT"),
+            agent: path("ASSAY_BENCH_AGENT"),
+            image_programs: path("ASSAY_IMAGE_ORACLES"),
             sev_snp_measure: path("ASSAY_SEV_SNP_MEASURE"),
             go_sev_guest_check: path("ASSAY_GO_SEV_GUEST_CHECK"),
             vectors: path("ASSAY_VECTORS"),

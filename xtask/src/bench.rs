@@ -16,6 +16,8 @@ pub(crate) fn run(checkout: &Path, benchmarks: &[String]) -> Result<()> {
     packages::ensure(packages::PEERS)?;
     let cache = Cache::open()?;
     let firmware = layers::firmware(&cache)?;
+    let boot_kit = layers::layer_file(&cache, &layers::BOOT_KIT)?;
+    let image_programs = layers::image_oracles(&cache)?;
     let sev_snp_measure = cache.sev_snp_measure()?;
     let go_sev_guest_check = cache.go_sev_guest_check()?;
     say("building assay and the benchmarks for release");
@@ -27,6 +29,8 @@ pub(crate) fn run(checkout: &Path, benchmarks: &[String]) -> Result<()> {
         "--package",
         "assay-cli",
         "--package",
+        "assay-agent",
+        "--package",
         "assay-bench",
     ];
     cargo(checkout, &build, &[])?;
@@ -35,6 +39,9 @@ pub(crate) fn run(checkout: &Path, benchmarks: &[String]) -> Result<()> {
         .args(benchmarks)
         .env("ASSAY_BENCH_CLI", release.join("assay"))
         .env("ASSAY_BENCH_FIRMWARE", firmware)
+        .env("ASSAY_BENCH_BOOT_KIT", boot_kit)
+        .env("ASSAY_BENCH_AGENT", release.join("assay-agent"))
+        .env("ASSAY_IMAGE_ORACLES", image_programs)
         .env("ASSAY_SEV_SNP_MEASURE", sev_snp_measure)
         .env("ASSAY_GO_SEV_GUEST_CHECK", go_sev_guest_check)
         .status()

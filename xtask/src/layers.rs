@@ -167,10 +167,15 @@ pub(crate) const BUSYBOX: Recipe = Recipe {
 
 /// The layer, from the cache or made now.
 pub(crate) fn layer(cache: &Cache, recipe: &Recipe) -> Result<Layer> {
-    let store = |tree: &Tree, dir: &Path| write(&dir.join(TAR), &tree.to_tar().to_bytes());
-    let file = entry(cache, recipe, store)?.join(TAR);
+    let file = layer_file(cache, recipe)?;
     let tar = fs::read(&file).with_context(|| format!("read {}", file.display()))?;
     Ok(Layer::tar(tar))
+}
+
+/// The layer's tar archive, as a file.
+pub(crate) fn layer_file(cache: &Cache, recipe: &Recipe) -> Result<PathBuf> {
+    let store = |tree: &Tree, dir: &Path| write(&dir.join(TAR), &tree.to_tar().to_bytes());
+    Ok(entry(cache, recipe, store)?.join(TAR))
 }
 
 /// A root directory with the programs that give second opinions on images.
