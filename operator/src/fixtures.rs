@@ -18,7 +18,7 @@ use assay_crds::v1alpha1::confidential_deployment::{
     SecretKeyReference, SecretMount, SecretTarget, ServicePortSpec, ServiceSpec,
 };
 use assay_crds::v1alpha1::measured_image::{
-    ArtifactFile, ArtifactStatus, BuildOutput, BuildSource, Compression, DigestState,
+    ArtifactFile, ArtifactStatus, BuildOutput, BuildSource, Compression, DigestState, Hardening,
     ImageByDigest, ImageSource, LaunchDigestRow, LaunchShapes, Layout, Lifecycle, LifecycleState,
     OciSource, RootDiskStatus, SourceType,
 };
@@ -135,6 +135,8 @@ pub(crate) fn build_source() -> BuildSource {
         layout: Layout::DmVerity,
         compression: Compression::None,
         extra_cmdline: None,
+        hardening: Hardening::default(),
+        git: None,
         output: BuildOutput {
             repository: "registry.test/measured/web".to_owned(),
             secret_ref: None,

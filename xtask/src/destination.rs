@@ -1,14 +1,10 @@
 //! Where images go: to a registry, or to a directory that is carried to one.
 
 use anyhow::{Context as _, Result};
-use assay_image::oci::{Blob, OciImage};
-use assay_registry::{DockerConfig, Registry, RegistryOptions};
-use serde_json::{Value, json};
-use std::fs;
-use std::path::{Path, PathBuf};
+use assay_image::oci::OciImage;
+use assay_registry::{DockerConfig, LayoutWriter, Registry, RegistryOptions};
+use std::path::Path;
 
-/// Media type of a manifest (image-spec 1.1).
-const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 /// The tag that images are pushed with. Nothing of ours asks for it.
 const TAG: &str = "dev";
 
@@ -22,7 +18,7 @@ pub(crate) enum Destination {
         runtime: tokio::runtime::Runtime,
     },
     /// A directory.
-    Layout(Layout),
+    Layout(LayoutWriter),
 }
 
 impl Destination {
@@ -59,7 +55,8 @@ impl Destination {
 
     /// An OCI image layout, which is made or replaced.
     pub(crate) fn directory(path: &Path) -> Result<Self> {
-        Layout::create(path).map(Self::Layout)
+        let layout = LayoutWriter::create(path).context("make the layout")?;
+        Ok(Self::Layout(layout))
     }
 
     /// Stores an image, and returns its reference by digest.
@@ -75,87 +72,10 @@ impl Destination {
                     .block_on(client.push(&tag, image))
                     .with_context(|| format!("push {tag}"))
             }
-            Self::Layout(layout) => layout.add(name, image),
-        }
-    }
-}
-
-/// An OCI image layout (image-spec 1.1, `image-layout.md`).
-pub(crate) struct Layout {
-    directory: PathBuf,
-    manifests: Vec<Value>,
-}
-
-impl Layout {
-    fn create(directory: &Path) -> Result<Self> {
-        let layout = Self {
-            directory: directory.to_owned(),
-            manifests: Vec::new(),
-        };
-        let blobs = directory.join("blobs/sha256");
-        fs::create_dir_all(&blobs).with_context(|| format!("create {}", blobs.display()))?;
-        layout.write("oci-layout", br#"{"imageLayoutVersion":"1.0.0"}"#)?;
-        Ok(layout)
-    }
-
-    fn add(&mut self, name: &str, image: &OciImage) -> Result<String> {
-        let manifest = Blob::new(image.manifest.clone());
-        for blob in image.layers.iter().chain([&image.config, &manifest]) {
-            let path = format!("blobs/sha256/{}", blob.digest().to_hex());
-            self.write(&path, &blob.content().to_bytes())?;
-        }
-        let digest = image.manifest_digest.to_string();
-        self.manifests.push(json!({
-            "mediaType": MANIFEST,
-            "digest": digest,
-            "size": manifest.size(),
-            "platform": {"architecture": "amd64", "os": "linux"},
-            "annotations": {"org.opencontainers.image.ref.name": name},
-        }));
-        let index = json!({"schemaVersion": 2, "manifests": self.manifests});
-        self.write("index.json", index.to_string().as_bytes())?;
-        Ok(format!("{name}@{digest}"))
-    }
-
-    fn write(&self, path: &str, bytes: &[u8]) -> Result<()> {
-        let path = self.directory.join(path);
-        fs::write(&path, bytes).with_context(|| format!("write {}", path.display()))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use assay_image::oci::{ImageOptions, Layer};
-    use assay_image::tarball::{Owner, TarBuilder};
-    use assay_registry::read_layout;
-
-    fn image(content: &[u8]) -> OciImage {
-        let mut tar = TarBuilder::new();
-        tar.file("x", 0o644, Owner::ROOT, content.to_vec());
-        OciImage::assemble(ImageOptions::default(), &[Layer::tar(tar.finish())]).unwrap()
-    }
-
-    #[test]
-    fn a_layout_holds_every_image_under_its_name() {
-        let directory = tempfile::tempdir().unwrap();
-        let images = [("one", image(b"1")), ("two", image(b"2"))];
-        let mut layout = Destination::directory(directory.path()).unwrap();
-        for (name, image) in &images {
-            let reference = layout.store(name, image).unwrap();
-            assert_eq!(reference, format!("{name}@{}", image.manifest_digest));
-        }
-        let index = fs::read(directory.path().join("index.json")).unwrap();
-        let index: Value = serde_json::from_slice(&index).unwrap();
-        for (entry, (name, image)) in index["manifests"].as_array().unwrap().iter().zip(&images) {
-            assert_eq!(
-                entry["annotations"]["org.opencontainers.image.ref.name"],
-                *name
-            );
-            assert_eq!(entry["digest"], image.manifest_digest.to_string());
-            assert_eq!(entry["size"], image.manifest.len());
-            let read = read_layout(directory.path(), image.manifest_digest, None).unwrap();
-            assert_eq!(read.layers, [image.layers[0].content().to_bytes()]);
+            Self::Layout(layout) => {
+                layout.add(name, image).context("fill the layout")?;
+                Ok(format!("{name}@{}", image.manifest_digest))
+            }
         }
     }
 }

@@ -5,8 +5,11 @@
 use crate::debian::{Package, Suite};
 use crate::tree::Tree;
 use anyhow::{Context, Result, bail};
-use assay_cluster::{Cache, command, pins, progress::say};
-use assay_image::oci::Layer;
+use assay_cluster::{Cache, pins, progress::say};
+use assay_image::boot_kit::{PackOptions, pack_kit};
+use assay_image::flatten::{StoredLayer, flatten};
+use assay_image::modules::{GUEST_MODULES, KIT_MODULES};
+use assay_image::oci::{Layer, LayerCompression};
 use rustix::fs::{CWD, FileType, Mode, makedev, mknodat};
 use sha2::{Digest, Sha256};
 use std::fmt::Write as _;
@@ -44,6 +47,8 @@ enum Dependencies {
 
 /// The build of OVMF that verifies the kernel hashes.
 const FIRMWARE: &str = "usr/share/ovmf/OVMF.amdsev.fd";
+/// Where a root file system says which packages it has.
+const DPKG_STATUS: &str = "var/lib/dpkg/status";
 /// A layer's name in the cache.
 const TAR: &str = "layer.tar";
 /// Its name when it is a file in the cache.
@@ -52,7 +57,7 @@ const FIRMWARE_FILE: &str = "OVMF.amdsev.fd";
 /// Kernel with modules, EFI stub and firmware.
 pub(crate) const BOOT_KIT: Recipe = Recipe {
     name: "boot-kit",
-    revision: 1,
+    revision: 2,
     sources: &[
         Source {
             suite: pins::DEBIAN_SUITE,
@@ -84,7 +89,7 @@ pub(crate) const LAUNCHER_ROOT: Recipe = Recipe {
 /// The quickstart's web server.
 pub(crate) const WEB_SERVER: Recipe = Recipe {
     name: "web-server",
-    revision: 1,
+    revision: 2,
     sources: &[Source {
         suite: pins::DEBIAN_SUITE,
         packages: &["nginx"],
@@ -255,7 +260,11 @@ fn make(
     for package in sources.iter().flat_map(|(_, packages)| packages) {
         let _ = writeln!(list, "{} {}", package.name, package.version);
     }
-    let key = format!("{} {}\n{list}", recipe.name, recipe.revision);
+    let mut key = format!("{} {}\n{list}", recipe.name, recipe.revision);
+    if recipe.name == BOOT_KIT.name {
+        let modules = GUEST_MODULES.iter().chain(&KIT_MODULES);
+        key.extend(modules.flat_map(|module| [module.name, "\n"]));
+    }
     let hash: String = hex::encode(Sha256::digest(key.as_bytes()))
         .chars()
         .take(16)
@@ -267,8 +276,18 @@ fn make(
         for (suite, packages) in &sources {
             all.take_all(&suite.unpack(packages)?, |_| true);
         }
+        all.file(DPKG_STATUS, 0o644, dpkg_status(&sources));
         store(&(recipe.pack)(&all)?, scratch)?;
         write(&scratch.join("packages.txt"), list.as_bytes())
+    })
+}
+
+/// dpkg's database of packages that were only unpacked.
+fn dpkg_status(sources: &[(Suite, Vec<Package>)]) -> String {
+    let packages = sources.iter().flat_map(|(_, packages)| packages);
+    packages.fold(String::new(), |mut text, Package { name, version }| {
+        let _ = writeln!(text, "Package: {name}\nVersion: {version}\n");
+        text
     })
 }
 
@@ -288,61 +307,16 @@ fn wanted(source: &Source, resolved: Vec<Package>) -> Vec<Package> {
 }
 
 fn pack_boot_kit(from: &Tree) -> Result<Tree> {
-    const STUB: &str = "usr/lib/systemd/boot/efi/linuxx64.efi.stub";
-    let versions: Vec<&str> = from
-        .paths()
-        .filter_map(|path| path.strip_prefix("boot/vmlinuz-"))
-        .collect();
-    let &[version] = versions.as_slice() else {
-        bail!(
-            "one kernel was expected, and there are {}: {versions:?}",
-            versions.len()
-        );
+    let layer = from.to_layer();
+    let stored = StoredLayer {
+        bytes: layer.blob().content().to_bytes(),
+        compression: LayerCompression::None,
     };
-    let modules = format!("usr/lib/modules/{version}");
+    let tree = flatten(&[stored], &[layer.blob().digest()]).context("read the packages' files")?;
+    let packed = pack_kit(&tree, &PackOptions::default())?;
     let mut kit = Tree::default();
-    kit.take_all(from, |path| {
-        path.starts_with(&format!("{modules}/kernel/"))
-            || path.starts_with(&format!("{modules}/modules.builtin"))
-            || path == format!("{modules}/modules.order")
-    });
-    kit.file(
-        &format!("{modules}/vmlinuz"),
-        0o644,
-        from.read(&format!("boot/vmlinuz-{version}"))?,
-    );
-    kit.file(
-        &format!("{modules}/modules.dep"),
-        0o644,
-        module_dependencies(&kit, version)?,
-    );
-    kit.take(from, STUB)?;
-    kit.file(FIRMWARE, 0o644, from.read(FIRMWARE)?);
+    kit.extend_from_tar(&*packed.tar.to_bytes())?;
     Ok(kit)
-}
-
-/// `modules.dep`, which Debian makes only when it installs a kernel.
-fn module_dependencies(kit: &Tree, version: &str) -> Result<Vec<u8>> {
-    let dir = scratch_directory("depmod")?;
-    kit.write_to(&dir)?;
-    // depmod looks for lib/modules, below the directory that it is given.
-    let mut depmod = command::with_args("depmod", ["-b"]);
-    let made = command::output(depmod.arg(dir.join("usr")).arg(version)).and_then(|_| {
-        let file = dir
-            .join("usr/lib/modules")
-            .join(version)
-            .join("modules.dep");
-        fs::read(&file).with_context(|| format!("read {}", file.display()))
-    });
-    fs::remove_dir_all(&dir).with_context(|| format!("remove {}", dir.display()))?;
-    made
-}
-
-/// A directory of this process's own.
-fn scratch_directory(purpose: &str) -> Result<PathBuf> {
-    let dir = std::env::temp_dir().join(format!("assay-{purpose}-{}", std::process::id()));
-    fs::create_dir(&dir).with_context(|| format!("create {}", dir.display()))?;
-    Ok(dir)
 }
 
 fn pack_launcher_root(from: &Tree) -> Result<Tree> {
@@ -373,6 +347,7 @@ fn rom_path(from: &Tree, name: &str) -> Result<String> {
 fn pack_web_server(from: &Tree) -> Result<Tree> {
     let mut root = Tree::default();
     root.take_program(from, "usr/sbin/nginx")?;
+    root.take(from, DPKG_STATUS)?;
     root.file("etc/nginx/nginx.conf", 0o644, NGINX_CONF);
     root.file("usr/share/quickstart/index.html", 0o644, INDEX_HTML);
     root.directory("tmp", 0o777);
@@ -538,19 +513,6 @@ mod tests {
                 "linux-image-cloud-amd64",
                 "systemd-boot-efi"
             ]
-        );
-    }
-
-    #[test]
-    fn two_kernels_are_refused() {
-        let mut from = Tree::default();
-        from.file("boot/vmlinuz-1", 0o644, *b"k")
-            .file("boot/vmlinuz-2", 0o644, *b"k");
-        assert!(
-            pack_boot_kit(&from)
-                .unwrap_err()
-                .to_string()
-                .contains("one kernel")
         );
     }
 }

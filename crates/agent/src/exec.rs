@@ -93,6 +93,8 @@ fn attempt(step: &Step) -> String {
         Step::LoadModule { path } => format!("load module {path}"),
         Step::Mount(mount) => format!("mount {} on {}", mount.kind, mount.target),
         Step::ShowReadOnly { from, to } => format!("show {from} at {to}"),
+        Step::KeepWritable { path, .. } => format!("keep {path} writable"),
+        Step::SealRoot => "make the root read-only".to_owned(),
         Step::Protect { path } => format!("make {path} read-only"),
         Step::Hide { path } => format!("hide {path}"),
         Step::StartLoopback => "bring the loopback interface up".to_owned(),
@@ -130,6 +132,8 @@ fn run_one(step: &Step) -> Result<(), StepCause> {
         Step::LoadModule { path } => load_module(path)?,
         Step::Mount(mount) => mount_one(mount)?,
         Step::ShowReadOnly { from, to } => show_read_only(from, to)?,
+        Step::KeepWritable { path, no_exec } => keep_writable(path, *no_exec)?,
+        Step::SealRoot => seal_root()?,
         Step::Protect { path } => protect(path)?,
         Step::Hide { path } => hide(path)?,
         Step::StartLoopback => {
@@ -252,6 +256,22 @@ fn show_read_only(from: &str, to: &str) -> io::Result<()> {
     rustix::mount::mount_bind(from, to)?;
     let flags = MountFlags::BIND | MountFlags::RDONLY | MountFlags::NODEV;
     Ok(rustix::mount::mount_remount(to, flags, c"")?)
+}
+
+fn keep_writable(path: &str, no_exec: bool) -> io::Result<()> {
+    fs::create_dir_all(path)?;
+    // With what is mounted below it, such as the resources below /run.
+    rustix::mount::mount_bind_recursive(path, path)?;
+    let mut flags = MountFlags::BIND | MountFlags::NOSUID | MountFlags::NODEV;
+    if no_exec {
+        flags |= MountFlags::NOEXEC;
+    }
+    Ok(rustix::mount::mount_remount(path, flags, c"")?)
+}
+
+fn seal_root() -> io::Result<()> {
+    let flags = MountFlags::BIND | MountFlags::RDONLY | MountFlags::NODEV;
+    Ok(rustix::mount::mount_remount("/", flags, c"")?)
 }
 
 fn protect(path: &str) -> io::Result<()> {

@@ -290,6 +290,19 @@ pub fn plan_container(guest: &ValidGuest, instance: &ValidInstance) -> Vec<Step>
         });
     }
 
+    // After everything that is written above.
+    let hardening = &guest.config.hardening;
+    if hardening.read_only_root || hardening.no_exec {
+        let writable = hardening.writable.iter();
+        steps.extend(writable.map(|path| Step::KeepWritable {
+            path: path.clone(),
+            no_exec: hardening.no_exec,
+        }));
+    }
+    if hardening.read_only_root {
+        steps.push(Step::SealRoot);
+    }
+
     steps.push(Step::DropPrivileges {
         uid: process.uid,
         gid: process.gid,
@@ -398,6 +411,45 @@ mod tests {
                 }
             })
             .collect()
+    }
+
+    #[test]
+    fn the_root_is_sealed_after_the_last_write_and_before_privileges_go() {
+        let steps = plan_container(&guest(), &instance());
+        let sealed = position(&steps, |s| *s == Step::SealRoot);
+        let kept: Vec<_> = steps
+            .iter()
+            .enumerate()
+            .filter(|(_, s)| matches!(s, Step::KeepWritable { no_exec: true, .. }))
+            .map(|(at, _)| at)
+            .collect();
+        assert_eq!(kept.len(), 2);
+        assert!(kept.iter().all(|at| *at < sealed));
+        let last_write = steps
+            .iter()
+            .rposition(|s| matches!(s, Step::WriteFile { .. } | Step::MakeDirectory { .. }));
+        assert!(last_write.expect("files are written") < kept[0]);
+        assert!(sealed < position(&steps, |s| matches!(s, Step::DropPrivileges { .. })));
+    }
+
+    #[test]
+    fn each_hardening_of_the_root_is_its_own() {
+        let plan = |read_only_root, no_exec| {
+            let mut guest = guest();
+            guest.config.hardening.read_only_root = read_only_root;
+            guest.config.hardening.no_exec = no_exec;
+            let steps = plan_container(&guest, &instance());
+            let kept = |flag| {
+                let keep =
+                    |s: &&Step| matches!(s, Step::KeepWritable { no_exec, .. } if *no_exec == flag);
+                steps.iter().filter(keep).count()
+            };
+            (kept(true), kept(false), steps.contains(&Step::SealRoot))
+        };
+        assert_eq!(plan(true, true), (2, 0, true));
+        assert_eq!(plan(true, false), (0, 2, true));
+        assert_eq!(plan(false, true), (2, 0, false));
+        assert_eq!(plan(false, false), (0, 0, false));
     }
 
     #[test]

@@ -68,6 +68,16 @@ pub enum Step {
         /// Absolute path of where it is shown, created when missing.
         to: String,
     },
+    /// Keeps a directory writable once the root is not: it becomes a mount of its
+    /// own, without set-id programs and devices. Made when missing.
+    KeepWritable {
+        /// Absolute path.
+        path: String,
+        /// Whether programs in it cannot be run.
+        no_exec: bool,
+    },
+    /// Makes the root read-only, but no other mount.
+    SealRoot,
     /// Makes an existing file or directory read-only in place. Absent is fine.
     Protect {
         /// Absolute path.

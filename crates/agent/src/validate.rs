@@ -50,6 +50,12 @@ pub enum GuestRefusal {
         /// The parameter at fault.
         what: &'static str,
     },
+    /// A directory is not an absolute path without `..`, or is the root.
+    #[error("not an absolute path of a directory to keep writable: {path:?}")]
+    WritablePath {
+        /// The path found.
+        path: String,
+    },
     /// The process has no program to run, or a string that `execve` cannot carry.
     #[error("the process is not runnable: {what}")]
     Process {
@@ -88,6 +94,11 @@ pub fn validate_guest(config: GuestConfig, cmdline: &[u8]) -> Result<ValidGuest,
         }
     }
     validate_root(&config.root)?;
+    for path in &config.hardening.writable {
+        if !is_plain_absolute(path) {
+            return Err(GuestRefusal::WritablePath { path: path.clone() });
+        }
+    }
 
     let process = &config.process;
     let refuse = |what| Err(GuestRefusal::Process { what });
@@ -346,7 +357,7 @@ fn fit_hostname(name: &str) -> Option<String> {
 #[cfg(test)]
 pub(crate) mod tests {
     use assay_tee::Sha256Digest;
-    use assay_tee::guest_config::Process;
+    use assay_tee::guest_config::{GuestHardening, Process};
     use assay_tee::instance::{Network, PodIdentity, VerifierEndpoint};
 
     use super::*;
@@ -365,6 +376,11 @@ pub(crate) mod tests {
                 hash_start_block: 101,
                 root_hash: Sha256Digest::of(b"root"),
                 salt: "0011".to_owned(),
+            },
+            hardening: GuestHardening {
+                read_only_root: true,
+                no_exec: true,
+                writable: vec!["/run".to_owned(), "/tmp".to_owned()],
             },
             process: Process {
                 args: vec!["nginx".to_owned(), "-g".to_owned()],
@@ -469,6 +485,7 @@ pub(crate) mod tests {
     fn one_mutation_of_a_good_configuration_is_refused_for_its_own_reason() {
         let verity = |e: &GuestRefusal| matches!(e, GuestRefusal::Verity { .. });
         let process = |e: &GuestRefusal| matches!(e, GuestRefusal::Process { .. });
+        let writable = |e: &GuestRefusal| matches!(e, GuestRefusal::WritablePath { .. });
         let module = |e: &GuestRefusal| matches!(e, GuestRefusal::ModulePath { .. });
         let rows: &[Mutation] = &[
             (
@@ -485,6 +502,16 @@ pub(crate) mod tests {
                 "module ..",
                 |c| c.modules = vec!["/lib/../x.ko".to_owned()],
                 module,
+            ),
+            (
+                "writable root",
+                |c| c.hardening.writable = vec!["/".to_owned()],
+                writable,
+            ),
+            (
+                "writable ..",
+                |c| c.hardening.writable = vec!["/tmp/../etc".to_owned()],
+                writable,
             ),
             ("empty serial", |c| root(c).4.clear(), verity),
             ("long serial", |c| *root(c).4 = "x".repeat(21), verity),

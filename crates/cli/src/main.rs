@@ -13,6 +13,7 @@ mod guest_policy;
 mod id_block;
 mod igvm;
 mod inspect;
+mod kit;
 mod measure;
 mod output_file;
 mod pcrs;
@@ -56,6 +57,8 @@ enum Command {
     Igvm(igvm::Args),
     /// Show what a firmware, UKI, IGVM file, report or certificate says
     Inspect(inspect::Args),
+    /// Pack, check and push boot kits: kernel, modules, stub and firmware
+    Kit(kit::Args),
     /// Compute the launch digest of a guest from its files
     Measure(measure::Args),
     /// Predict the TPM PCRs that the boot of a UKI leaves
@@ -79,6 +82,7 @@ fn main() -> ExitCode {
         Command::IdBlock(args) => id_block::run(&args),
         Command::Igvm(args) => igvm::run(&args),
         Command::Inspect(args) => inspect::run(&args),
+        Command::Kit(args) => return kit::run(&args),
         Command::Measure(args) => measure::run(&args),
         Command::Pcrs(args) => pcrs::run(&args),
         Command::Policy(args) => return policy::run(&args),

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use assay_measure::MeasurementInputs;
 use assay_measure::inputs::FirmwareInputsError;
 use assay_tee::canonical::{EncodeCanonicalError, encode_canonical};
-use assay_tee::guest_config::RootFs;
+use assay_tee::guest_config::{GuestHardening, RootFs};
 use assay_tee::hashes_table::KernelHashes;
 use assay_tee::{GuestConfig, Sha256Digest};
 use bytes::Bytes;
@@ -17,17 +17,19 @@ use bytes::Bytes;
 use crate::authenticode::{
     ImageSigner, ParseSignaturesError, SignImageError, VerifySignatureError, verify_signatures,
 };
-use crate::boot_kit::{BootKit, BootKitError};
+use crate::boot_kit::{BootKit, BootKitError, KitDocument};
 use crate::erofs::{EncodeErofsError, encode_erofs};
 use crate::flatten::{FlattenError, StoredLayer, flatten, prepare_root};
+use crate::hardening::Setting;
 use crate::initramfs::{EncodeInitramfsError, encode_initramfs, module_path};
 use crate::manifest::{
     Builder, FIRMWARE_PATH, FileEntry, Inputs, MANIFEST_PATH, Manifest, ROOT_DISK_PATH,
     ROOT_DISK_SERIAL, RootDisk, Section, UKI_PATH, Uki,
 };
 use crate::oci::{ImageConfig, ImageOptions, Layer, OciImage};
+use crate::packages::{Package, distribution, installed_packages};
 use crate::pcr::{BootPath, PcrPrediction, PredictPcrError, predict_pcrs};
-use crate::process::{ProcessError, resolve_process};
+use crate::process::{ProcessError, resolve_process, writable_directories};
 use crate::recipe::{Compression, Layout, ValidRecipe};
 use crate::rope::Rope;
 use crate::tarball::{Owner, TarBuilder};
@@ -134,6 +136,19 @@ pub struct Artifact {
     pub manifest: Manifest,
     /// Name and content of every file, the manifest first.
     pub files: Vec<(&'static str, Rope)>,
+    /// What its inputs say that they consist of. Not part of the artifact.
+    pub software: Software,
+}
+
+/// What an artifact's inputs say that they consist of.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Software {
+    /// The workload's packages.
+    pub packages: Vec<Package>,
+    /// The workload's distribution, such as `debian`.
+    pub distribution: Option<String>,
+    /// What the boot kit was packed from.
+    pub boot_kit: Option<KitDocument>,
 }
 
 impl Artifact {
@@ -169,12 +184,17 @@ pub fn build_signed(
         agent,
     } = inputs;
     let kit = BootKit::from_tree(&open("bootKit", boot_kit)?.0).map_err(BuildError::BootKit)?;
+    kit.check(recipe.compression, &recipe.hardening)
+        .map_err(BuildError::BootKit)?;
     if !agent.starts_with(b"\x7fELF\x02\x01") {
         return Err(BuildError::Agent);
     }
 
     let (mut tree, image_config) = open("rootfs", rootfs)?;
     let process = resolve_process(&image_config.config, &tree).map_err(BuildError::Process)?;
+    let writable = writable_directories(&image_config.config).map_err(BuildError::Process)?;
+    let packages = installed_packages(&tree);
+    let distribution = distribution(&tree);
     prepare_root(&mut tree);
     let (root_disk, root) = match recipe.layout {
         Layout::DmVerity => {
@@ -194,6 +214,11 @@ pub fn build_signed(
         cmdline: recipe.cmdline.clone(),
         modules: modules.iter().map(|(path, _)| path.clone()).collect(),
         root: root.clone(),
+        hardening: GuestHardening {
+            read_only_root: recipe.hardening.is_on(Setting::ReadOnlyRoot),
+            no_exec: recipe.hardening.is_on(Setting::NoExec),
+            writable,
+        },
         process,
     };
     let rootfs_inside = (recipe.layout == Layout::Initramfs).then_some(&tree);
@@ -247,13 +272,16 @@ pub fn build_signed(
         layout: recipe.layout,
         root_disk: disk_entry,
         measurement: measurement.map_err(BuildError::Measure)?,
+        hardening: recipe.hardening.states(),
         inputs: Inputs {
             rootfs: recipe.rootfs.clone(),
             boot_kit: recipe.boot_kit.clone(),
             agent: Sha256Digest::of(agent),
+            git: recipe.git.clone(),
         },
         builder: Builder {
             version: env!("CARGO_PKG_VERSION").to_owned(),
+            codecs: codecs(recipe.compression),
         },
     };
     let manifest_bytes = encode_canonical(&manifest).map_err(BuildError::Encode)?;
@@ -263,7 +291,36 @@ pub fn build_signed(
         (UKI_PATH, uki),
     ];
     files.extend(root_disk.map(|disk| (ROOT_DISK_PATH, disk)));
-    Ok(Artifact { manifest, files })
+    Ok(Artifact {
+        manifest,
+        files,
+        software: Software {
+            packages,
+            distribution,
+            boot_kit: kit.document,
+        },
+    })
+}
+
+/// LZ4's version, which its library gives as one number of two digits a part.
+fn lz4_version() -> String {
+    let number = lz4::version();
+    format!(
+        "{}.{}.{}",
+        number / 10_000,
+        number / 100 % 100,
+        number % 100
+    )
+}
+
+/// Versions of what compresses the root disk.
+fn codecs(compression: Compression) -> BTreeMap<String, String> {
+    let named = |name: &str, version: String| [(name.to_owned(), version)].into();
+    match compression {
+        Compression::None => BTreeMap::new(),
+        Compression::Lz4hc => named("lz4", lz4_version()),
+        Compression::Zstd => named("zstd", zstd::zstd_safe::version_string().to_owned()),
+    }
 }
 
 /// The manifest's rows for a UKI's sections.

@@ -10,7 +10,8 @@ use assay_tee::Sha256Digest;
 use assay_tee::guest_config::RootFs;
 use serde::{Deserialize, Serialize};
 
-use crate::recipe::{Compression, Layout, PinnedReference};
+use crate::hardening::{Setting, SettingState};
+use crate::recipe::{Compression, GitSource, Layout, PinnedReference};
 
 /// File name of the manifest in an artifact.
 pub const MANIFEST_PATH: &str = "manifest.json";
@@ -41,6 +42,9 @@ pub struct Manifest {
     /// What the launch digests of the artifact follow from, for every launch
     /// shape, without its files.
     pub measurement: MeasurementInputs,
+    /// What keeps the guest from doing more than its image asks for, and why the
+    /// rest is off. Reasons are the recipe's; nothing else says them.
+    pub hardening: BTreeMap<Setting, SettingState>,
     /// What it was made of.
     pub inputs: Inputs,
     /// What made it.
@@ -129,6 +133,9 @@ pub struct Inputs {
     pub boot_kit: PinnedReference,
     /// SHA-256 of the guest agent.
     pub agent: Sha256Digest,
+    /// Where the recipe comes from, as it says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub git: Option<GitSource>,
 }
 
 /// What made an artifact.
@@ -137,4 +144,7 @@ pub struct Inputs {
 pub struct Builder {
     /// Version of this crate.
     pub version: String,
+    /// Versions of codecs whose output the artifact holds, by name.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub codecs: BTreeMap<String, String>,
 }

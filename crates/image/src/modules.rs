@@ -3,7 +3,12 @@
 //! Modules stay compressed: the guest hands them to finit_module(2) as they
 //! are, so that the signature that the kernel checks is the distribution's.
 
+pub mod info;
+
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
+
+use self::info::ModuleInfo;
 
 /// A module by its name, and what to do where the kernel lacks it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,6 +52,26 @@ pub const GUEST_MODULES: [Wanted; 12] = [
     optional("evdev"),
 ];
 
+/// Further modules that a boot kit keeps where its kernel has them, for guests
+/// of other platforms and with other devices.
+pub const KIT_MODULES: [Wanted; 15] = [
+    optional("tsm"),
+    optional("tsm_report"),
+    optional("tdx_guest"),
+    optional("tpm_svsm"),
+    optional("dm_crypt"),
+    optional("dm_integrity"),
+    optional("authenc"),
+    optional("aesni_intel"),
+    optional("sha512_ssse3"),
+    optional("vmw_vsock_virtio_transport"),
+    optional("virtio_rng"),
+    optional("virtio_iommu"),
+    optional("virtio_scsi"),
+    optional("xts"),
+    optional("zram"),
+];
+
 /// The kernel cannot run a guest, or its module lists are damaged.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ModulesError {
@@ -61,6 +86,26 @@ pub enum ModulesError {
     MalformedDep {
         /// From 1.
         line: usize,
+    },
+    /// Two modules have one name.
+    #[error("there are two modules {name}")]
+    Duplicate {
+        /// Name with underscores.
+        name: String,
+    },
+    /// A module needs one that is neither there nor built in.
+    #[error("module {module} needs {needs}, which is neither a module nor built in")]
+    Dependency {
+        /// Name with underscores.
+        module: String,
+        /// Name with underscores.
+        needs: String,
+    },
+    /// Modules need each other.
+    #[error("module {name} needs itself")]
+    Circle {
+        /// Name with underscores.
+        name: String,
     },
     /// A path leads out of the modules' directory.
     #[error("modules.dep names {path:?}, which is no plain relative path")]
@@ -103,6 +148,98 @@ impl ModuleIndex {
         }
         let built_in = builtin.lines().map(module_name).collect();
         Ok(Self { loadable, built_in })
+    }
+
+    /// The index of modules that say what they need. Modules are by path below
+    /// their kernel's directory.
+    ///
+    /// # Errors
+    /// When two modules have one name, or one needs what is neither here nor
+    /// built in.
+    pub fn from_modules(
+        modules: &[(String, ModuleInfo)],
+        builtin: &str,
+    ) -> Result<Self, ModulesError> {
+        let built_in: BTreeSet<_> = builtin.lines().map(module_name).collect();
+        let mut by_name = BTreeMap::new();
+        for (path, info) in modules {
+            if by_name.insert(info.name.as_str(), (path, info)).is_some() {
+                return Err(ModulesError::Duplicate {
+                    name: info.name.clone(),
+                });
+            }
+        }
+        let mut loadable = BTreeMap::new();
+        for (path, info) in modules {
+            // Dependencies before what needs them; `ended` are those whose own
+            // are in the list.
+            let mut order: Vec<&str> = Vec::new();
+            let mut pending = vec![(info, false)];
+            while let Some((module, ended)) = pending.pop() {
+                if order.contains(&module.name.as_str()) {
+                    continue;
+                }
+                if ended {
+                    order.push(&module.name);
+                    continue;
+                }
+                pending.push((module, true));
+                for name in &module.depends {
+                    if built_in.contains(name) {
+                        continue;
+                    }
+                    let (_, needed) =
+                        by_name
+                            .get(name.as_str())
+                            .ok_or_else(|| ModulesError::Dependency {
+                                module: module.name.clone(),
+                                needs: name.clone(),
+                            })?;
+                    if pending
+                        .iter()
+                        .any(|(open, ended)| *ended && open.name == *name)
+                    {
+                        return Err(ModulesError::Circle { name: name.clone() });
+                    }
+                    pending.push((needed, false));
+                }
+            }
+            let dependencies = order
+                .iter()
+                .rev()
+                .skip(1)
+                .filter_map(|name| by_name.get(name).map(|(path, _)| (*path).clone()))
+                .collect();
+            loadable.insert(info.name.clone(), (path.clone(), dependencies));
+        }
+        Ok(Self { loadable, built_in })
+    }
+
+    /// The index as `modules.dep` has it.
+    pub fn encode_dep(&self) -> String {
+        let mut lines: Vec<_> = self.loadable.values().collect();
+        lines.sort();
+        lines
+            .into_iter()
+            .fold(String::new(), |mut text, (path, dependencies)| {
+                let _ = write!(text, "{path}:");
+                for dependency in dependencies {
+                    let _ = write!(text, " {dependency}");
+                }
+                text.push('\n');
+                text
+            })
+    }
+
+    /// Those of `wanted` that are required and nowhere.
+    pub fn missing(&self, wanted: &[Wanted]) -> Vec<&'static str> {
+        let is_there =
+            |name: &str| self.built_in.contains(name) || self.loadable.contains_key(name);
+        wanted
+            .iter()
+            .filter(|wanted| wanted.required && !is_there(wanted.name))
+            .map(|wanted| wanted.name)
+            .collect()
     }
 
     /// Paths of `wanted` and everything they depend on, in an order in which
@@ -174,6 +311,64 @@ kernel/lib/libcrc32c.ko.xz:
                 "kernel/drivers/md/dm-bufio.ko.xz",
                 "kernel/drivers/md/dm-verity.ko.xz",
             ]
+        );
+    }
+
+    fn info(name: &str, depends: &[&str]) -> (String, ModuleInfo) {
+        let info = ModuleInfo {
+            name: name.to_owned(),
+            depends: depends.iter().map(|name| (*name).to_owned()).collect(),
+            release: "6.12.1".to_owned(),
+            signed: true,
+        };
+        (format!("kernel/{name}.ko"), info)
+    }
+
+    #[test]
+    fn modules_say_what_depmod_would() {
+        let modules = [
+            info("dm_verity", &["dm_bufio", "dm_mod", "core"]),
+            info("dm_bufio", &["dm_mod"]),
+            info("dm_mod", &[]),
+        ];
+        let index = ModuleIndex::from_modules(&modules, "kernel/core.ko\n").unwrap();
+        let dep = index.encode_dep();
+        assert_eq!(
+            dep,
+            "kernel/dm_bufio.ko: kernel/dm_mod.ko\n\
+             kernel/dm_mod.ko:\n\
+             kernel/dm_verity.ko: kernel/dm_bufio.ko kernel/dm_mod.ko\n"
+        );
+        let wanted = [required("dm_verity"), required("core")];
+        let order = [
+            "kernel/dm_mod.ko",
+            "kernel/dm_bufio.ko",
+            "kernel/dm_verity.ko",
+        ];
+        assert_eq!(index.closure(&wanted).unwrap(), order);
+        let read = ModuleIndex::parse(&dep, "kernel/core.ko\n").unwrap();
+        assert_eq!(read.closure(&wanted).unwrap(), order);
+        assert_eq!(
+            index.missing(&[required("erofs"), optional("x")]),
+            ["erofs"]
+        );
+    }
+
+    #[test]
+    fn modules_that_cannot_be_loaded_are_named() {
+        let index = |modules: &[_]| ModuleIndex::from_modules(modules, "").unwrap_err();
+        let a = || info("a", &["b"]);
+        assert_eq!(
+            index(&[a()]).to_string(),
+            "module a needs b, which is neither a module nor built in"
+        );
+        assert_eq!(
+            index(&[a(), info("b", &["a"])]).to_string(),
+            "module a needs itself"
+        );
+        assert_eq!(
+            index(&[info("a", &[]), info("a", &[])]).to_string(),
+            "there are two modules a"
         );
     }
 

@@ -167,7 +167,14 @@ pub struct RunConfig {
     /// Signal that asks the process to stop.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stop_signal: Option<String>,
+    /// Directories that the process writes to.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub volumes: Option<BTreeMap<String, Volume>>,
 }
+
+/// What is said of a volume: nothing.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Volume {}
 
 /// An image configuration. Fields that nothing here needs are not kept.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -1,6 +1,8 @@
 //! From an image's configuration to the process that a guest starts, with the
 //! meanings that container runtimes give it (image-spec 1.1, `config.md`).
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use assay_tee::guest_config::Process;
 
 use crate::oci::RunConfig;
@@ -88,6 +90,30 @@ pub fn resolve_process(config: &RunConfig, tree: &Tree) -> Result<Process, Proce
         additional_gids: user.additional_gids,
         stop_signal,
     })
+}
+
+/// Directories that every workload may write to.
+const WRITABLE: [&str; 3] = ["/run", "/tmp", "/var/tmp"];
+
+/// Directories that stay writable where the root is not: those that every
+/// container expects, and the image's volumes. Sorted.
+pub fn writable_directories(config: &RunConfig) -> Result<Vec<String>, ProcessError> {
+    let mut found: BTreeSet<String> = WRITABLE.map(str::to_owned).into();
+    for volume in config.volumes.iter().flat_map(BTreeMap::keys) {
+        let plain = volume.trim_end_matches('/');
+        let absolute = plain.strip_prefix('/').filter(|path| {
+            path.split('/')
+                .all(|part| !matches!(part, "" | "." | "..") && !part.contains('\0'))
+        });
+        if absolute.is_none() {
+            return Err(ProcessError::Malformed {
+                field: "volume",
+                value: volume.clone(),
+            });
+        }
+        found.insert(plain.to_owned());
+    }
+    Ok(found.into_iter().collect())
 }
 
 fn check(
@@ -194,6 +220,26 @@ fn id(fields: &[String], index: usize) -> Option<u32> {
 
 #[cfg(test)]
 mod tests {
+    #[test]
+    fn volumes_stay_writable() {
+        let volumes = |paths: &[&str]| {
+            let volumes = paths
+                .iter()
+                .map(|path| ((*path).to_owned(), crate::oci::Volume {}));
+            writable_directories(&RunConfig {
+                volumes: Some(volumes.collect()),
+                ..RunConfig::default()
+            })
+        };
+        assert_eq!(
+            volumes(&["/data/", "/tmp"]).unwrap(),
+            ["/data", "/run", "/tmp", "/var/tmp"]
+        );
+        for path in ["", "/", "//", "data", "/a/../b", "/a\0b"] {
+            assert!(volumes(&[path]).is_err(), "{path:?}");
+        }
+    }
+
     use bytes::Bytes;
 
     use super::*;

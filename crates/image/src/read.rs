@@ -4,10 +4,10 @@
 //! will enforce (`guest.json`) is read from the UKI itself. An artifact whose
 //! manifest says anything else is refused as a whole.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use assay_measure::inputs::FirmwareInputsError;
-use assay_tee::guest_config::{GUEST_CONFIG_PATH, RootFs};
+use assay_tee::guest_config::{GUEST_CONFIG_PATH, INITRAMFS_ROOT, RootFs};
 use assay_tee::{GuestConfig, Sha256Digest};
 use bytes::Bytes;
 
@@ -16,6 +16,7 @@ use crate::boot_kit::{BootKitError, check_firmware};
 use crate::bzimage::{ParseKernelReleaseError, parse_kernel_release};
 use crate::erofs::parse_compression;
 use crate::flatten::{FlattenError, StoredLayer, flatten};
+use crate::hardening::{Setting, parse_states};
 use crate::initramfs::AGENT_PATH;
 use crate::manifest::{
     FIRMWARE_PATH, MANIFEST_PATH, Manifest, ROOT_DISK_PATH, ROOT_DISK_SERIAL, UKI_PATH,
@@ -123,6 +124,18 @@ pub enum ReadArtifactError {
         /// Its path.
         path: String,
     },
+    /// An entry of the initrd is none of what an initrd consists of.
+    #[error(
+        "artifact: the initrd has {path:?}, which is neither the guest agent nor its \
+         configuration, a module that it lists, or the workload's"
+    )]
+    InitrdForeign {
+        /// Its path.
+        path: String,
+    },
+    /// The manifest does not speak of every hardening, or without reasons.
+    #[error("artifact: the manifest's hardening is not a state for each setting, with reasons")]
+    Hardening,
     /// `guest.json` is not one.
     #[error("artifact: cannot read guest.json")]
     GuestConfig(#[source] serde_json::Error),
@@ -176,6 +189,7 @@ pub fn read_artifact_content(content: &ArtifactContent) -> Result<ReadArtifact, 
         measurement(&content.firmware, manifest.uki.sha256).map_err(ReadArtifactError::Measure)?;
     same("measurement", &manifest.measurement, &measurement)?;
     let guest_config = check_initrd(&manifest, &uki)?;
+    check_hardening(&manifest, &guest_config)?;
     check_root(&manifest, &guest_config.root, content.root_disk.as_ref())?;
     Ok(ReadArtifact {
         manifest,
@@ -278,7 +292,54 @@ fn check_initrd(manifest: &Manifest, uki: &UkiContent) -> Result<GuestConfig, Re
     let config: GuestConfig =
         serde_json::from_slice(config).map_err(ReadArtifactError::GuestConfig)?;
     same("uki.cmdline", &manifest.uki.cmdline, &config.cmdline)?;
+    check_entries(&entries, &config)?;
     Ok(config)
+}
+
+/// The guest agent is the only program that the workload's image does not bring,
+/// so nothing else may be in the initrd.
+fn check_entries(entries: &[NewcEntry], config: &GuestConfig) -> Result<(), ReadArtifactError> {
+    let relative = |path: &str| path.trim_start_matches('/').as_bytes().to_vec();
+    let mut expected: HashSet<Vec<u8>> = [AGENT_PATH, GUEST_CONFIG_PATH].map(relative).into();
+    expected.extend(config.modules.iter().map(|path| relative(path)));
+    let inside = [&relative(INITRAMFS_ROOT), b"/".as_slice()].concat();
+    let of_workload = |path: &[u8]| config.root == RootFs::Initramfs && path.starts_with(&inside);
+    for entry in entries {
+        let path = entry.path.as_ref();
+        let known = entry.is_directory()
+            || of_workload(path)
+            || (entry.is_file() && expected.contains(path));
+        if !known {
+            return Err(ReadArtifactError::InitrdForeign {
+                path: String::from_utf8_lossy(path).into_owned(),
+            });
+        }
+    }
+    Ok(())
+}
+
+/// What the manifest says is on must be on the command line and in guest.json.
+fn check_hardening(manifest: &Manifest, config: &GuestConfig) -> Result<(), ReadArtifactError> {
+    let hardening = parse_states(&manifest.hardening).ok_or(ReadArtifactError::Hardening)?;
+    let constant = hardening.cmdline();
+    let rest = manifest.uki.cmdline.strip_prefix(&constant);
+    if !rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(' ')) {
+        return Err(ReadArtifactError::Untrue {
+            field: "hardening",
+            claimed: constant,
+            actual: manifest.uki.cmdline.clone(),
+        });
+    }
+    same(
+        "hardening.ReadOnlyRoot",
+        &hardening.is_on(Setting::ReadOnlyRoot),
+        &config.hardening.read_only_root,
+    )?;
+    same(
+        "hardening.NoExec",
+        &hardening.is_on(Setting::NoExec),
+        &config.hardening.no_exec,
+    )
 }
 
 /// The kernel lets a later entry replace an earlier one and follows symbolic

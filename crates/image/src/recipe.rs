@@ -6,15 +6,7 @@ use std::str::FromStr;
 use assay_tee::Sha256Digest;
 use serde::{Deserialize, Deserializer, Serialize};
 
-/// The constant part of every guest's kernel command line.
-///
-/// - `console=` must be named, or systemd-stub adds one of its own choice and
-///   the command line is no longer the one in `guest.json`.
-/// - `panic=-1` and `oops=panic` end a guest whose kernel is in doubt.
-/// - `lockdown=integrity` and `module.sig_enforce=1` keep root in the guest from
-///   changing the measured kernel.
-pub const DEFAULT_CMDLINE: &str =
-    "console=ttyS0 quiet panic=-1 oops=panic lockdown=integrity module.sig_enforce=1";
+use crate::hardening::{Hardening, HardeningError, ValidHardening};
 
 /// Exit status of a builder whose inputs give no artifact, now or later
 /// (EX_DATAERR of sysexits.h).
@@ -26,14 +18,15 @@ pub const EXIT_NO_CREDENTIALS: u8 = 66;
 /// Longest command line that Linux keeps on x86 (COMMAND_LINE_SIZE, with NUL).
 const MAX_CMDLINE_LEN: usize = 2047;
 
-/// Parameters that a recipe may not set: those of [`DEFAULT_CMDLINE`], of which
-/// the kernel would believe the last, and those that replace the guest agent.
-const RESERVED_PARAMETERS: [&str; 8] = [
+/// Parameters that a recipe may not set: those of [`Hardening`], of which the
+/// kernel would believe the last, and those that replace the guest agent.
+const RESERVED_PARAMETERS: [&str; 9] = [
     "quiet",
     "panic",
     "oops",
     "lockdown",
     "module.sig_enforce",
+    "init_on_alloc",
     "init",
     "rdinit",
     "--",
@@ -54,7 +47,13 @@ pub struct Recipe {
     /// How the root disk's files are compressed.
     #[serde(default, skip_serializing_if = "Compression::is_none")]
     pub compression: Compression,
-    /// Parameters that follow [`DEFAULT_CMDLINE`].
+    /// What is switched off of what every guest has.
+    #[serde(default, skip_serializing_if = "Hardening::is_default")]
+    pub hardening: Hardening,
+    /// Where the recipe comes from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub git: Option<GitSource>,
+    /// Parameters that follow the constant ones ([`ValidHardening::cmdline`]).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cmdline: Option<String>,
     /// Where the artifact goes.
@@ -67,6 +66,38 @@ pub struct Recipe {
 pub struct ImageSource {
     /// `host/repository@sha256:…`.
     pub image: String,
+}
+
+/// A commit of a Git repository. It is recorded as it was given: nothing is
+/// fetched from it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct GitSource {
+    /// Where it is, such as `https://git.example/team/web`.
+    pub repository: String,
+    /// The commit: 40 or 64 lower-case hex digits.
+    pub commit: String,
+}
+
+impl GitSource {
+    fn validate(&self) -> Result<(), RecipeError> {
+        let visible = |text: &str| text.bytes().all(|byte| (b'!'..=b'~').contains(&byte));
+        // A user in it is often a password too, and the manifest is public.
+        let credentials = self
+            .repository
+            .split_once("://")
+            .and_then(|(_, rest)| rest.split('/').next())
+            .is_some_and(|host| host.contains('@') && !self.repository.starts_with("ssh://"));
+        let len = self.repository.len();
+        if !(1..=1024).contains(&len) || !visible(&self.repository) || credentials {
+            return Err(RecipeError::GitRepository);
+        }
+        let hex = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
+        if !matches!(self.commit.len(), 40 | 64) || !self.commit.bytes().all(hex) {
+            return Err(RecipeError::GitCommit(self.commit.clone()));
+        }
+        Ok(())
+    }
 }
 
 /// Where the artifact goes.
@@ -234,6 +265,10 @@ pub struct ValidRecipe {
     pub layout: Layout,
     /// How the root disk's files are compressed.
     pub compression: Compression,
+    /// What is on, and why the rest is not.
+    pub hardening: ValidHardening,
+    /// Where the recipe comes from.
+    pub git: Option<GitSource>,
     /// The complete kernel command line.
     pub cmdline: String,
     /// `host/repository` for the artifact.
@@ -266,6 +301,18 @@ pub enum RecipeError {
     /// There is no disk whose files could be compressed.
     #[error("compression: there is no root disk in the layout Initramfs; leave it out")]
     CompressionWithoutDisk,
+    /// What is switched off cannot be.
+    #[error("hardening")]
+    Hardening(#[source] HardeningError),
+    /// The repository is none.
+    #[error(
+        "git.repository: must be the URL of a repository, of visible ASCII, without a user or \
+         password"
+    )]
+    GitRepository,
+    /// The commit is none.
+    #[error("git.commit: {0:?} must be the 40 or 64 lower-case hex digits of a commit")]
+    GitCommit(String),
     /// The command line has a character that the kernel or the stub would read
     /// differently.
     #[error("cmdline: must be printable ASCII without quotes, words separated by one space")]
@@ -310,19 +357,25 @@ impl Recipe {
         if self.layout == Layout::Initramfs && !self.compression.is_none() {
             return Err(RecipeError::CompressionWithoutDisk);
         }
+        let hardening = self.hardening.validate().map_err(RecipeError::Hardening)?;
+        if let Some(git) = &self.git {
+            git.validate()?;
+        }
         Ok(ValidRecipe {
             rootfs: reference("rootfs.image", &self.rootfs)?,
             boot_kit: reference("bootKit.image", &self.boot_kit)?,
             layout: self.layout,
             compression: self.compression,
-            cmdline: full_cmdline(self.cmdline.as_deref())?,
+            cmdline: full_cmdline(&hardening, self.cmdline.as_deref())?,
+            hardening,
+            git: self.git.clone(),
             output_repository: self.output.repository.clone(),
         })
     }
 }
 
-fn full_cmdline(extra: Option<&str>) -> Result<String, RecipeError> {
-    let mut cmdline = DEFAULT_CMDLINE.to_owned();
+fn full_cmdline(hardening: &ValidHardening, extra: Option<&str>) -> Result<String, RecipeError> {
+    let mut cmdline = hardening.cmdline();
     let Some(extra) = extra else {
         return Ok(cmdline);
     };
@@ -356,6 +409,7 @@ fn full_cmdline(extra: Option<&str>) -> Result<String, RecipeError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::hardening::{Exception, Setting};
 
     const DIGEST: &str = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
 
@@ -370,6 +424,8 @@ mod tests {
             },
             layout: Layout::DmVerity,
             compression: Compression::None,
+            hardening: Hardening::default(),
+            git: None,
             cmdline: None,
             output: Output {
                 repository: "registry.example/team/web-guest".to_owned(),
@@ -383,13 +439,14 @@ mod tests {
         let valid = Recipe::parse(&json).unwrap();
         assert_eq!(valid.rootfs.to_string(), good().rootfs.image);
         assert_eq!(valid.boot_kit.repository(), "registry.example/kit");
-        assert_eq!(valid.cmdline, DEFAULT_CMDLINE);
+        let constant = Hardening::default().validate().unwrap().cmdline();
+        assert_eq!(valid.cmdline, constant);
 
         let more = Recipe {
             cmdline: Some("console=hvc0 foo.bar=1".to_owned()),
             ..good()
         };
-        let expected = format!("{DEFAULT_CMDLINE} console=hvc0 foo.bar=1");
+        let expected = format!("{constant} console=hvc0 foo.bar=1");
         assert_eq!(more.validate().unwrap().cmdline, expected);
     }
 
@@ -400,6 +457,13 @@ mod tests {
         };
         let cmdline = |text: &str| Recipe {
             cmdline: Some(text.to_owned()),
+            ..good()
+        };
+        let git = |repository: &str, commit: &str| Recipe {
+            git: Some(GitSource {
+                repository: repository.to_owned(),
+                commit: commit.to_owned(),
+            }),
             ..good()
         };
         let repository = |text: &str| Recipe {
@@ -445,6 +509,25 @@ mod tests {
                 },
                 "compression: ",
             ),
+            (
+                Recipe {
+                    hardening: Hardening {
+                        exceptions: vec![Exception {
+                            setting: Setting::Lockdown,
+                            reason: String::new(),
+                        }],
+                    },
+                    ..good()
+                },
+                "hardening",
+            ),
+            (git("https://git.example/x", "main"), "git.commit: "),
+            (
+                git("https://u:p@git.example/x", &"0".repeat(40)),
+                "git.repository: ",
+            ),
+            (git("", &"0".repeat(40)), "git.repository: "),
+            (cmdline("init_on_alloc=0"), "cmdline: "),
             (repository("registry.example/x:tag"), "output.repository: "),
             (repository("nohost"), "output.repository: "),
             (cmdline("a\nb"), "cmdline: "),

@@ -1,13 +1,17 @@
 //! Images in a directory (image-spec 1.1, `image-layout.md`).
 //!
-//! Only the blobs are read: an image is asked for by its digest, and then the
-//! layout's index has nothing to say.
+//! An image that is asked for by its digest is found by its blobs alone; the
+//! layout's index says which images there are.
 
-use std::fs::File;
+use std::collections::BTreeMap;
+use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 
-use assay_image::oci::{ManifestOrIndex, ParseManifestError, parse_manifest};
+use assay_image::oci::{
+    Blob, IndexEntry, ManifestOrIndex, OciImage, ParseManifestError, Platform, media_type,
+    parse_manifest,
+};
 use assay_tee::Sha256Digest;
 use bytes::Bytes;
 
@@ -33,6 +37,21 @@ pub enum ReadLayoutError {
         /// Digest of its content.
         actual: Sha256Digest,
     },
+    /// `index.json` is no index.
+    #[error("{path} is not an image index")]
+    NoIndex {
+        /// The file.
+        path: PathBuf,
+    },
+    /// `index.json` cannot be read.
+    #[error("cannot read {path}")]
+    ReadIndex {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: ParseManifestError,
+    },
     /// A manifest is not one.
     #[error("cannot read the manifest {digest}")]
     ReadManifest {
@@ -50,6 +69,108 @@ pub enum ReadLayoutError {
     },
 }
 
+/// Annotation with the name of an image in a layout.
+const NAME_ANNOTATION: &str = "org.opencontainers.image.ref.name";
+/// The file that makes a directory a layout.
+const MARK: &str = "oci-layout";
+
+/// Whether a directory is an OCI layout.
+pub fn is_layout(directory: &Path) -> bool {
+    directory.join(MARK).is_file()
+}
+
+/// The images that a layout's index names, with their names where they have one.
+pub fn list_layout(
+    directory: &Path,
+) -> Result<Vec<(Option<String>, Sha256Digest)>, ReadLayoutError> {
+    let path = directory.join("index.json");
+    let index = match fs::read(&path) {
+        Ok(index) => index,
+        Err(source) => return Err(ReadLayoutError::Read { path, source }),
+    };
+    match parse_manifest(&index) {
+        Ok(ManifestOrIndex::Index(index)) => Ok(index
+            .manifests
+            .into_iter()
+            .map(|entry| {
+                (
+                    entry.annotations.get(NAME_ANNOTATION).cloned(),
+                    entry.digest,
+                )
+            })
+            .collect()),
+        Ok(ManifestOrIndex::Manifest(_)) => Err(ReadLayoutError::NoIndex { path }),
+        Err(source) => Err(ReadLayoutError::ReadIndex { path, source }),
+    }
+}
+
+/// Writes images to an OCI layout.
+#[derive(Debug)]
+pub struct LayoutWriter {
+    directory: PathBuf,
+    manifests: Vec<IndexEntry>,
+}
+
+/// A file of a layout cannot be written.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot write {path}")]
+pub struct WriteLayoutError {
+    path: PathBuf,
+    #[source]
+    source: io::Error,
+}
+
+impl LayoutWriter {
+    /// Makes a directory a layout without images.
+    pub fn create(directory: &Path) -> Result<Self, WriteLayoutError> {
+        let layout = Self {
+            directory: directory.to_owned(),
+            manifests: Vec::new(),
+        };
+        let path = directory.join("blobs/sha256");
+        if let Err(source) = fs::create_dir_all(&path) {
+            return Err(WriteLayoutError { path, source });
+        }
+        layout.write(MARK, br#"{"imageLayoutVersion":"1.0.0"}"#)?;
+        layout.write_index()?;
+        Ok(layout)
+    }
+
+    /// Adds an image for linux/amd64 under a name.
+    pub fn add(&mut self, name: &str, image: &OciImage) -> Result<(), WriteLayoutError> {
+        let manifest = Blob::new(image.manifest.clone());
+        for blob in image.layers.iter().chain([&image.config, &manifest]) {
+            let path = format!("blobs/sha256/{}", blob.digest().to_hex());
+            self.write(&path, &blob.content().to_bytes())?;
+        }
+        self.manifests.push(IndexEntry {
+            media_type: media_type::MANIFEST.to_owned(),
+            digest: image.manifest_digest,
+            size: manifest.size(),
+            platform: Some(Platform {
+                architecture: "amd64".to_owned(),
+                os: "linux".to_owned(),
+            }),
+            annotations: BTreeMap::from([(NAME_ANNOTATION.to_owned(), name.to_owned())]),
+        });
+        self.write_index()
+    }
+
+    fn write_index(&self) -> Result<(), WriteLayoutError> {
+        let index = serde_json::json!({
+            "schemaVersion": 2,
+            "mediaType": media_type::INDEX,
+            "manifests": self.manifests,
+        });
+        self.write("index.json", index.to_string().as_bytes())
+    }
+
+    fn write(&self, path: &str, bytes: &[u8]) -> Result<(), WriteLayoutError> {
+        let path = self.directory.join(path);
+        fs::write(&path, bytes).map_err(|source| WriteLayoutError { path, source })
+    }
+}
+
 /// Reads the image `digest` (of a manifest or an index) from an OCI layout,
 /// verifying every blob. Blobs are kept in `scratch`, or in memory without it.
 ///
@@ -63,13 +184,13 @@ pub fn read_layout(
 ) -> Result<Pulled, ReadLayoutError> {
     let blob = |digest| blob(directory, digest, scratch);
     let no_platform = || ReadLayoutError::NoPlatform { digest };
-    let (manifest_digest, manifest) = match manifest_or_index(digest, blob)? {
-        ManifestOrIndex::Manifest(manifest) => (digest, manifest),
-        ManifestOrIndex::Index(index) => {
+    let (manifest_digest, (manifest, manifest_bytes)) = match manifest_or_index(digest, blob)? {
+        (ManifestOrIndex::Manifest(manifest), bytes) => (digest, (manifest, bytes)),
+        (ManifestOrIndex::Index(index), _) => {
             let child = index.linux_amd64().ok_or_else(no_platform)?.digest;
             match manifest_or_index(child, blob)? {
-                ManifestOrIndex::Manifest(manifest) => (child, manifest),
-                ManifestOrIndex::Index(_) => return Err(no_platform()),
+                (ManifestOrIndex::Manifest(manifest), bytes) => (child, (manifest, bytes)),
+                (ManifestOrIndex::Index(_), _) => return Err(no_platform()),
             }
         }
     };
@@ -83,6 +204,7 @@ pub fn read_layout(
         digest,
         manifest_digest,
         manifest,
+        manifest_bytes,
         config,
         layers,
     })
@@ -91,9 +213,11 @@ pub fn read_layout(
 fn manifest_or_index(
     digest: Sha256Digest,
     blob: impl Fn(Sha256Digest) -> Result<Bytes, ReadLayoutError>,
-) -> Result<ManifestOrIndex, ReadLayoutError> {
-    parse_manifest(&blob(digest)?)
-        .map_err(|source| ReadLayoutError::ReadManifest { digest, source })
+) -> Result<(ManifestOrIndex, Bytes), ReadLayoutError> {
+    let bytes = blob(digest)?;
+    let parsed = parse_manifest(&bytes)
+        .map_err(|source| ReadLayoutError::ReadManifest { digest, source })?;
+    Ok((parsed, bytes))
 }
 
 fn blob(
@@ -120,10 +244,35 @@ fn blob(
 
 #[cfg(test)]
 mod tests {
-    use assay_image::oci::{Blob, ImageOptions, Layer, OciImage};
+    use assay_image::oci::{ImageOptions, Layer};
     use assay_image::tarball::{Owner, TarBuilder};
 
     use super::*;
+
+    #[test]
+    fn a_layout_holds_every_image_under_its_name() {
+        let image = |content: &[u8]| {
+            let mut tar = TarBuilder::new();
+            tar.file("x", 0o644, Owner::ROOT, content.to_vec());
+            OciImage::assemble(ImageOptions::default(), &[Layer::tar(tar.finish())]).unwrap()
+        };
+        let directory = tempfile::tempdir().unwrap();
+        assert!(!is_layout(directory.path()));
+        let images = [("one", image(b"1")), ("two", image(b"2"))];
+        let mut layout = LayoutWriter::create(directory.path()).unwrap();
+        assert!(is_layout(directory.path()));
+        assert_eq!(list_layout(directory.path()).unwrap(), []);
+        for (name, image) in &images {
+            layout.add(name, image).unwrap();
+        }
+        let listed = list_layout(directory.path()).unwrap();
+        for ((name, image), (listed_name, digest)) in images.iter().zip(listed) {
+            assert_eq!(listed_name.as_deref(), Some(*name));
+            assert_eq!(digest, image.manifest_digest);
+            let read = read_layout(directory.path(), digest, None).unwrap();
+            assert_eq!(read.layers, [image.layers[0].content().to_bytes()]);
+        }
+    }
 
     #[test]
     fn every_blob_is_verified() {

@@ -37,7 +37,9 @@ use crate::retry::{pause, retry};
 
 pub use cache::{BlobCache, CacheError, TransferProgress};
 pub use docker_config::{DockerConfig, LoadDockerConfigError, ParseDockerConfigError};
-pub use layout::{ReadLayoutError, read_layout};
+pub use layout::{
+    LayoutWriter, ReadLayoutError, WriteLayoutError, is_layout, list_layout, read_layout,
+};
 pub use scratch::{Scratch, ScratchError};
 
 /// Largest manifest or index that is read: registries refuse larger ones.
@@ -227,6 +229,8 @@ pub struct Pulled {
     pub manifest_digest: Sha256Digest,
     /// The manifest.
     pub manifest: ImageManifest,
+    /// The manifest's bytes.
+    pub manifest_bytes: Bytes,
     /// The image configuration as it is stored.
     pub config: Bytes,
     /// The layers as they are stored, lowest first, in the order of
@@ -245,6 +249,16 @@ pub struct LayerMediaTypeError {
 }
 
 impl Pulled {
+    /// The image as it can be pushed again.
+    pub fn to_image(&self) -> OciImage {
+        OciImage {
+            manifest: self.manifest_bytes.clone(),
+            manifest_digest: self.manifest_digest,
+            config: Blob::new(self.config.clone()),
+            layers: self.layers.iter().cloned().map(Blob::new).collect(),
+        }
+    }
+
     /// The layers with their compression, to be flattened.
     pub fn stored_layers(&self) -> Result<Vec<StoredLayer>, LayerMediaTypeError> {
         let layer = |(index, (descriptor, bytes)): (usize, (&Descriptor, &Bytes))| {
@@ -379,7 +393,7 @@ impl Registry {
             digest,
             manifest_digest,
             manifest,
-            ..
+            manifest_bytes,
         } = self.pull_manifest(reference).await?;
         check_config(reference, &manifest)?;
         let descriptors = std::iter::once(&manifest.config).chain(&manifest.layers);
@@ -394,6 +408,7 @@ impl Registry {
             digest,
             manifest_digest,
             manifest,
+            manifest_bytes,
             config,
             layers,
         })
@@ -421,7 +436,7 @@ impl Registry {
             digest,
             manifest_digest,
             manifest,
-            ..
+            manifest_bytes,
         } = self.resolve(reference, &session, Some(cache)).await?;
         check_config(reference, &manifest)?;
         let descriptors = std::iter::once(&manifest.config).chain(&manifest.layers);
@@ -437,6 +452,7 @@ impl Registry {
             digest,
             manifest_digest,
             manifest,
+            manifest_bytes,
             config,
             layers,
         })

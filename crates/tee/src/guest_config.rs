@@ -27,6 +27,8 @@ pub struct GuestConfig {
     pub modules: Vec<String>,
     /// The root file system.
     pub root: RootFs,
+    /// What the workload may do with its file system.
+    pub hardening: GuestHardening,
     /// The workload.
     pub process: Process,
 }
@@ -64,6 +66,18 @@ pub enum RootFs {
     /// The directory [`INITRAMFS_ROOT`] of the initramfs, and no disk. It is
     /// measured with the UKI. A tmpfs overlay takes writes.
     Initramfs,
+}
+
+/// What the workload may do with its file system.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct GuestHardening {
+    /// Whether nothing but [`GuestHardening::writable`] takes writes.
+    pub read_only_root: bool,
+    /// Whether nothing in [`GuestHardening::writable`] can be run.
+    pub no_exec: bool,
+    /// Absolute directories that take writes in any case, sorted.
+    pub writable: Vec<String>,
 }
 
 /// The workload's process, from the OCI image's configuration.

@@ -1,7 +1,8 @@
 //! The recipe of a MeasuredImage that is built.
 
 use assay_crds::v1alpha1::measured_image::{self, BuildSource};
-use assay_image::recipe::{Compression, ImageSource, Layout, Output, Recipe};
+use assay_image::hardening::{Exception, Hardening, Setting};
+use assay_image::recipe::{Compression, GitSource, ImageSource, Layout, Output, Recipe};
 
 /// The recipe of a build.
 pub fn build_recipe(source: &BuildSource) -> Recipe {
@@ -22,9 +23,33 @@ pub fn build_recipe(source: &BuildSource) -> Recipe {
             measured_image::Compression::Lz4hc => Compression::Lz4hc,
             measured_image::Compression::Zstd => Compression::Zstd,
         },
+        hardening: recipe_hardening(&source.hardening),
+        git: source.git.as_ref().map(|git| GitSource {
+            repository: git.repository.clone(),
+            commit: git.commit.clone(),
+        }),
         cmdline: source.extra_cmdline.clone(),
         output: Output {
             repository: source.output.repository.clone(),
         },
+    }
+}
+
+fn recipe_hardening(hardening: &measured_image::Hardening) -> Hardening {
+    use measured_image::HardeningSetting as Asked;
+
+    let exceptions = hardening.exceptions.iter().map(|exception| Exception {
+        setting: match exception.setting {
+            Asked::PanicReboot => Setting::PanicReboot,
+            Asked::Lockdown => Setting::Lockdown,
+            Asked::ModuleSignatures => Setting::ModuleSignatures,
+            Asked::InitOnAlloc => Setting::InitOnAlloc,
+            Asked::ReadOnlyRoot => Setting::ReadOnlyRoot,
+            Asked::NoExec => Setting::NoExec,
+        },
+        reason: exception.reason.clone(),
+    });
+    Hardening {
+        exceptions: exceptions.collect(),
     }
 }

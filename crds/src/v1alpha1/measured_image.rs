@@ -122,8 +122,76 @@ pub struct BuildSource {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 1024), regex(pattern = "^[ -~]*$"))]
     pub extra_cmdline: Option<String>,
+    /// What keeps the guest from doing more than its image asks for is on unless
+    /// an exception gives a reason.
+    #[serde(default, skip_serializing_if = "Hardening::is_default")]
+    pub hardening: Hardening,
+    /// The commit that the image was made from. Recorded in the artifact and its
+    /// provenance as it is given; nothing is fetched from it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub git: Option<GitSource>,
     /// Where the artifact is pushed to.
     pub output: BuildOutput,
+}
+
+/// What is switched off.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Hardening {
+    /// Settings that are off, each with a reason. `manifest.json` of the artifact
+    /// has them all.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["setting".to_owned()]))]
+    #[schemars(length(max = 8))]
+    pub exceptions: Vec<HardeningException>,
+}
+
+impl Hardening {
+    /// Whether nothing is switched off.
+    pub fn is_default(&self) -> bool {
+        self.exceptions.is_empty()
+    }
+}
+
+/// A setting that is off.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct HardeningException {
+    /// Which setting.
+    pub setting: HardeningSetting,
+    /// Why, in one line, for whoever reviews the image.
+    #[schemars(length(min = 1, max = 512))]
+    pub reason: String,
+}
+
+/// What is on in every guest, unless an exception says why not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum HardeningSetting {
+    /// A kernel in doubt ends the guest: `panic=-1 oops=panic`.
+    PanicReboot,
+    /// Root in the guest cannot change the measured kernel: `lockdown=integrity`.
+    Lockdown,
+    /// The kernel loads modules of its own build alone: `module.sig_enforce=1`.
+    ModuleSignatures,
+    /// Memory is zeroed before it is used: `init_on_alloc=1`.
+    InitOnAlloc,
+    /// The workload's root is read-only, apart from `/run`, `/tmp`, `/var/tmp` and
+    /// the volumes that its image declares.
+    ReadOnlyRoot,
+    /// What is written there cannot be run.
+    NoExec,
+}
+
+/// A commit of a Git repository.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct GitSource {
+    /// URL of the repository, without user or password.
+    #[schemars(length(min = 1, max = 1024))]
+    pub repository: String,
+    /// The commit: 40 or 64 lower-case hex digits.
+    #[x_kube(validation = Rule::new("self.matches('^([0-9a-f]{40}|[0-9a-f]{64})$')").message("git.commit must be the 40 or 64 lower-case hex digits of a commit: a branch names another one tomorrow"))]
+    pub commit: String,
 }
 
 /// A container image by digest.

@@ -3,11 +3,14 @@
 use std::collections::BTreeMap;
 
 use super::*;
+use crate::hardening::{Exception, Hardening, SettingState};
+use crate::kernel_config::complete;
+use crate::modules::info::module_file;
 use crate::oci::{LayerCompression, RunConfig};
 use crate::recipe::{ImageSource, Output, Recipe};
 use crate::uki::tests::{pe_image, stub};
 
-const RELEASE: &str = "6.12.1-test";
+pub(crate) const RELEASE: &str = "6.12.1-test";
 
 /// A GUID in the byte order of the wire.
 fn guid(text: &str) -> Vec<u8> {
@@ -44,7 +47,7 @@ pub(crate) fn firmware(with_table: bool) -> Bytes {
 }
 
 /// An EFI kernel that names its release in a boot header.
-fn kernel() -> Bytes {
+pub(crate) fn kernel() -> Bytes {
     let mut text = vec![0; 0x1000];
     // The section starts at 0x400 in the file; the header counts from 0x200.
     text[..RELEASE.len()].copy_from_slice(RELEASE.as_bytes());
@@ -66,6 +69,7 @@ fn kit_files() -> Files {
             format!("{modules}/modules.builtin"),
             Bytes::from_static(b"kernel/x/virtio_pci.ko\n"),
         ),
+        (format!("{modules}/config"), complete().into()),
     ]
     .into();
     let mut dep = String::new();
@@ -79,11 +83,9 @@ fn kit_files() -> Files {
         "virtio_net",
         "sev-guest",
     ] {
-        let path = format!("kernel/x/{name}.ko.xz");
-        files.insert(
-            format!("{modules}/{path}"),
-            Bytes::from(format!("module {name}")),
-        );
+        let path = format!("kernel/x/{name}.ko");
+        let module = module_file(name, "", RELEASE, true);
+        files.insert(format!("{modules}/{path}"), module.into());
         dep += &path;
         dep += ":\n";
     }
@@ -131,26 +133,47 @@ fn web(write: impl FnOnce(&mut TarBuilder)) -> SourceImage {
 
 const PASSWD: &[u8] = b"web:x:101:102::/:/\n";
 
-pub(crate) fn inputs() -> BuildInputs {
+/// The recipe of [`inputs`].
+fn recipe() -> Recipe {
     let reference = |name: &str| ImageSource {
         image: format!(
             "registry.example/{name}@{}",
             Sha256Digest::of(name.as_bytes())
         ),
     };
-    let recipe = Recipe {
+    Recipe {
         version: Recipe::VERSION,
         rootfs: reference("web"),
         boot_kit: reference("kit"),
         layout: Layout::DmVerity,
         compression: Compression::None,
+        hardening: Hardening::default(),
+        git: None,
         cmdline: Some("test=1".to_owned()),
         output: Output {
             repository: "registry.example/guest".to_owned(),
         },
+    }
+}
+
+/// The recipe of [`inputs`] with a setting off.
+pub(crate) fn switched_off(setting: Setting) -> ValidRecipe {
+    let hardening = Hardening {
+        exceptions: vec![Exception {
+            setting,
+            reason: "a test".to_owned(),
+        }],
     };
+    let recipe = Recipe {
+        hardening,
+        ..recipe()
+    };
+    recipe.validate().unwrap()
+}
+
+pub(crate) fn inputs() -> BuildInputs {
     BuildInputs {
-        recipe: recipe.validate().unwrap(),
+        recipe: recipe().validate().unwrap(),
         rootfs: web(|tar| {
             tar.file("bin/web", 0o755, Owner::ROOT, vec![1; 5000]).file(
                 "etc/passwd",
@@ -176,7 +199,7 @@ fn an_artifact_without_a_disk_is_pinned() {
     let artifact = build(&initramfs_inputs()).unwrap();
     assert_eq!(
         artifact.manifest.uki.sha256.to_string(),
-        "sha256:c831587b9c8a5fdf9914d2528ab1a02f9547c02554f9dab8f578877a191d7494"
+        "sha256:35cee74e8df2430543dfc56b38ac7810e9f9a93b7dc6ad611408e6ee54b0c11b"
     );
     let names: Vec<_> = artifact.files.iter().map(|(name, _)| *name).collect();
     assert_eq!(names, ["manifest.json", "firmware.fd", "uki.efi"]);
@@ -197,7 +220,7 @@ fn the_artifact_is_pinned() {
         ]
         .map(|digest| digest.to_string()),
         [
-            "sha256:b8b02428bc93980a538e222756c90683124d832c654e8dc3f6e41523b65ccc71",
+            "sha256:f6141ae26afd7379fc252eab1e0a99beb9e54e87ddb0980f836b04e1446ae323",
             "sha256:23858ecc8058e2427aabdb26315d7aafddd5fb43b25e4d317db22dcf3024febe"
         ]
     );
@@ -323,6 +346,25 @@ fn choices_change_what_they_are_about() {
 }
 
 #[test]
+fn a_setting_that_is_off_says_why_and_changes_the_launch_digest() {
+    let base = build(&inputs()).unwrap().manifest;
+    assert!(
+        base.hardening
+            .values()
+            .all(|state| *state == SettingState::On)
+    );
+    for setting in Setting::ALL {
+        let mut inputs = inputs();
+        inputs.recipe = switched_off(setting);
+        let manifest = build(&inputs).unwrap().manifest;
+        let reason = "a test".to_owned();
+        assert_eq!(manifest.hardening[&setting], SettingState::Off { reason });
+        assert_ne!(manifest.uki.sha256, base.uki.sha256, "{setting}");
+        assert_eq!(manifest.root_disk, base.root_disk);
+    }
+}
+
+#[test]
 fn unusable_inputs_are_named() {
     let refused = |change: &dyn Fn(&mut BuildInputs)| {
         let mut inputs = inputs();
@@ -354,14 +396,49 @@ fn unusable_inputs_are_named() {
         BootKitError::Kernels { found } if found.len() == 2
     ));
     assert!(matches!(
-        kit_without(&|files| drop(files.remove(&format!("{modules}/kernel/x/erofs.ko.xz")))),
-        BootKitError::MissingFile { path } if path.ends_with("erofs.ko.xz")
+        kit_without(&|files| drop(files.remove(&format!("{modules}/kernel/x/erofs.ko")))),
+        BootKitError::MissingFile { path } if path.ends_with("erofs.ko")
     ));
     assert!(matches!(
         kit_without(&|files| {
             files.insert(format!("{modules}/modules.dep"), Bytes::new());
         }),
-        BootKitError::Modules(_)
+        BootKitError::Unfit { problems, .. } if problems.len() == 8
+    ));
+    assert!(matches!(
+        kit_without(&|files| drop(files.remove(&format!("{modules}/config")))),
+        BootKitError::NoConfig { release } if release == RELEASE
+    ));
+    assert!(matches!(
+        kit_without(&|files| {
+            let config = complete().replace("CONFIG_DM_VERITY=m", "# CONFIG_DM_VERITY is not set");
+            files.insert(format!("{modules}/config"), config.into());
+        }),
+        BootKitError::Unfit { problems, .. }
+            if problems == ["the root disk cannot be verified: CONFIG_DM_VERITY must be y or m"]
+    ));
+    let unsigned = |files: &mut Files| {
+        let module = module_file("overlay", "", RELEASE, false);
+        files.insert(format!("{modules}/kernel/x/overlay.ko"), module.into());
+    };
+    assert!(matches!(
+        kit_without(&unsigned),
+        BootKitError::Unfit { problems, .. }
+            if problems.len() == 1 && problems[0].starts_with("module overlay has no signature")
+    ));
+    let mut reasoned = inputs();
+    let mut files = kit_files();
+    unsigned(&mut files);
+    reasoned.boot_kit = kit(&files);
+    reasoned.recipe = switched_off(Setting::ModuleSignatures);
+    build(&reasoned).unwrap();
+    assert!(matches!(
+        kit_without(&|files| {
+            let module = module_file("overlay", "", "6.13.0", true);
+            files.insert(format!("{modules}/kernel/x/overlay.ko"), module.into());
+        }),
+        BootKitError::Unfit { problems, .. }
+            if problems == ["module overlay is for kernel 6.13.0: pack the kit from one kernel"]
     ));
     assert!(matches!(
         kit_without(&|files| drop(files.remove(crate::boot_kit::STUB_PATH))),

@@ -78,7 +78,7 @@ fn a_disk_is_pinned() {
     };
     assert_eq!(
         digest(inputs()),
-        "sha256:4542031abcd8ded6c6cc5f1078e5f6f9c08595eba52e40ff28007d7250b96e08"
+        "sha256:35f0b413c78dfc8d97b0554836951415d696db114f1d6d616509aff477342fa7"
     );
     assert_eq!(
         digest(initramfs_inputs()),

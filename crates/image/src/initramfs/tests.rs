@@ -1,5 +1,5 @@
 use assay_tee::Sha256Digest;
-use assay_tee::guest_config::{Process, RootFs};
+use assay_tee::guest_config::{GuestHardening, Process, RootFs};
 
 use super::*;
 use crate::newc::parse_newc;
@@ -12,6 +12,11 @@ fn config(root: RootFs) -> GuestConfig {
         cmdline: "console=ttyS0".to_owned(),
         modules: vec![module_path("6.12", "kernel/fs/erofs.ko.xz")],
         root,
+        hardening: GuestHardening {
+            read_only_root: true,
+            no_exec: true,
+            writable: vec!["/tmp".to_owned()],
+        },
         process: Process {
             args: vec!["/bin/true".to_owned()],
             env: Vec::new(),

@@ -1,6 +1,7 @@
 use super::*;
 use crate::artifact::tests::{initramfs_inputs, inputs};
 use crate::artifact::{Artifact, build, build_signed};
+use crate::hardening::SettingState;
 use crate::newc::{EncodeNewcError, NewcBuilder};
 use crate::oci::LayerCompression;
 use crate::recipe::Compression;
@@ -24,6 +25,12 @@ fn content(artifact: &Artifact) -> ArtifactContent {
             .root_disk
             .as_ref()
             .map(|_| file(ROOT_DISK_PATH)),
+    }
+}
+
+fn off() -> SettingState {
+    SettingState::Off {
+        reason: "a lie".to_owned(),
     }
 }
 
@@ -88,7 +95,16 @@ fn a_manifest_that_lies_is_refused() {
     type Lie = fn(&mut Manifest);
     let artifact = build(&inputs()).unwrap();
     let good = content(&artifact);
-    let lies: [(&str, Lie); 13] = [
+    let lies: [(&str, Lie); 16] = [
+        ("hardening", |m| {
+            m.hardening.insert(Setting::Lockdown, off());
+        }),
+        ("hardening.ReadOnlyRoot", |m| {
+            m.hardening.insert(Setting::ReadOnlyRoot, off());
+        }),
+        ("hardening.NoExec", |m| {
+            m.hardening.insert(Setting::NoExec, off());
+        }),
         ("uki.sha256", |m| m.uki.sha256 = Sha256Digest::of(b"x")),
         ("uki.path", |m| m.uki.path = "../uki.efi".to_owned()),
         ("uki.cmdline", |m| m.uki.cmdline.push('x')),
@@ -111,6 +127,14 @@ fn a_manifest_that_lies_is_refused() {
             m.root_disk.as_mut().unwrap().root = RootFs::Initramfs;
         }),
     ];
+    let mut silent = artifact.manifest.clone();
+    silent.hardening.remove(&Setting::Lockdown);
+    let manifest = serde_json::to_vec(&silent).unwrap().into();
+    let error = read_artifact_content(&ArtifactContent {
+        manifest,
+        ..good.clone()
+    });
+    assert!(matches!(error, Err(ReadArtifactError::Hardening)));
     for (expected, lie) in lies {
         let mut manifest = artifact.manifest.clone();
         lie(&mut manifest);
@@ -229,6 +253,49 @@ fn entries_that_the_kernel_could_put_elsewhere_are_refused() {
             "{bad}: {error}"
         );
     }
+}
+
+#[test]
+fn nothing_is_in_an_initrd_that_nobody_asked_for() {
+    let read = read_artifact_content(&content(&build(&inputs()).unwrap())).unwrap();
+    let config = read.guest_config;
+    let module = config.modules[0].trim_start_matches('/').to_owned();
+    let empty = Bytes::new;
+    let check = |write: &dyn Fn(&mut NewcBuilder), config: &GuestConfig| {
+        let mut archive = NewcBuilder::new();
+        archive.file("init", 0o755, Owner::ROOT, empty()).unwrap();
+        archive.file(&module, 0o444, Owner::ROOT, empty()).unwrap();
+        write(&mut archive);
+        let entries = parse_newc(&archive.finish().to_bytes()).unwrap();
+        check_entries(&entries, config)
+    };
+    check(&|_| (), &config).unwrap();
+    let shell = |archive: &mut NewcBuilder| {
+        archive.file("bin/sh", 0o755, Owner::ROOT, empty()).unwrap();
+    };
+    let link = |archive: &mut NewcBuilder| {
+        let target = Bytes::from_static(b"/init");
+        archive.symlink("x", 0o777, Owner::ROOT, target).unwrap();
+    };
+    let workload = |archive: &mut NewcBuilder| {
+        archive
+            .file("rootfs/app", 0o755, Owner::ROOT, empty())
+            .unwrap();
+    };
+    let rows: [(&str, &dyn Fn(&mut NewcBuilder)); 3] =
+        [("bin/sh", &shell), ("x", &link), ("rootfs/app", &workload)];
+    for (foreign, write) in rows {
+        let error = check(write, &config).unwrap_err();
+        assert!(
+            matches!(&error, ReadArtifactError::InitrdForeign { path } if path == foreign),
+            "{foreign}: {error}"
+        );
+    }
+    let inside = GuestConfig {
+        root: RootFs::Initramfs,
+        ..config
+    };
+    check(&workload, &inside).unwrap();
 }
 
 #[test]

@@ -1,0 +1,232 @@
+//! What a kernel module says of itself: `.modinfo` of its ELF file, and whether
+//! a signature follows it (Linux `Documentation/admin-guide/module-signing.rst`).
+
+use std::io::{self, Read};
+
+use bytes::Bytes;
+use flate2::read::GzDecoder;
+use lzma_rust2::XzReader;
+
+/// Largest module once uncompressed.
+const MAX_LEN: u64 = 512 << 20;
+/// Memory that an xz stream may ask for, in KiB.
+const XZ_MEMORY_KIB: u32 = 256 << 10;
+/// What ends a signed module.
+const SIGNATURE_MARK: &[u8] = b"~Module signature appended~\n";
+
+/// What a module says of itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ModuleInfo {
+    /// Its name, with underscores.
+    pub name: String,
+    /// Names of the modules that it cannot be loaded without.
+    pub depends: Vec<String>,
+    /// The kernel that it was built for: the first word of `vermagic`.
+    pub release: String,
+    /// Whether a signature follows it. Nobody has verified that: the kernel will.
+    pub signed: bool,
+}
+
+/// Bytes are no module.
+#[derive(Debug, thiserror::Error)]
+pub enum ParseModuleError {
+    /// It cannot be uncompressed.
+    #[error("cannot uncompress it")]
+    Uncompress(#[source] io::Error),
+    /// It is larger than anything that is a module.
+    #[error("more than {MAX_LEN} bytes uncompressed")]
+    TooLarge,
+    /// It is no ELF file for x86-64, or damaged.
+    #[error("not an ELF file for x86-64 with a section .modinfo")]
+    Elf,
+    /// `.modinfo` lacks something.
+    #[error(".modinfo does not say {0}")]
+    Lacks(&'static str),
+}
+
+/// Whether the kernel has to unpack a module of this name before it loads it.
+pub fn is_compressed(path: &str) -> bool {
+    !path.ends_with(".ko")
+}
+
+/// Reads a module as it is stored under `path`, whose ending says how it is
+/// compressed.
+pub fn parse_module(path: &str, stored: &Bytes) -> Result<ModuleInfo, ParseModuleError> {
+    let module = uncompress(path, stored)?;
+    let info = section(&module, b".modinfo").ok_or(ParseModuleError::Elf)?;
+    let value = |key: &str| {
+        info.split(|byte| *byte == 0).find_map(|entry| {
+            let value = entry.strip_prefix(key.as_bytes())?.strip_prefix(b"=")?;
+            std::str::from_utf8(value).ok()
+        })
+    };
+    let name = value("name").ok_or(ParseModuleError::Lacks("its name"))?;
+    let magic = value("vermagic").ok_or(ParseModuleError::Lacks("its kernel"))?;
+    let depends = value("depends").unwrap_or_default().split(',');
+    Ok(ModuleInfo {
+        name: name.replace('-', "_"),
+        depends: depends
+            .filter(|name| !name.is_empty())
+            .map(|name| name.replace('-', "_"))
+            .collect(),
+        release: magic.split(' ').next().unwrap_or_default().to_owned(),
+        signed: module.ends_with(SIGNATURE_MARK),
+    })
+}
+
+fn uncompress(path: &str, stored: &Bytes) -> Result<Bytes, ParseModuleError> {
+    let error = ParseModuleError::Uncompress;
+    let plain = match path.rsplit('.').next() {
+        Some("xz") => read(XzReader::new_mem_limit(
+            stored.as_ref(),
+            true,
+            XZ_MEMORY_KIB,
+        )),
+        Some("gz") => read(GzDecoder::new(stored.as_ref())),
+        Some("zst") => read(zstd::stream::read::Decoder::new(stored.as_ref()).map_err(error)?),
+        _ => return Ok(stored.clone()),
+    }
+    .map_err(error)?;
+    if plain.len() as u64 > MAX_LEN {
+        return Err(ParseModuleError::TooLarge);
+    }
+    Ok(plain.into())
+}
+
+fn read(reader: impl Read) -> io::Result<Vec<u8>> {
+    let mut plain = Vec::new();
+    reader.take(MAX_LEN + 1).read_to_end(&mut plain)?;
+    Ok(plain)
+}
+
+/// A section of an ELF64 file (System V ABI, chapter 4).
+fn section<'a>(elf: &'a [u8], name: &[u8]) -> Option<&'a [u8]> {
+    const MACHINE_X86_64: u16 = 62;
+    if !elf.starts_with(b"\x7fELF\x02\x01") || u16_at(elf, 18)? != MACHINE_X86_64 {
+        return None;
+    }
+    let table = usize_at(elf, 0x28)?;
+    let entry_len = usize::from(u16_at(elf, 0x3a)?);
+    let count = u16_at(elf, 0x3c)?;
+    let header = |index: u16| {
+        let start = table.checked_add(entry_len.checked_mul(usize::from(index))?)?;
+        elf.get(start..start.checked_add(64)?)
+    };
+    let content = |header: &[u8]| {
+        let start = usize_at(header, 0x18)?;
+        elf.get(start..start.checked_add(usize_at(header, 0x20)?)?)
+    };
+    let names = content(header(u16_at(elf, 0x3e)?)?)?;
+    let is_wanted = |header: &[u8]| {
+        let at = header.first_chunk().map(|at| u32::from_le_bytes(*at));
+        let rest = at
+            .and_then(|at| usize::try_from(at).ok())
+            .and_then(|at| names.get(at..));
+        rest.is_some_and(|rest| rest.split(|byte| *byte == 0).next() == Some(name))
+    };
+    (0..count)
+        .filter_map(header)
+        .find(|header| is_wanted(header))
+        .and_then(content)
+}
+
+fn u16_at(bytes: &[u8], offset: usize) -> Option<u16> {
+    let field = bytes.get(offset..)?.first_chunk()?;
+    Some(u16::from_le_bytes(*field))
+}
+
+fn usize_at(bytes: &[u8], offset: usize) -> Option<usize> {
+    let field = bytes.get(offset..)?.first_chunk()?;
+    usize::try_from(u64::from_le_bytes(*field)).ok()
+}
+
+/// A module as a compiler would leave it, as far as anything here reads it.
+#[cfg(test)]
+#[allow(clippy::cast_possible_truncation)] // small numbers
+pub(crate) fn module_file(name: &str, depends: &str, release: &str, signed: bool) -> Vec<u8> {
+    let info = format!(
+        "license=GPL\0depends={depends}\0name={name}\0vermagic={release} SMP mod_unload \0"
+    );
+    let names = b"\0.modinfo\0.shstrtab\0";
+    let mut elf = b"\x7fELF\x02\x01\x01".to_vec();
+    elf.resize(16, 0);
+    elf.extend([1, 0, 62, 0, 1, 0, 0, 0]);
+    elf.resize(0x28, 0);
+    let table = 64 + info.len() + names.len();
+    elf.extend((table as u64).to_le_bytes());
+    elf.resize(0x3a, 0);
+    elf.extend([64, 0, 3, 0, 2, 0]);
+    elf.extend(info.as_bytes());
+    elf.extend(names);
+    for (name, offset, len) in [
+        (0_u32, 0, 0),
+        (1, 64, info.len()),
+        (10, 64 + info.len(), names.len()),
+    ] {
+        let start = elf.len();
+        elf.extend(name.to_le_bytes());
+        elf.resize(start + 0x18, 0);
+        elf.extend((offset as u64).to_le_bytes());
+        elf.extend((len as u64).to_le_bytes());
+        elf.resize(start + 64, 0);
+    }
+    if signed {
+        elf.extend(b"signature");
+        elf.extend(SIGNATURE_MARK);
+    }
+    elf
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+
+    use super::*;
+
+    #[test]
+    fn a_module_says_its_name_its_needs_and_its_kernel() {
+        let plain = module_file("dm-verity", "dm-bufio,dm-mod", "6.12.1", true);
+        let expected = ModuleInfo {
+            name: "dm_verity".to_owned(),
+            depends: vec!["dm_bufio".to_owned(), "dm_mod".to_owned()],
+            release: "6.12.1".to_owned(),
+            signed: true,
+        };
+        let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        gzip.write_all(&plain).unwrap();
+        let stored = [
+            ("a/dm-verity.ko.gz", gzip.finish().unwrap()),
+            (
+                "a/dm-verity.ko.zst",
+                zstd::encode_all(plain.as_slice(), 1).unwrap(),
+            ),
+            ("a/dm-verity.ko", plain),
+        ];
+        for (path, bytes) in stored {
+            let info = parse_module(path, &bytes.into()).unwrap();
+            assert_eq!(info, expected, "{path}");
+        }
+        let unsigned = module_file("x", "", "6.12.1", false).into();
+        let info = parse_module("x.ko", &unsigned).unwrap();
+        assert!(!info.signed && info.depends.is_empty());
+    }
+
+    #[test]
+    fn damaged_modules_are_refused() {
+        let good = module_file("x", "", "6.12.1", false);
+        for cut in 0..good.len() {
+            let cut = Bytes::copy_from_slice(&good[..cut]);
+            assert!(parse_module("x.ko", &cut).is_err());
+        }
+        let mut foreign = good.clone();
+        foreign[18] = 183;
+        assert!(matches!(
+            parse_module("x.ko", &foreign.into()),
+            Err(ParseModuleError::Elf)
+        ));
+        assert!(matches!(
+            parse_module("x.ko.xz", &good.into()),
+            Err(ParseModuleError::Uncompress(_))
+        ));
+    }
+}
