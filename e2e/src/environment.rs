@@ -33,6 +33,8 @@ pub struct Environment {
     pub registry: String,
     /// Images by digest.
     pub images: Images,
+    /// Workloads of different kinds, where tests want them.
+    pub samples: Option<Samples>,
     /// sev-snp-measure, the oracle of launch digests.
     pub sev_snp_measure: Option<PathBuf>,
     /// go-sev-guest's `check`, the oracle of reports.
@@ -55,6 +57,18 @@ pub struct Images {
     pub web: String,
     /// A shell for pods of tests.
     pub busybox: String,
+}
+
+/// Workloads that list the files they see, by digest.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Samples {
+    /// One static program.
+    pub static_server: String,
+    /// Debian's Python, and every kind of file.
+    pub interpreter: String,
+    /// A program, certificates, time zones and a user.
+    pub distroless: String,
 }
 
 impl Environment {

@@ -10,6 +10,7 @@ pub mod kubectl;
 pub mod leaks;
 pub mod phases;
 pub mod quickstart;
+pub mod samples;
 pub mod visitor;
 pub mod wait;
 

@@ -139,7 +139,14 @@ fn visit(
     let address = service["spec"]["clusterIP"]
         .as_str()
         .context("the Service has no address")?;
-    visitor::get(environment, NAMESPACE, (address, 80), path, user)
+    visitor::get(
+        environment,
+        NAMESPACE,
+        (address, 80),
+        path,
+        user,
+        visitor::TIMEOUT,
+    )
 }
 
 /// Addresses that the Service sends traffic to.

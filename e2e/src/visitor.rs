@@ -12,8 +12,8 @@ use crate::{Environment, wait};
 
 /// Name of the pod.
 const NAME: &str = "visitor";
-/// Bounds one visit, in seconds.
-const TIMEOUT: &str = "10";
+/// Bounds a visit to a workload that has little to do.
+pub const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Starts the pod and waits until it runs.
 ///
@@ -64,7 +64,7 @@ pub fn start(environment: &Environment, namespace: &str) -> Result<()> {
 
 /// Status and body of `GET http://{host}:{port}{path}`, with basic
 /// authentication where `user` (`name:password`) is given; none when nobody
-/// answers.
+/// answers within `timeout`.
 ///
 /// # Errors
 /// When the pod cannot be used, or the answer is not HTTP.
@@ -74,6 +74,7 @@ pub fn get(
     (host, port): (&str, u16),
     path: &str,
     user: Option<&str>,
+    timeout: Duration,
 ) -> Result<Option<(u16, String)>> {
     let authorization = user
         .map(|user| format!("Authorization: Basic {}\r\n", STANDARD.encode(user)))
@@ -82,8 +83,10 @@ pub fn get(
     // has no wget that works.
     let request = format!("GET {path} HTTP/1.0\r\nHost: {host}\r\n{authorization}\r\n");
     let port = port.to_string();
+    let timeout = timeout.as_secs().to_string();
     let visit = [
-        "-n", namespace, "exec", "-i", NAME, "--", "busybox", "timeout", TIMEOUT, "nc", host, &port,
+        "-n", namespace, "exec", "-i", NAME, "--", "busybox", "timeout", &timeout, "nc", host,
+        &port,
     ];
     let output = environment.kubectl().output(&visit, &request)?;
     let error = String::from_utf8_lossy(&output.stderr);

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use assay_e2e::leaks::{self, Needles};
-use assay_e2e::{Environment, install, kubectl, phases, quickstart, wait};
+use assay_e2e::{Environment, install, kubectl, phases, quickstart, samples, wait};
 use assay_tee::guest_message::{CertificateGuid, CertificateTable};
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
@@ -40,6 +40,7 @@ fn a_measured_image_runs_as_attested_pods() -> Result<()> {
     records_verify_anywhere(&environment, &deployment)?;
     drift_is_repaired(&environment)?;
     an_image_without_a_disk_runs(&environment)?;
+    images_of_every_kind_see_their_files(&environment)?;
 
     quickstart::start_hostile(&environment, "tampered", "TamperedKernel")?;
     quickstart::start_hostile(&environment, "rehashed", "TamperedKernelRehashed")?;
@@ -423,6 +424,31 @@ fn an_image_without_a_disk_runs(environment: &Environment) -> Result<()> {
         "the layout Initramfs has a disk: {artifact}"
     );
     quickstart::wait_for_guests(environment, name, 1)?;
+    remove(environment, name)
+}
+
+/// One after the other: each takes a processor while it boots.
+fn images_of_every_kind_see_their_files(environment: &Environment) -> Result<()> {
+    let Some(samples) = &environment.samples else {
+        println!("skipped: there are no sample workloads");
+        return Ok(());
+    };
+    for (name, image) in [
+        ("static-server", &samples.static_server),
+        ("interpreter", &samples.interpreter),
+        ("distroless", &samples.distroless),
+    ] {
+        samples::start(environment, name, image)?;
+        quickstart::wait_for_image(environment, name)?;
+        quickstart::wait_for_guests(environment, name, 1)?;
+        samples::check_files(environment, name, image)?;
+        remove(environment, name)?;
+    }
+    Ok(())
+}
+
+/// Deletes the deployment and the image of one name.
+fn remove(environment: &Environment, name: &str) -> Result<()> {
     for kind in ["cdep", "mi"] {
         environment
             .kubectl()

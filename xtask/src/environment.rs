@@ -7,10 +7,10 @@ use anyhow::{Context as _, Result};
 use assay_cluster::layout::Layout;
 use assay_cluster::{Cache, Kubeconfig};
 use assay_e2e::Environment;
-use assay_e2e::environment::Images;
+use assay_e2e::environment::{Images, Samples};
 
 use crate::destination::Destination;
-use crate::images;
+use crate::{images, samples};
 
 /// Builds and pushes the images, finds the programs and describes them all.
 /// With `oracles`, fetches other people's tools as well.
@@ -18,6 +18,10 @@ pub(crate) fn prepare(checkout: &Path, cluster: &Kubeconfig, oracles: bool) -> R
     let cache = Cache::open()?;
     let mut registry = Destination::plain_http(&cluster.registry)?;
     let pushed = images::store_all(&cache, &mut registry)?;
+    // The demo does without them.
+    let samples = oracles
+        .then(|| samples::store_all(&cache, &mut registry))
+        .transpose()?;
     let scratch = checkout.join("dist");
     fs::create_dir_all(&scratch).context("create dist/")?;
     let layout = Layout::open()?;
@@ -38,6 +42,11 @@ pub(crate) fn prepare(checkout: &Path, cluster: &Kubeconfig, oracles: bool) -> R
             web: pushed.inputs.quickstart_web,
             busybox: pushed.inputs.busybox,
         },
+        samples: samples.map(|images| Samples {
+            static_server: images.static_server,
+            interpreter: images.interpreter,
+            distroless: images.distroless,
+        }),
         sev_snp_measure: oracles.then(|| cache.sev_snp_measure()).transpose()?,
         go_sev_guest_check: oracles.then(|| cache.go_sev_guest_check()).transpose()?,
     })

@@ -217,7 +217,12 @@ pub(crate) fn workspace_root() -> PathBuf {
 }
 
 /// Assembles an image and stores it.
-fn store(to: &mut Destination, name: &str, run: RunConfig, layers: &[Layer]) -> Result<String> {
+pub(crate) fn store(
+    to: &mut Destination,
+    name: &str,
+    run: RunConfig,
+    layers: &[Layer],
+) -> Result<String> {
     let start = Instant::now();
     let options = ImageOptions {
         run,

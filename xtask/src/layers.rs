@@ -3,6 +3,7 @@
 //! and kept in the cache.
 
 use crate::debian::{Package, Suite};
+use crate::samples::{pack_distroless, pack_interpreter};
 use crate::tree::Tree;
 use anyhow::{Context, Result, bail};
 use assay_cluster::{Cache, pins, progress::say};
@@ -96,6 +97,30 @@ pub(crate) const WEB_SERVER: Recipe = Recipe {
         dependencies: Dependencies::All,
     }],
     pack: pack_web_server,
+};
+
+/// An interpreter with its library.
+pub(crate) const INTERPRETER: Recipe = Recipe {
+    name: "interpreter",
+    revision: 1,
+    sources: &[Source {
+        suite: pins::DEBIAN_SUITE,
+        packages: &["base-files", "python3"],
+        dependencies: Dependencies::All,
+    }],
+    pack: pack_interpreter,
+};
+
+/// What images without a distribution have.
+pub(crate) const DISTROLESS: Recipe = Recipe {
+    name: "distroless",
+    revision: 1,
+    sources: &[Source {
+        suite: pins::DEBIAN_SUITE,
+        packages: &["base-files", "ca-certificates", "netbase", "tzdata"],
+        dependencies: Dependencies::Named(&[]),
+    }],
+    pack: pack_distroless,
 };
 
 /// Programs that give second opinions on images, and what they boot.

@@ -155,6 +155,17 @@ pub const PAUSE: Recipe = Recipe {
     programs: &[("pause", ".")],
 };
 
+/// A workload of tests that lists the files it sees.
+pub const TREE_SERVER: Recipe = Recipe {
+    name: "tree-server",
+    purpose: "a static workload for tests",
+    version: "1",
+    source: Source::File {
+        text: include_str!("../../images/server.go"),
+    },
+    programs: &[("server", ".")],
+};
+
 /// Reaps what a shared PID namespace leaves and goes at the first signal.
 const PAUSE_GO: &str = r#"// The process that holds a pod's namespaces open.
 package main
