@@ -16,7 +16,7 @@ pub(crate) fn run(checkout: &Path, benchmarks: &[String]) -> Result<()> {
     packages::ensure(packages::PEERS)?;
     let cache = Cache::open()?;
     let firmware = layers::firmware(&cache)?;
-    let boot_kit = layers::layer_file(&cache, &layers::BOOT_KIT)?;
+    let boot_kit = layers::archive(&cache, &layers::BOOT_KIT)?;
     let image_programs = layers::image_oracles(&cache)?;
     let sev_snp_measure = cache.sev_snp_measure()?;
     let go_sev_guest_check = cache.go_sev_guest_check()?;

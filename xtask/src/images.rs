@@ -186,14 +186,24 @@ pub(crate) fn release_directory() -> PathBuf {
 
 /// Builds our programs for release and returns the directory with them.
 fn build() -> Result<PathBuf> {
-    say(format!("building {}", PACKAGES.join(", ")));
+    build_packages(PACKAGES)
+}
+
+/// Builds the guest agent for release and returns it.
+pub(crate) fn build_agent() -> Result<PathBuf> {
+    const AGENT: &str = "assay-agent";
+    Ok(build_packages(&[AGENT])?.join(AGENT))
+}
+
+fn build_packages(packages: &[&str]) -> Result<PathBuf> {
+    say(format!("building {}", packages.join(", ")));
     let start = Instant::now();
     let root = workspace_root();
     let mut cargo = command::with_args(
         "cargo",
         ["build", "--release", "--locked", "--quiet", "--bins"],
     );
-    for package in PACKAGES {
+    for package in packages {
         cargo.args(["--package", package]);
     }
     // Cargo's own words are the best progress here.
@@ -204,7 +214,7 @@ fn build() -> Result<PathBuf> {
         command::display(&cargo)
     );
     say(format!(
-        "built our programs in {:.1} s",
+        "built them in {:.1} s",
         start.elapsed().as_secs_f64()
     ));
     Ok(release_directory())

@@ -195,17 +195,17 @@ pub(crate) const BUSYBOX: Recipe = Recipe {
     pack: pack_busybox,
 };
 
-/// The layer, from the cache or made now.
-pub(crate) fn layer(cache: &Cache, recipe: &Recipe) -> Result<Layer> {
-    let file = layer_file(cache, recipe)?;
-    let tar = fs::read(&file).with_context(|| format!("read {}", file.display()))?;
-    Ok(Layer::tar(tar))
-}
-
-/// The layer's tar archive, as a file.
-pub(crate) fn layer_file(cache: &Cache, recipe: &Recipe) -> Result<PathBuf> {
+/// The layer as a tar archive in the cache, where it was or is now.
+pub(crate) fn archive(cache: &Cache, recipe: &Recipe) -> Result<PathBuf> {
     let store = |tree: &Tree, dir: &Path| write(&dir.join(TAR), &tree.to_tar().to_bytes());
     Ok(entry(cache, recipe, store)?.join(TAR))
+}
+
+/// The layer, from the cache or made now.
+pub(crate) fn layer(cache: &Cache, recipe: &Recipe) -> Result<Layer> {
+    let file = archive(cache, recipe)?;
+    let tar = fs::read(&file).with_context(|| format!("read {}", file.display()))?;
+    Ok(Layer::tar(tar))
 }
 
 /// A root directory with the programs that give second opinions on images.

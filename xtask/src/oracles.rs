@@ -1,6 +1,6 @@
-//! Programs by others whose answers tests compare with ours.
+//! Programs by others whose answers tests compare with ours, and what tests boot.
 
-use crate::layers;
+use crate::{images, layers};
 use anyhow::{Context, Result};
 use assay_cluster::Cache;
 use std::path::Path;
@@ -16,6 +16,12 @@ pub(crate) fn variables(cache: &Cache) -> Result<Vec<(&'static str, String)>> {
         ("ASSAY_GO_SEV_GUEST_CHECK", cache.go_sev_guest_check()?),
         ("ASSAY_ORACLE_FIRMWARE", firmware.into()),
         ("ASSAY_IMAGE_ORACLES", layers::image_oracles(cache)?),
+        ("ASSAY_BOOT_KIT", layers::archive(cache, &layers::BOOT_KIT)?),
+        (
+            "ASSAY_QUICKSTART_WEB",
+            layers::archive(cache, &layers::WEB_SERVER)?,
+        ),
+        ("ASSAY_AGENT", images::build_agent()?),
     ]
     .into_iter()
     .map(|(name, path)| Ok((name, text(&path)?)))

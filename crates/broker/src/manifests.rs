@@ -148,15 +148,28 @@ pub fn parse_manifest(text: &str, rules: Rules) -> Result<Vec<Object>, ManifestE
         .map_err(|source| ManifestError::Yaml(Box::new(source)))?;
     let mut objects = Vec::new();
     for (number, document) in (1..).zip(documents) {
-        read_document(document, number, rules, &mut objects)?;
+        read_document(document, number, &mut objects)?;
     }
+    for object in &objects {
+        check(object, rules)?;
+    }
+    Ok(objects)
+}
+
+/// The objects of one document, by its place in the file, from 1. Nothing is asked
+/// of them but what the API server would ask.
+///
+/// # Errors
+/// The first thing that is wrong with an object of ours.
+pub fn parse_document(document: Value, number: usize) -> Result<Vec<Object>, ManifestError> {
+    let mut objects = Vec::new();
+    read_document(document, number, &mut objects)?;
     Ok(objects)
 }
 
 fn read_document(
     document: Value,
     number: usize,
-    rules: Rules,
     objects: &mut Vec<Object>,
 ) -> Result<(), ManifestError> {
     let text = |field| {
@@ -174,7 +187,7 @@ fn read_document(
         };
         return items
             .into_iter()
-            .try_for_each(|item| read_document(item, number, rules, objects));
+            .try_for_each(|item| read_document(item, number, objects));
     }
     let Some((GROUP, revision)) = version.split_once('/') else {
         return Ok(());
@@ -193,7 +206,6 @@ fn read_document(
             });
         }
     };
-    check(&object, rules)?;
     objects.push(object);
     Ok(())
 }

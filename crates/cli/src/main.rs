@@ -12,12 +12,15 @@ mod explain;
 mod guest_policy;
 mod id_block;
 mod igvm;
+mod inputs;
 mod inspect;
 mod kit;
 mod measure;
+mod objects;
 mod output_file;
 mod pcrs;
 mod policy;
+mod progress;
 mod pull;
 mod scratch;
 mod sign_uki;
@@ -45,7 +48,7 @@ struct Cli {
 enum Command {
     /// Verify the audit log of a broker
     Audit(audit::Args),
-    /// Build a measured image from a recipe
+    /// Build a measured image
     Build(build::Args),
     /// Fetch and show what AMD publishes about processors
     Collateral(collateral::Args),
