@@ -14,14 +14,14 @@ use assay_attest::{
 };
 use assay_crds::v1alpha1::attestation_record::{
     AttestationRecordStatus, CheckResult, CheckStatus, EndorsementsStatus, EvidenceStatus,
-    PodReference, Verdict as RecordVerdict,
+    PodReference, ReportBinding, Verdict as RecordVerdict,
 };
 use assay_crds::v1alpha1::measured_image::LifecycleState;
 use assay_crds::v1alpha1::{
     AttestationPolicy, AttestationRecord, AttestationRecordSpec, ConfidentialDeployment,
     LocalReference, MeasuredImage, TeeType,
 };
-use assay_protocol::broker::IssuedNonce;
+use assay_protocol::broker::{IssuedNonce, Profile};
 use assay_tee::canonical::EncodeCanonicalError;
 use assay_tee::{AttestationReport, InstanceData, Sha256Digest};
 use base64::prelude::{BASE64_STANDARD, Engine as _};
@@ -33,6 +33,8 @@ use crate::identity::{IdentityError, Witness, check_identity, image_name};
 use crate::policy::{appraisal_policy, reference_values};
 use crate::submission::Submission;
 
+/// Where an SVSM runs.
+const SVSM_VMPL: u32 = 0;
 /// Longest text of a check in a record: certificates can hold long names.
 const MAX_TEXT: usize = 512;
 
@@ -139,6 +141,8 @@ pub struct Appraisal {
     pub spec: AttestationRecordSpec,
     /// The verdict with every check.
     pub status: AttestationRecordStatus,
+    /// The profile of the session.
+    pub profile: Profile,
     /// The nonce that the submission answers.
     pub nonce: IssuedNonce,
     /// Root of trust, where the chain ends in one.
@@ -200,13 +204,9 @@ pub fn decide_attestation(
         check_image(observed.image.as_deref()),
     ];
 
-    let runtime_data = submission
-        .runtime_data
-        .binding(&submission.additional_evidence)?;
+    let runtime_data = submission.bound_document()?;
     let binding = Binding {
-        report_data: submission
-            .runtime_data
-            .report_data(&submission.additional_evidence)?,
+        report_data: submission.report_data()?,
         host_data: *InstanceData::host_data(submission.instance_document.as_bytes()).as_bytes(),
     };
     let mut evidence = submission.evidence();
@@ -219,6 +219,11 @@ pub fn decide_attestation(
         .map(|(image, policy)| {
             let mut policy = appraisal_policy(&policy.spec, machine);
             policy.denied.extend(&verifier.denied);
+            if submission.profile() == Profile::Svsm {
+                // What runs above an SVSM has the same launch digest, and is not to
+                // have what the SVSM gets.
+                policy.vmpls.retain(|vmpl| *vmpl == SVSM_VMPL);
+            }
             appraise_with(
                 &evidence,
                 &verifier.anchors,
@@ -287,6 +292,10 @@ pub fn decide_attestation(
             instance_data: submission.instance_document.clone(),
             nonce: submission.runtime_data.nonce.clone(),
             runtime_data: String::from_utf8_lossy(&runtime_data).into_owned(),
+            bound_by: match submission.profile() {
+                Profile::Kbs => None,
+                Profile::Svsm => Some(ReportBinding::Svsm),
+            },
         },
         endorsements: endorsements_status(endorsements, verdict.as_ref()),
         history: Vec::new(),
@@ -312,6 +321,7 @@ pub fn decide_attestation(
     Ok(Decision::Appraised(Box::new(Appraisal {
         spec,
         status,
+        profile: submission.profile(),
         nonce: *nonce,
         trust_domain,
         claims,

@@ -95,6 +95,10 @@ pub struct Config {
     /// Address for metrics, over plain HTTP; nowhere, if absent.
     #[serde(default)]
     pub metrics_listen: Option<SocketAddr>,
+    /// Address for the proxies of COCONUT-SVSM guests, over plain HTTP; nowhere, if
+    /// absent.
+    #[serde(default)]
+    pub svsm_listen: Option<SocketAddr>,
     /// What the processor's vendor publishes.
     #[serde(default)]
     pub collateral: Option<CollateralConfig>,

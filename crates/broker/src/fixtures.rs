@@ -11,7 +11,7 @@ use assay_crds::v1alpha1::{
 };
 use assay_measure::VcpuProfile;
 use assay_measure::vcpus::SaveAreas;
-use assay_protocol::broker::{IssuedNonce, NonceIssuer};
+use assay_protocol::broker::{IssuedNonce, NonceIssuer, Profile};
 use assay_protocol::guest::{ChallengedSession, GuestSession, HttpResponse};
 use assay_protocol::messages::{Challenge, SESSION_COOKIE, SnpEvidence};
 use assay_psp_sim::{Authority, Endorsement, KeyTemplate, Processor};
@@ -272,8 +272,10 @@ pub(crate) fn coco_evidence(evidence: &SnpEvidence) -> serde_json::Value {
 /// A session that was challenged with a real nonce at [`now`].
 pub(crate) fn challenged() -> (ChallengedSession, IssuedNonce) {
     let issuer = NonceIssuer::new(&[7; 32]);
-    let nonce = issuer.issue(SESSION, now_seconds()).unwrap();
-    let issued = issuer.verify(&nonce, SESSION, now_seconds()).unwrap();
+    let nonce = issuer.issue(Profile::Kbs, SESSION, now_seconds()).unwrap();
+    let issued = issuer
+        .verify(Profile::Kbs, &nonce, SESSION, now_seconds())
+        .unwrap();
     let session = GuestSession::new().unwrap();
     (
         session

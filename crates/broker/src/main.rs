@@ -19,7 +19,9 @@ use assay_broker::kubernetes::KubernetesInventory;
 use assay_broker::secrets::config::{OpenSecrets, SecretsConfig};
 use assay_broker::server::{renew_tls, router};
 use assay_broker::service::{NONCE_CACHE, Service, ServiceParts};
-use assay_broker::standalone::{Standalone, parse_deny_list, parse_simulated_root, serve_metrics};
+use assay_broker::standalone::{
+    Standalone, parse_deny_list, parse_simulated_root, serve_metrics, serve_svsm,
+};
 use assay_broker::startup::{get_or_create_keys, publish_ca};
 use assay_protocol::broker::{BoundedNonceCache, NonceIssuer};
 use assay_tee::Sha256Digest;
@@ -93,11 +95,15 @@ struct ClusterArguments {
     /// Address for metrics, over plain HTTP. Without it there are none.
     #[arg(long, env = "ASSAY_METRICS_LISTEN")]
     metrics_listen: Option<SocketAddr>,
+    /// Address for the attestation proxies of COCONUT-SVSM guests, over plain HTTP,
+    /// which is all that they speak. Without it there is none.
+    #[arg(long, env = "ASSAY_SVSM_LISTEN")]
+    svsm_listen: Option<SocketAddr>,
 }
 
 impl ClusterArguments {
     /// What would be ignored beside --config.
-    const OPTIONS: [&str; 9] = [
+    const OPTIONS: [&str; 10] = [
         "listen",
         "namespace",
         "simulated_root",
@@ -107,6 +113,7 @@ impl ClusterArguments {
         "collateral_url",
         "secrets_config",
         "metrics_listen",
+        "svsm_listen",
     ];
 }
 
@@ -224,6 +231,9 @@ async fn cluster(arguments: ClusterArguments) -> anyhow::Result<()> {
     let service = Arc::new(service);
     if let Some(address) = arguments.metrics_listen {
         serve_metrics(address, service.clone()).context("cannot use --metrics-listen")?;
+    }
+    if let Some(address) = arguments.svsm_listen {
+        serve_svsm(address, service.clone()).context("cannot use --svsm-listen")?;
     }
     let names = server_names(namespace);
     let tls = RustlsConfig::from_config(keys.server_config(&names, Timestamp::now())?);

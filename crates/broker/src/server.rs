@@ -7,8 +7,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use assay_protocol::broker::Profile;
 use assay_protocol::messages::TokenResponse;
 use assay_protocol::messages::{ATTEST_PATH, AUTH_PATH, RESOURCE_PATH, SESSION_COOKIE};
+use assay_protocol::svsm::{SVSM_PATH, SVSM_RESOURCE};
 use assay_protocol::volume::VOLUME_PATH;
 use axum::body::{Body, Bytes};
 use axum::extract::{ConnectInfo, DefaultBodyLimit, FromRequest as _, Path, Request, State};
@@ -63,11 +65,6 @@ impl<I: Inventory> Shared<I> {
 /// The routes, to be served with the clients' addresses. `ready` says whether
 /// `/readyz` succeeds.
 pub fn router<I: Inventory>(service: Arc<Service<I>>, ready: Arc<AtomicBool>) -> Router {
-    let permits = Arc::new(Semaphore::new(MAX_CONCURRENT));
-    let clients = Clients::default();
-    let limit = middleware::from_fn(move |client, request, next| {
-        limit(permits.clone(), clients.clone(), client, request, next)
-    });
     let protocol = Router::new()
         .route(AUTH_PATH, post(authenticate::<I>))
         .route(ATTEST_PATH, post(attest::<I>))
@@ -82,19 +79,47 @@ pub fn router<I: Inventory>(service: Arc<Service<I>>, ready: Arc<AtomicBool>) ->
         .route(
             &format!("{VOLUME_PATH}/{{namespace}}/{{deployment}}/{{volume}}/close"),
             post(close_volume::<I>),
-        )
-        .layer(limit);
-    Router::new()
-        .merge(protocol)
+        );
+    let routes = limited(protocol)
         .route("/healthz", get(|| async { "ok" }))
         .route("/readyz", get(readyz::<I>))
-        .route("/.well-known/jwks.json", get(jwks::<I>))
+        .route("/.well-known/jwks.json", get(jwks::<I>));
+    bounded(routes).with_state(Arc::new(Shared { service, ready }))
+}
+
+/// The routes of the SVSM profile, to be served with the clients' addresses. They may
+/// be served in the clear: what is released is encrypted to the key in the evidence,
+/// and an SVSM cannot tell one broker from another anyway.
+pub fn svsm_router<I: Inventory>(service: Arc<Service<I>>) -> Router {
+    let base = format!("{SVSM_PATH}/{{document}}");
+    let secret = SVSM_RESOURCE.join("/");
+    let protocol = Router::new()
+        .route(&format!("{base}{AUTH_PATH}"), post(authenticate_svsm::<I>))
+        .route(&format!("{base}{ATTEST_PATH}"), post(attest_svsm::<I>))
+        .route(
+            &format!("{base}{RESOURCE_PATH}/{secret}"),
+            get(resource_svsm::<I>),
+        );
+    let ready = Arc::new(AtomicBool::new(true));
+    bounded(limited(protocol)).with_state(Arc::new(Shared { service, ready }))
+}
+
+/// As [`limit`] says, counted for these routes alone.
+fn limited<S: Clone + Send + Sync + 'static>(routes: Router<S>) -> Router<S> {
+    let permits = Arc::new(Semaphore::new(MAX_CONCURRENT));
+    let clients = Clients::default();
+    routes.layer(middleware::from_fn(move |client, request, next| {
+        limit(permits.clone(), clients.clone(), client, request, next)
+    }))
+}
+
+fn bounded<S: Clone + Send + Sync + 'static>(routes: Router<S>) -> Router<S> {
+    routes
         .layer(DefaultBodyLimit::max(MAX_BODY))
         .layer(TimeoutLayer::with_status_code(
             StatusCode::REQUEST_TIMEOUT,
             REQUEST_TIMEOUT,
         ))
-        .with_state(Arc::new(Shared { service, ready }))
 }
 
 /// What monitoring reads, to be served where guests do not reach it.
@@ -154,7 +179,7 @@ async fn limit(
 
 async fn authenticate<I: Inventory>(State(shared): State<Arc<Shared<I>>>, body: Bytes) -> Response {
     let started = Instant::now();
-    let challenged = shared.service.authenticate(&body);
+    let challenged = shared.service.authenticate(Profile::Kbs, &body);
     let challenged = challenged.map(|(session, challenge)| {
         let cookie = [(header::SET_COOKIE, cookie(&session))];
         (cookie, Json(challenge))
@@ -187,6 +212,47 @@ async fn resource<I: Inventory>(
     let token = bearer(&headers).or_else(|| session(&headers));
     let released = shared.service.resource(token, &resource_path(path)).await;
     shared.answer(Operation::Resource, started, released.map(Json))
+}
+
+async fn authenticate_svsm<I: Inventory>(
+    State(shared): State<Arc<Shared<I>>>,
+    Path(document): Path<String>,
+    body: Bytes,
+) -> Response {
+    let started = Instant::now();
+    let challenged = shared.service.authenticate_svsm(&document, &body);
+    let challenged = challenged.map(|(session, challenge)| {
+        let cookie = [(header::SET_COOKIE, svsm_cookie(&session))];
+        (cookie, Json(challenge))
+    });
+    shared.answer(Operation::Auth, started, challenged)
+}
+
+async fn attest_svsm<I: Inventory>(
+    State(shared): State<Arc<Shared<I>>>,
+    Path(document): Path<String>,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Response {
+    let started = Instant::now();
+    let service = &shared.service;
+    let attested = service.attest_svsm(&document, session(&headers), &body);
+    let attested = attested.await.map(|token| {
+        let cookie = [(header::SET_COOKIE, svsm_cookie(&token))];
+        (cookie, Json(TokenResponse { token }))
+    });
+    shared.answer(Operation::Attest, started, attested)
+}
+
+async fn resource_svsm<I: Inventory>(
+    State(shared): State<Arc<Shared<I>>>,
+    Path(document): Path<String>,
+    headers: HeaderMap,
+) -> Response {
+    let started = Instant::now();
+    let service = &shared.service;
+    let released = service.resource_svsm(&document, session(&headers));
+    shared.answer(Operation::Resource, started, released.await.map(Json))
 }
 
 async fn open_volume<I: Inventory>(
@@ -249,6 +315,11 @@ fn refusal(refusal: &Refusal) -> Response {
 /// The cookie that makes `session` the client's.
 fn cookie(session: &str) -> String {
     format!("{SESSION_COOKIE}={session}; Path=/kbs; Secure; HttpOnly")
+}
+
+/// The cookie of the SVSM profile, which may be served in the clear.
+fn svsm_cookie(session: &str) -> String {
+    format!("{SESSION_COOKIE}={session}; Path={SVSM_PATH}; HttpOnly")
 }
 
 /// The session of the request's cookie.

@@ -4,6 +4,7 @@
 //! calls, an [`Inventory`] is where objects are read and written, and a
 //! [`SecretStore`] is where values are.
 
+mod svsm;
 mod volumes;
 
 use std::fmt;
@@ -14,7 +15,7 @@ use assay_attest::Endorsements;
 use assay_crds::v1alpha1::AttestationRecord;
 use assay_crds::v1alpha1::attestation_record::{PodReference, SecretRelease};
 use assay_crds::v1alpha1::confidential_deployment::SecretKeyReference;
-use assay_protocol::broker::{NonceCache, NonceError, NonceIssuer, new_session};
+use assay_protocol::broker::{NonceCache, NonceError, NonceIssuer, Profile, new_session};
 use assay_protocol::jwe::Jwe;
 use assay_protocol::messages::{Challenge, ErrorInformation, Request, VERSION};
 use assay_tee::InstanceData;
@@ -36,7 +37,7 @@ use crate::release::{
     decide_release, decide_secret, describe_release,
 };
 use crate::secrets::{SecretStore, SecretStoreError};
-use crate::submission::Submission;
+use crate::submission::{ParseSubmissionError, Submission};
 use crate::token::{Claims, InstanceClaims, TokenKey};
 use crate::volume::VolumeRefusal;
 
@@ -110,6 +111,10 @@ impl Refusal {
         };
         ErrorInformation::new(kind, detail)
     }
+}
+
+fn malformed(error: &ParseSubmissionError) -> Refusal {
+    Refusal::InvalidRequest(Chain(error).to_string())
 }
 
 /// Logs an error with its causes and refuses without them.
@@ -205,7 +210,11 @@ impl<I: Inventory> Service<I> {
     ///
     /// # Errors
     /// When the guest speaks another protocol or is another TEE.
-    pub fn authenticate(&self, body: &[u8]) -> Result<(String, Challenge), Refusal> {
+    pub fn authenticate(
+        &self,
+        profile: Profile,
+        body: &[u8],
+    ) -> Result<(String, Challenge), Refusal> {
         let request: Request = serde_json::from_slice(body)
             .map_err(|error| Refusal::InvalidRequest(error.to_string()))?;
         if request.version != VERSION {
@@ -227,9 +236,13 @@ impl<I: Inventory> Service<I> {
         let nonce = self
             .parts
             .nonces
-            .issue(&session, seconds(self.now()))
+            .issue(profile, &session, seconds(self.now()))
             .map_err(Refusal::Session)?;
-        Ok((session, Challenge::new(nonce)))
+        let challenge = match profile {
+            Profile::Kbs => Challenge::new(nonce),
+            Profile::Svsm => Challenge::without_hash(nonce),
+        };
+        Ok((session, challenge))
     }
 
     /// Appraises evidence, records the verdict, and returns a token if it is
@@ -238,23 +251,36 @@ impl<I: Inventory> Service<I> {
     /// # Errors
     /// When it is not accepted, or cannot be recorded.
     pub async fn attest(&self, session: Option<&str>, body: &[u8]) -> Result<String, Refusal> {
-        let result = self.appraise(session, body).await;
-        if let Err(Refusal::Session(_)) = &result {
-            let outcome = AttestationOutcome::Refused;
-            self.metrics().attestation(outcome, "InvalidSession", None);
-        }
+        let submission = Submission::parse(body);
+        let result = self.appraise(session, submission).await;
+        self.count_session(&result);
         result
     }
 
-    async fn appraise(&self, session: Option<&str>, body: &[u8]) -> Result<String, Refusal> {
+    fn count_session(&self, result: &Result<String, Refusal>) {
+        if let Err(Refusal::Session(_)) = result {
+            let outcome = AttestationOutcome::Refused;
+            self.metrics().attestation(outcome, "InvalidSession", None);
+        }
+    }
+
+    async fn appraise(
+        &self,
+        session: Option<&str>,
+        submission: Result<Submission, ParseSubmissionError>,
+    ) -> Result<String, Refusal> {
         let now = self.now();
-        let submission = Submission::parse(body)
-            .map_err(|error| Refusal::InvalidRequest(Chain(&error).to_string()))?;
+        let submission = submission.map_err(|error| malformed(&error))?;
         let session = session.ok_or(Refusal::Session(NonceError::NotIssued))?;
         let nonce = self
             .parts
             .nonces
-            .verify(&submission.runtime_data.nonce, session, seconds(now))
+            .verify(
+                submission.profile(),
+                &submission.runtime_data.nonce,
+                session,
+                seconds(now),
+            )
             .map_err(Refusal::Session)?;
         let instance = &submission.instance;
         let observed = self
@@ -474,8 +500,18 @@ impl<I: Inventory> Service<I> {
     /// When it is not to be released.
     pub async fn resource(&self, token: Option<&str>, path: &ResourcePath) -> Result<Jwe, Refusal> {
         let now = self.now();
-        let claims = self.verify_token(token, now)?;
-        let result = self.release(&claims, path, now).await;
+        let claims = self.verify_token(Profile::Kbs, token, now)?;
+        self.answer(&claims, path, now).await
+    }
+
+    /// Releases a resource, and tells people.
+    async fn answer(
+        &self,
+        claims: &Claims,
+        path: &ResourcePath,
+        now: Timestamp,
+    ) -> Result<Jwe, Refusal> {
+        let result = self.release(claims, path, now).await;
         let instance = claims.instance();
         let notice = match &result {
             Ok(_) => Some(Notice::SecretReleased {
@@ -501,12 +537,23 @@ impl<I: Inventory> Service<I> {
         result
     }
 
-    fn verify_token(&self, token: Option<&str>, now: Timestamp) -> Result<Claims, Refusal> {
-        let token = token.ok_or_else(|| Refusal::TokenInvalid("a token is needed".to_owned()))?;
-        self.parts
+    fn verify_token(
+        &self,
+        profile: Profile,
+        token: Option<&str>,
+        now: Timestamp,
+    ) -> Result<Claims, Refusal> {
+        let invalid = |detail: &str| Refusal::TokenInvalid(detail.to_owned());
+        let token = token.ok_or_else(|| invalid("a token is needed"))?;
+        let claims = self
+            .parts
             .tokens
             .verify(token, now)
-            .map_err(|error| Refusal::TokenInvalid(error.to_string()))
+            .map_err(|error| invalid(&error.to_string()))?;
+        if claims.profile() != profile {
+            return Err(invalid("the token is of a session of another profile"));
+        }
+        Ok(claims)
     }
 
     async fn release(

@@ -17,6 +17,7 @@ use assay_attest::evidence::parse_certificates;
 use assay_attest::policy::DenyList;
 use assay_protocol::broker::{BoundedNonceCache, NonceIssuer};
 use assay_tee::Sha256Digest;
+use axum::Router;
 use axum_server::Handle;
 use axum_server::tls_rustls::RustlsConfig;
 use jiff::Timestamp;
@@ -37,7 +38,7 @@ use crate::metrics::Metrics;
 use crate::publication::queue::PublicationQueue;
 use crate::publication::{ClusterConfig, Publisher};
 use crate::secrets::config::OpenSecrets;
-use crate::server::{metrics_router, renew_tls, router};
+use crate::server::{metrics_router, renew_tls, router, svsm_router};
 use crate::service::{Chain, Clock, NONCE_CACHE, Service, ServiceParts, Volumes};
 use crate::state::{StateDirectory, StateError, check_private};
 use crate::volume::declared::declared_volumes;
@@ -104,6 +105,8 @@ pub struct Standalone {
     pub address: SocketAddr,
     /// Where metrics are, if anywhere.
     pub metrics_address: Option<SocketAddr>,
+    /// Where the proxies of SVSMs are served, if anywhere.
+    pub svsm_address: Option<SocketAddr>,
     /// PEM of the authorities that guests must name and trust.
     pub ca: String,
     inventory: DirectoryInventory,
@@ -256,6 +259,10 @@ impl Standalone {
             Some(address) => Some(serve_metrics(address, service.clone())?),
             None => None,
         };
+        let svsm = match config.svsm_listen {
+            Some(address) => Some(serve_svsm(address, service.clone())?),
+            None => None,
+        };
         let routes = router(service, ready.clone());
         let routes = routes.into_make_service_with_connect_info::<SocketAddr>();
         let serving = tokio::spawn(async move {
@@ -264,6 +271,7 @@ impl Standalone {
             server.serve(routes).await
         });
         let (metrics_address, metrics) = metrics.unzip();
+        let (svsm_address, svsm) = svsm.unzip();
         let mut tasks = vec![
             tokio::spawn(reload(inventory.clone(), config.inventory.interval())),
             tokio::spawn(OpenSecrets::keep_alive(secrets.server)),
@@ -275,11 +283,13 @@ impl Standalone {
             }),
         ];
         tasks.extend(metrics);
+        tasks.extend(svsm);
         tasks.extend(publisher.map(|publisher| tokio::spawn(publisher.run())));
         tracing::info!(%address, objects = reading.objects, "serving");
         Ok(Self {
             address,
             metrics_address,
+            svsm_address,
             ca,
             inventory,
             ready,
@@ -361,14 +371,35 @@ pub fn serve_metrics<I: Inventory>(
     address: SocketAddr,
     service: Arc<Service<I>>,
 ) -> Result<(SocketAddr, JoinHandle<()>), StartError> {
+    serve_plain(address, "metrics", metrics_router(service))
+}
+
+/// Serves the proxies of SVSMs over plain HTTP, which is all that they speak, as a
+/// task; says where.
+///
+/// # Errors
+/// When the address cannot be served on.
+pub fn serve_svsm<I: Inventory>(
+    address: SocketAddr,
+    service: Arc<Service<I>>,
+) -> Result<(SocketAddr, JoinHandle<()>), StartError> {
+    serve_plain(address, "the SVSM profile", svsm_router(service))
+}
+
+fn serve_plain(
+    address: SocketAddr,
+    what: &'static str,
+    routes: Router,
+) -> Result<(SocketAddr, JoinHandle<()>), StartError> {
     let listen = |source| StartError::Listen { address, source };
     let listener = TcpListener::bind(address).map_err(listen)?;
     listener.set_nonblocking(true).map_err(listen)?;
     let listener = tokio::net::TcpListener::from_std(listener).map_err(listen)?;
     let local = listener.local_addr().map_err(listen)?;
+    let routes = routes.into_make_service_with_connect_info::<SocketAddr>();
     let task = tokio::spawn(async move {
-        if let Err(error) = axum::serve(listener, metrics_router(service)).await {
-            tracing::error!(error = %Chain(&error), "cannot serve metrics");
+        if let Err(error) = axum::serve(listener, routes).await {
+            tracing::error!(error = %Chain(&error), "cannot serve {what}");
         }
     });
     Ok((local, task))

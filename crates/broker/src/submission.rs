@@ -1,15 +1,20 @@
 //! What a guest submits, read strictly. Nothing in it is believed yet.
 
 use assay_attest::evidence::{Evidence, ParseEvidenceError, parse_evidence};
+use assay_protocol::broker::Profile;
 use assay_protocol::jwe::JweError;
 use assay_protocol::messages::{
     Attestation, INIT_DATA_FORMAT, NO_ADDITIONAL_EVIDENCE, RuntimeData, SnpEvidence,
 };
+use assay_protocol::svsm::{self, SVSM_RESOURCE, SvsmError, SvsmEvidence};
 use assay_tee::InstanceData;
+use assay_tee::canonical::{EncodeCanonicalError, encode_canonical};
 use assay_tee::guest_message::{
     CertificateEntry, CertificateGuid, CertificateTable, GuestMessageError,
 };
 use serde_json::Value;
+
+use crate::release::ResourcePath;
 
 /// Most bytes of instance data. It is stored in the record with the evidence.
 const MAX_INSTANCE_DATA: usize = 64 * 1024;
@@ -68,6 +73,34 @@ pub enum ParseSubmissionError {
     /// The certificate table cannot be read.
     #[error("the certificate table is malformed")]
     Certificates(#[source] GuestMessageError),
+    /// The request is not one of the SVSM profile.
+    #[error("not a request of the SVSM profile")]
+    Svsm(#[from] SvsmError),
+    /// The SVSM's proxy would bring instance data of its own, beside what is in the
+    /// path.
+    #[error("init-data is in the path of the SVSM profile, and nowhere else")]
+    SvsmInitData,
+    /// The proxy asks for one resource without saying which.
+    #[error(
+        "the instance data lists {count} resources: list the one that {} stands for",
+        SVSM_RESOURCE.join("/")
+    )]
+    SvsmResources {
+        /// How many there are.
+        count: usize,
+    },
+}
+
+/// How REPORT_DATA follows from what a guest submits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BoundBy {
+    /// By the runtime data and the evidence of devices, as in KBS 0.4.0.
+    Kbs,
+    /// By key and challenge, as an SVSM does.
+    Svsm {
+        /// The digest of both.
+        report_data: [u8; 64],
+    },
 }
 
 /// What a guest submits.
@@ -85,6 +118,8 @@ pub struct Submission {
     pub evidence: SnpEvidence,
     /// Its certificates, read from the table.
     pub certificates: CertificateTable,
+    /// How REPORT_DATA follows from it.
+    pub bound_by: BoundBy,
 }
 
 impl Submission {
@@ -102,18 +137,8 @@ impl Submission {
             .filter(|data| data.format == INIT_DATA_FORMAT)
             .ok_or(ParseSubmissionError::InitDataMissing)?;
         let evidence = read_evidence(tee_evidence.primary_evidence)?;
-        for (part, len, limit) in [
-            ("init-data", init_data.body.len(), MAX_INSTANCE_DATA),
-            (
-                "the certificate table",
-                evidence.certificates.len(),
-                MAX_CERTIFICATES,
-            ),
-        ] {
-            if len > limit {
-                return Err(ParseSubmissionError::TooLarge { part, limit });
-            }
-        }
+        check_size("init-data", init_data.body.len(), MAX_INSTANCE_DATA)?;
+        let certificates = read_certificates(&evidence.certificates)?;
         let additional_evidence = tee_evidence.additional_evidence;
         if !["", NO_ADDITIONAL_EVIDENCE].contains(&additional_evidence.as_str()) {
             return Err(ParseSubmissionError::AdditionalEvidence);
@@ -122,12 +147,6 @@ impl Submission {
             .tee_pubkey
             .validate()
             .map_err(ParseSubmissionError::TeePublicKey)?;
-        let certificates = if evidence.certificates.is_empty() {
-            CertificateTable::default()
-        } else {
-            CertificateTable::parse(&evidence.certificates)
-                .map_err(ParseSubmissionError::Certificates)?
-        };
         let instance = parse_instance(&init_data.body)?;
         Ok(Self {
             instance,
@@ -136,13 +155,141 @@ impl Submission {
             additional_evidence,
             evidence,
             certificates,
+            bound_by: BoundBy::Kbs,
         })
+    }
+
+    /// Reads the body of an attestation request that an SVSM's proxy sends for the
+    /// guest with `document`.
+    ///
+    /// # Errors
+    /// When any part of it is not what the proxy sends.
+    pub fn parse_svsm(document: SvsmDocument, body: &[u8]) -> Result<Self, ParseSubmissionError> {
+        let Attestation::<SvsmEvidence> {
+            init_data,
+            runtime_data,
+            tee_evidence,
+        } = serde_json::from_slice(body).map_err(ParseSubmissionError::Attestation)?;
+        if init_data.is_some() {
+            return Err(ParseSubmissionError::SvsmInitData);
+        }
+        if !tee_evidence.additional_evidence.is_empty() {
+            return Err(ParseSubmissionError::AdditionalEvidence);
+        }
+        let evidence = tee_evidence.primary_evidence.decode()?;
+        let certificates = read_certificates(&evidence.certificates)?;
+        runtime_data
+            .tee_pubkey
+            .validate()
+            .map_err(ParseSubmissionError::TeePublicKey)?;
+        let bound_by = BoundBy::Svsm {
+            report_data: svsm::report_data(&runtime_data)?,
+        };
+        let SvsmDocument { text, instance } = document;
+        Ok(Self {
+            instance,
+            instance_document: text,
+            runtime_data,
+            additional_evidence: String::new(),
+            evidence,
+            certificates,
+            bound_by,
+        })
+    }
+
+    /// The profile of its session.
+    pub const fn profile(&self) -> Profile {
+        match self.bound_by {
+            BoundBy::Kbs => Profile::Kbs,
+            BoundBy::Svsm { .. } => Profile::Svsm,
+        }
+    }
+
+    /// What REPORT_DATA must be.
+    ///
+    /// # Errors
+    /// Never for values that came from JSON; the encoder's error is passed on.
+    pub fn report_data(&self) -> Result<[u8; 64], EncodeCanonicalError> {
+        match self.bound_by {
+            BoundBy::Kbs => self.runtime_data.report_data(&self.additional_evidence),
+            BoundBy::Svsm { report_data } => Ok(report_data),
+        }
+    }
+
+    /// The document from which anybody can tell what REPORT_DATA must be.
+    ///
+    /// # Errors
+    /// As [`Submission::report_data`].
+    pub fn bound_document(&self) -> Result<Vec<u8>, EncodeCanonicalError> {
+        match self.bound_by {
+            BoundBy::Kbs => self.runtime_data.binding(&self.additional_evidence),
+            BoundBy::Svsm { .. } => encode_canonical(&self.runtime_data),
+        }
     }
 
     /// The report with its certificates.
     pub fn evidence(&self) -> Evidence {
         Evidence::from_table(self.evidence.report.clone(), self.certificates.clone())
     }
+}
+
+/// The instance data in the path of a request of the SVSM profile. Nothing binds it
+/// yet.
+#[derive(Debug, Clone)]
+pub struct SvsmDocument {
+    text: String,
+    instance: InstanceData,
+}
+
+impl SvsmDocument {
+    /// Reads a path's segment.
+    ///
+    /// # Errors
+    /// When it is not instance data with one resource.
+    pub fn parse(segment: &str) -> Result<Self, ParseSubmissionError> {
+        let text = svsm::parse_document(segment)?;
+        let instance = parse_instance(&text)?;
+        match instance.resources.len() {
+            1 => Ok(Self { text, instance }),
+            count => Err(ParseSubmissionError::SvsmResources { count }),
+        }
+    }
+
+    /// HOST_DATA of the guest, hex.
+    pub fn host_data(&self) -> String {
+        InstanceData::host_data(self.text.as_bytes()).to_hex()
+    }
+
+    /// What the proxy's request for [`SVSM_RESOURCE`] stands for.
+    pub fn resource(&self) -> Option<ResourcePath> {
+        let InstanceData {
+            namespace,
+            deployment,
+            resources,
+            ..
+        } = &self.instance;
+        resources.first().map(|resource| ResourcePath {
+            namespace: namespace.clone(),
+            deployment: deployment.clone(),
+            name: resource.name.clone(),
+        })
+    }
+}
+
+fn check_size(part: &'static str, len: usize, limit: usize) -> Result<(), ParseSubmissionError> {
+    if len > limit {
+        return Err(ParseSubmissionError::TooLarge { part, limit });
+    }
+    Ok(())
+}
+
+/// Reads a certificate table; an empty one is none.
+fn read_certificates(table: &[u8]) -> Result<CertificateTable, ParseSubmissionError> {
+    check_size("the certificate table", table.len(), MAX_CERTIFICATES)?;
+    if table.is_empty() {
+        return Ok(CertificateTable::default());
+    }
+    CertificateTable::parse(table).map_err(ParseSubmissionError::Certificates)
 }
 
 /// Reads evidence of our guests, or that of Confidential Containers, whose

@@ -7,6 +7,7 @@
 use std::fmt;
 
 use assay_attest::Claims as EvidenceClaims;
+use assay_protocol::broker::Profile;
 use assay_protocol::jwe::TeePublicKey;
 use assay_protocol::messages::RuntimeData;
 use base64::prelude::{BASE64_URL_SAFE_NO_PAD, Engine as _};
@@ -100,6 +101,13 @@ pub struct Submod {
     /// Whose guest it is.
     #[serde(rename = "dev.assay.instance")]
     pub instance: InstanceClaims,
+    /// The profile of the session, where it is not the usual one.
+    #[serde(
+        default,
+        rename = "dev.assay.profile",
+        skip_serializing_if = "Profile::is_default"
+    )]
+    pub profile: Profile,
 }
 
 /// Overall status (EAR).
@@ -203,6 +211,7 @@ impl Claims {
                         trust_domain: appraisal.status.trust_domain.clone(),
                         simulated,
                     },
+                    profile: appraisal.profile,
                 },
             },
         })
@@ -216,6 +225,16 @@ impl Claims {
     /// The nonce of the appraisal.
     pub fn nonce(&self) -> &str {
         &self.submods.cpu0.evidence.runtime_data_claims.nonce
+    }
+
+    /// The profile of the session.
+    pub const fn profile(&self) -> Profile {
+        self.submods.cpu0.profile
+    }
+
+    /// HOST_DATA of the evidence, hex.
+    pub fn host_data(&self) -> Option<&str> {
+        self.submods.cpu0.evidence.snp.get("host_data")?.as_str()
     }
 
     /// REPORT_ID of the evidence: which guest it is of, for as long as that runs.

@@ -22,6 +22,7 @@ use assay_attest::{
 };
 use assay_broker::collateral::CollateralStore;
 use assay_crds::v1alpha1::AttestationPolicy;
+use assay_protocol::svsm;
 use assay_tee::guest_message::CertificateTable;
 use assay_tee::{
     AttestationReport, InstanceData, LaunchDigest, Product, Sha256Digest, TcbVersion, Tee,
@@ -381,10 +382,25 @@ impl Record {
                 .decode(text(field)?)
                 .with_context(|| format!("status.evidence.{field} is not base64"))
         };
-        // KBS 0.4.0: the SHA-384 of the canonical runtime data, then zeros.
-        let mut report_data = [0; 64];
-        let (digest, _) = report_data.split_at_mut(48);
-        digest.copy_from_slice(&Sha384::digest(text("runtimeData")?));
+        let bound_by = document.pointer("/status/evidence/boundBy");
+        let report_data = match bound_by.and_then(Value::as_str) {
+            // KBS 0.4.0: the SHA-384 of the canonical runtime data, then zeros.
+            None => {
+                let mut report_data = [0; 64];
+                let (digest, _) = report_data.split_at_mut(48);
+                digest.copy_from_slice(&Sha384::digest(text("runtimeData")?));
+                report_data
+            }
+            Some("SVSM") => {
+                let runtime_data = serde_json::from_str(text("runtimeData")?)
+                    .context("status.evidence.runtimeData is not what an SVSM binds")?;
+                svsm::report_data(&runtime_data)
+                    .context("status.evidence.runtimeData is not what an SVSM binds")?
+            }
+            Some(other) => anyhow::bail!(
+                "status.evidence.boundBy is {other:?}, which this version cannot verify"
+            ),
+        };
         let instance_data = text("instanceData")?.to_owned();
         Ok(Self {
             report: bytes("report")?,
@@ -488,6 +504,8 @@ fn render(verdict: &Verdict) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+    use sha2::Sha512;
 
     #[test]
     fn expected_values_are_exact_or_waived_by_name() {
@@ -515,6 +533,24 @@ mod tests {
             *Sha384::digest(b"{\"nonce\":\"\"}")
         );
         assert_eq!(record.report_data[48..], [0; 16]);
+
+        let mut svsm = document.clone();
+        let evidence = svsm.pointer_mut("/status/evidence").unwrap();
+        evidence["boundBy"] = "SVSM".into();
+        assert!(Record::parse(&svsm).is_err(), "it has no key");
+        let (x, y) = (
+            URL_SAFE_NO_PAD.encode([1; 66]),
+            URL_SAFE_NO_PAD.encode([2; 66]),
+        );
+        let runtime_data = serde_json::json!({
+            "nonce": STANDARD.encode([3; 64]),
+            "tee-pubkey": { "kty": "EC", "crv": "P-521", "alg": "ECDH-ES+A256KW", "x": x, "y": y },
+        });
+        svsm["status"]["evidence"]["runtimeData"] = runtime_data.to_string().into();
+        let bound = Sha512::digest([&[1; 66][..], &[2; 66], &[3; 64]].concat());
+        assert_eq!(Record::parse(&svsm).unwrap().report_data, *bound);
+        svsm["status"]["evidence"]["boundBy"] = "Other".into();
+        assert!(Record::parse(&svsm).is_err());
 
         for field in ["report", "certificates", "instanceData", "runtimeData"] {
             let mut document = document.clone();

@@ -11,6 +11,7 @@ use std::sync::{Mutex, PoisonError};
 use aws_lc_rs::hmac;
 use aws_lc_rs::rand;
 use base64::prelude::{BASE64_STANDARD, Engine as _};
+use serde::{Deserialize, Serialize};
 
 /// Seconds for which a nonce may be answered.
 pub const NONCE_LIFETIME_SECONDS: u64 = 300;
@@ -20,10 +21,36 @@ const CLOCK_SKEW_SECONDS: u64 = 5;
 const TIME_LEN: usize = 8;
 const RANDOM_LEN: usize = 24;
 const MAC_LEN: usize = 32;
-const LABEL: &[u8] = b"assay.dev/nonce/v1\0";
 
 /// The random part of a nonce: what it is known by.
 pub type NonceId = [u8; RANDOM_LEN];
+
+/// How a session binds its evidence. Neither a nonce nor a token of one profile is any
+/// good in the other.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Profile {
+    /// As KBS 0.4.0 says: [`crate::messages`].
+    #[default]
+    Kbs,
+    /// As COCONUT-SVSM's attestation proxy does: [`crate::svsm`].
+    Svsm,
+}
+
+impl Profile {
+    /// Whether it is the one that goes without saying.
+    pub fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// What its nonces are authenticated under.
+    const fn label(self) -> &'static [u8] {
+        match self {
+            Self::Kbs => b"assay.dev/nonce/v1\0",
+            Self::Svsm => b"assay.dev/nonce/svsm/v1\0",
+        }
+    }
+}
 
 /// Why a nonce is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -74,25 +101,31 @@ impl NonceIssuer {
         }
     }
 
-    /// Issues a nonce to `session` at `now`, in seconds since 1970.
+    /// Issues a nonce of `profile` to `session` at `now`, in seconds since 1970.
     ///
     /// # Errors
     /// When there is no randomness.
-    pub fn issue(&self, session: &str, now: u64) -> Result<String, NonceError> {
+    pub fn issue(&self, profile: Profile, session: &str, now: u64) -> Result<String, NonceError> {
         let mut id = [0; RANDOM_LEN];
         rand::fill(&mut id).map_err(|_| NonceError::Generate)?;
         let body = [&now.to_be_bytes()[..], &id].concat();
-        let mac = hmac::sign(&self.key, &mac_input(&body, session));
+        let mac = hmac::sign(&self.key, &mac_input(profile, &body, session));
         Ok(BASE64_STANDARD.encode([&body, mac.as_ref()].concat()))
     }
 
-    /// Verifies that `nonce` was issued to `session` and may be answered at
-    /// `now`. It may still have been used: see [`NonceCache`].
+    /// Verifies that `nonce` of `profile` was issued to `session` and may be answered
+    /// at `now`. It may still have been used: see [`NonceCache`].
     ///
     /// # Errors
     /// When it was not issued by this broker to this session, or its time is
     /// over.
-    pub fn verify(&self, nonce: &str, session: &str, now: u64) -> Result<IssuedNonce, NonceError> {
+    pub fn verify(
+        &self,
+        profile: Profile,
+        nonce: &str,
+        session: &str,
+        now: u64,
+    ) -> Result<IssuedNonce, NonceError> {
         let bytes = BASE64_STANDARD
             .decode(nonce)
             .map_err(|_| NonceError::NotIssued)?;
@@ -102,7 +135,7 @@ impl NonceIssuer {
         if mac.len() != MAC_LEN {
             return Err(NonceError::NotIssued);
         }
-        hmac::verify(&self.key, &mac_input(body, session), mac)
+        hmac::verify(&self.key, &mac_input(profile, body, session), mac)
             .map_err(|_| NonceError::NotIssued)?;
         let (time, id) = body.split_at(TIME_LEN);
         let issued_at = time.try_into().map(u64::from_be_bytes);
@@ -118,10 +151,10 @@ impl NonceIssuer {
     }
 }
 
-/// The body has a fixed length, so body and session cannot be shifted into one
-/// another.
-fn mac_input(body: &[u8], session: &str) -> Vec<u8> {
-    [LABEL, body, session.as_bytes()].concat()
+/// The body has a fixed length and a label ends with a zero, so that none of them can
+/// be shifted into another.
+fn mac_input(profile: Profile, body: &[u8], session: &str) -> Vec<u8> {
+    [profile.label(), body, session.as_bytes()].concat()
 }
 
 /// Remembers which nonces were answered.
@@ -219,6 +252,8 @@ pub fn new_session() -> Result<String, NonceError> {
 mod tests {
     use super::*;
 
+    const KBS: Profile = Profile::Kbs;
+
     const NOW: u64 = 1_800_000_000;
 
     fn issuer() -> NonceIssuer {
@@ -227,30 +262,30 @@ mod tests {
 
     #[test]
     fn another_replica_verifies() {
-        let nonce = issuer().issue("session", NOW).unwrap();
-        let issued = issuer().verify(&nonce, "session", NOW + 10).unwrap();
+        let nonce = issuer().issue(KBS, "session", NOW).unwrap();
+        let issued = issuer().verify(KBS, &nonce, "session", NOW + 10).unwrap();
         assert_eq!(issued.issued_at, NOW);
     }
 
     #[test]
     fn nonces_differ() {
-        assert_ne!(issuer().issue("s", NOW), issuer().issue("s", NOW));
+        assert_ne!(issuer().issue(KBS, "s", NOW), issuer().issue(KBS, "s", NOW));
     }
 
     #[test]
     fn another_session_key_or_text_is_refused() {
-        let nonce = issuer().issue("session", NOW).unwrap();
+        let nonce = issuer().issue(KBS, "session", NOW).unwrap();
         assert_eq!(
-            issuer().verify(&nonce, "sessio", NOW),
+            issuer().verify(KBS, &nonce, "sessio", NOW),
             Err(NonceError::NotIssued)
         );
         assert_eq!(
-            NonceIssuer::new(&[8; 32]).verify(&nonce, "session", NOW),
+            NonceIssuer::new(&[8; 32]).verify(KBS, &nonce, "session", NOW),
             Err(NonceError::NotIssued)
         );
         for text in ["", "bm9uY2U=", &nonce[..nonce.len() - 4], "not base64"] {
             assert_eq!(
-                issuer().verify(text, "session", NOW),
+                issuer().verify(KBS, text, "session", NOW),
                 Err(NonceError::NotIssued),
                 "{text}"
             );
@@ -258,14 +293,26 @@ mod tests {
     }
 
     #[test]
+    fn a_nonce_is_of_one_profile() {
+        for (profile, other) in [(KBS, Profile::Svsm), (Profile::Svsm, KBS)] {
+            let nonce = issuer().issue(profile, "session", NOW).unwrap();
+            assert!(issuer().verify(profile, &nonce, "session", NOW).is_ok());
+            assert_eq!(
+                issuer().verify(other, &nonce, "session", NOW),
+                Err(NonceError::NotIssued)
+            );
+        }
+    }
+
+    #[test]
     fn every_byte_is_authenticated() {
-        let nonce = issuer().issue("session", NOW).unwrap();
+        let nonce = issuer().issue(KBS, "session", NOW).unwrap();
         let bytes = BASE64_STANDARD.decode(&nonce).unwrap();
         for index in 0..bytes.len() {
             let mut changed = bytes.clone();
             changed[index] ^= 1;
             assert_eq!(
-                issuer().verify(&BASE64_STANDARD.encode(changed), "session", NOW),
+                issuer().verify(KBS, &BASE64_STANDARD.encode(changed), "session", NOW),
                 Err(NonceError::NotIssued),
                 "byte {index}"
             );
@@ -274,25 +321,25 @@ mod tests {
 
     #[test]
     fn a_nonce_lives_five_minutes() {
-        let nonce = issuer().issue("s", NOW).unwrap();
+        let nonce = issuer().issue(KBS, "s", NOW).unwrap();
         assert!(
             issuer()
-                .verify(&nonce, "s", NOW + NONCE_LIFETIME_SECONDS)
+                .verify(KBS, &nonce, "s", NOW + NONCE_LIFETIME_SECONDS)
                 .is_ok()
         );
         let after = NOW + NONCE_LIFETIME_SECONDS + 1;
         assert_eq!(
-            issuer().verify(&nonce, "s", after),
+            issuer().verify(KBS, &nonce, "s", after),
             Err(NonceError::Expired)
         );
         assert!(
             issuer()
-                .verify(&nonce, "s", NOW - CLOCK_SKEW_SECONDS)
+                .verify(KBS, &nonce, "s", NOW - CLOCK_SKEW_SECONDS)
                 .is_ok()
         );
         let before = NOW - CLOCK_SKEW_SECONDS - 1;
         assert_eq!(
-            issuer().verify(&nonce, "s", before),
+            issuer().verify(KBS, &nonce, "s", before),
             Err(NonceError::Expired)
         );
     }

@@ -2,7 +2,7 @@
 //! A256GCM, and ECDH-ES+A256KW or RSA-OAEP-256 (RFC 7516, RFC 7518 §4.3 and §4.6).
 
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
-use aws_lc_rs::agreement::{ECDH_P256, PrivateKey, UnparsedPublicKey, agree};
+use aws_lc_rs::agreement::{Algorithm, ECDH_P256, ECDH_P521, PrivateKey, UnparsedPublicKey, agree};
 use aws_lc_rs::key_wrap::{AES_256, AesKek, KeyWrap as _};
 use aws_lc_rs::rand;
 use aws_lc_rs::rsa::{
@@ -23,8 +23,6 @@ pub const RSA_ALGORITHM: &str = "RSA-OAEP-256";
 pub const CONTENT_ALGORITHM: &str = "A256GCM";
 
 const KEY_TYPE: &str = "EC";
-const CURVE: &str = "P-256";
-const COORDINATE_LEN: usize = 32;
 const KEY_LEN: usize = 32;
 const WRAPPED_KEY_LEN: usize = KEY_LEN + 8;
 const TAG_LEN: usize = 16;
@@ -37,8 +35,8 @@ pub enum JweError {
     Generate,
     /// The public key is of no kind that this crate encrypts to.
     #[error(
-        "neither a key on P-256 for {ECDH_ALGORITHM} nor an RSA key of 2048 to 8192 bits for \
-         {RSA_ALGORITHM}"
+        "neither a key on P-256 or P-521 for {ECDH_ALGORITHM} nor an RSA key of 2048 to 8192 bits \
+         for {RSA_ALGORITHM}"
     )]
     PublicKey,
     /// The protected header is not one that this crate writes or reads.
@@ -58,11 +56,53 @@ pub enum JweError {
     Seal,
 }
 
+/// The curves of keys that resources are encrypted to (RFC 7518 §6.2.1.1).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Curve {
+    /// NIST P-256.
+    P256,
+    /// NIST P-521.
+    P521,
+}
+
+impl Curve {
+    const ALL: [Self; 2] = [Self::P256, Self::P521];
+
+    /// Its name as a JWK has it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::P256 => "P-256",
+            Self::P521 => "P-521",
+        }
+    }
+
+    /// Bytes of a coordinate.
+    pub const fn coordinate_len(self) -> usize {
+        match self {
+            Self::P256 => 32,
+            Self::P521 => 66,
+        }
+    }
+
+    fn by_name(name: &str) -> Result<Self, JweError> {
+        let mut curves = Self::ALL.into_iter();
+        let found = curves.find(|curve| curve.name() == name);
+        found.ok_or(JweError::PublicKey)
+    }
+
+    fn algorithm(self) -> &'static Algorithm {
+        match self {
+            Self::P256 => &ECDH_P256,
+            Self::P521 => &ECDH_P521,
+        }
+    }
+}
+
 /// An EC public key as a JWK. Its members are sorted: clients of other key brokers
 /// write the header again before they authenticate it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EcPublicKey {
-    /// `P-256`.
+    /// Name of the [`Curve`].
     pub crv: String,
     /// `EC`.
     pub kty: String,
@@ -74,17 +114,18 @@ pub struct EcPublicKey {
 
 impl EcPublicKey {
     /// From an uncompressed point (SEC 1 §2.3.3).
-    fn from_point(point: &[u8]) -> Result<Self, JweError> {
+    fn from_point(curve: Curve, point: &[u8]) -> Result<Self, JweError> {
         let [0x04, coordinates @ ..] = point else {
             return Err(JweError::PublicKey);
         };
-        if coordinates.len() != 2 * COORDINATE_LEN {
+        let len = curve.coordinate_len();
+        if coordinates.len() != 2 * len {
             return Err(JweError::PublicKey);
         }
-        let (x, y) = coordinates.split_at(COORDINATE_LEN);
+        let (x, y) = coordinates.split_at(len);
         Ok(Self {
             kty: KEY_TYPE.to_owned(),
-            crv: CURVE.to_owned(),
+            crv: curve.name().to_owned(),
             x: BASE64_URL_SAFE_NO_PAD.encode(x),
             y: BASE64_URL_SAFE_NO_PAD.encode(y),
         })
@@ -94,22 +135,27 @@ impl EcPublicKey {
     /// is used.
     ///
     /// # Errors
-    /// When the key is not on P-256 or a coordinate has another length.
+    /// When its curve is unknown or a coordinate has another length.
     pub fn to_point(&self) -> Result<Vec<u8>, JweError> {
-        if self.kty != KEY_TYPE || self.crv != CURVE {
-            return Err(JweError::PublicKey);
-        }
+        let curve = self.curve()?;
         let mut point = vec![0x04];
         for coordinate in [&self.x, &self.y] {
             let bytes = BASE64_URL_SAFE_NO_PAD
                 .decode(coordinate)
                 .map_err(|_| JweError::PublicKey)?;
-            if bytes.len() != COORDINATE_LEN {
+            if bytes.len() != curve.coordinate_len() {
                 return Err(JweError::PublicKey);
             }
             point.extend(bytes);
         }
         Ok(point)
+    }
+
+    fn curve(&self) -> Result<Curve, JweError> {
+        if self.kty != KEY_TYPE {
+            return Err(JweError::PublicKey);
+        }
+        Curve::by_name(&self.crv)
     }
 }
 
@@ -118,10 +164,10 @@ impl EcPublicKey {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kty", deny_unknown_fields)]
 pub enum TeePublicKey {
-    /// A key on P-256.
+    /// A key on a curve.
     #[serde(rename = "EC")]
     Ec {
-        /// `P-256`.
+        /// Name of the [`Curve`].
         crv: String,
         /// [`ECDH_ALGORITHM`].
         alg: String,
@@ -196,18 +242,28 @@ impl TeePublicKey {
     }
 }
 
-/// A recipient's private key on P-256. It never leaves this type.
-pub struct RecipientKey(PrivateKey);
+/// A recipient's private key. It never leaves this type.
+pub struct RecipientKey {
+    key: PrivateKey,
+    curve: Curve,
+}
 
 impl RecipientKey {
-    /// Makes a key.
+    /// Makes a key on P-256.
     ///
     /// # Errors
     /// When the cryptography library has no randomness.
     pub fn generate() -> Result<Self, JweError> {
-        PrivateKey::generate(&ECDH_P256)
-            .map(Self)
-            .map_err(|_| JweError::Generate)
+        Self::generate_on(Curve::P256)
+    }
+
+    /// Makes a key on `curve`.
+    ///
+    /// # Errors
+    /// When the cryptography library has no randomness.
+    pub fn generate_on(curve: Curve) -> Result<Self, JweError> {
+        let key = PrivateKey::generate(curve.algorithm()).map_err(|_| JweError::Generate)?;
+        Ok(Self { key, curve })
     }
 
     /// The public part.
@@ -216,10 +272,10 @@ impl RecipientKey {
     /// When the cryptography library fails.
     pub fn public_key(&self) -> Result<EcPublicKey, JweError> {
         let point = self
-            .0
+            .key
             .compute_public_key()
             .map_err(|_| JweError::Generate)?;
-        EcPublicKey::from_point(point.as_ref())
+        EcPublicKey::from_point(self.curve, point.as_ref())
     }
 }
 
@@ -394,7 +450,7 @@ fn wrap_by_agreement(
     content_key: &[u8; KEY_LEN],
     recipient: &EcPublicKey,
 ) -> Result<(Header, Vec<u8>), JweError> {
-    let ephemeral = RecipientKey::generate()?;
+    let ephemeral = RecipientKey::generate_on(recipient.curve()?)?;
     let mut wrapped = [0; WRAPPED_KEY_LEN];
     let wrapped = key_encryption_key(&ephemeral, recipient, &[], &[])?
         .wrap(content_key, &mut wrapped)
@@ -429,15 +485,18 @@ fn wrap_by_oaep(
     Ok((header, encrypted))
 }
 
-/// Agrees with the peer and derives the key that wraps the content key.
+/// Agrees with the peer, whose key must be on the same curve, and derives the key that wraps the content key.
 fn key_encryption_key(
     own: &RecipientKey,
     peer: &EcPublicKey,
     apu: &[u8],
     apv: &[u8],
 ) -> Result<AesKek, JweError> {
-    let peer = UnparsedPublicKey::new(&ECDH_P256, peer.to_point()?);
-    agree(&own.0, peer, JweError::PublicKey, |shared| {
+    if peer.curve()? != own.curve {
+        return Err(JweError::PublicKey);
+    }
+    let peer = UnparsedPublicKey::new(own.curve.algorithm(), peer.to_point()?);
+    agree(&own.key, peer, JweError::PublicKey, |shared| {
         let key = concat_kdf(shared, ECDH_ALGORITHM, apu, apv, KEY_LEN);
         AesKek::new(&AES_256, &key).map_err(|_| JweError::PublicKey)
     })
@@ -526,6 +585,21 @@ mod tests {
             let jwe = Jwe::encrypt(&content, &public).unwrap();
             assert_eq!(*jwe.decrypt(&key).unwrap(), content);
         }
+    }
+
+    #[test]
+    fn round_trip_on_p_521() {
+        let key = RecipientKey::generate_on(Curve::P521).unwrap();
+        let public = key.public_key().unwrap();
+        assert_eq!(public.crv, "P-521");
+        let jwe = Jwe::encrypt(b"secret", &TeePublicKey::new(&public)).unwrap();
+        assert_eq!(*jwe.decrypt(&key).unwrap(), b"secret");
+        // The ephemeral key is on the recipient's curve, and no other.
+        let (other, _) = pair();
+        assert_eq!(jwe.decrypt(&other), Err(JweError::PublicKey));
+        let header = BASE64_URL_SAFE_NO_PAD.decode(&jwe.protected).unwrap();
+        let header: Header = serde_json::from_slice(&header).unwrap();
+        assert_eq!(header.epk.unwrap().to_point().unwrap().len(), 133);
     }
 
     #[test]

@@ -17,4 +17,5 @@ pub mod broker;
 pub mod guest;
 pub mod jwe;
 pub mod messages;
+pub mod svsm;
 pub mod volume;

@@ -89,6 +89,14 @@ impl Challenge {
         }
     }
 
+    /// A challenge of a profile that leaves no choice of a hash.
+    pub const fn without_hash(nonce: String) -> Self {
+        Self {
+            nonce,
+            extra_params: Value::String(String::new()),
+        }
+    }
+
     /// The algorithm that the broker selected, if it named one.
     pub fn selected_hash(&self) -> Option<&str> {
         self.extra_params

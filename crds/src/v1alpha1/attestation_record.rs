@@ -191,6 +191,17 @@ pub struct EvidenceStatus {
     pub nonce: String,
     /// The canonical runtime data whose digest is in REPORT_DATA.
     pub runtime_data: String,
+    /// How that digest is made, where it is not the SHA-384 of the text.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bound_by: Option<ReportBinding>,
+}
+
+/// How REPORT_DATA follows from the runtime data.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum ReportBinding {
+    /// SHA-512 of the coordinates of its key and its nonce, as COCONUT-SVSM does.
+    #[serde(rename = "SVSM")]
+    Svsm,
 }
 
 /// What the processor's vendor published, as it was used.

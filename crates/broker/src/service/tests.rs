@@ -23,7 +23,10 @@ use crate::secrets::{Location, StoredSecret};
 
 mod collateral;
 mod interleavings;
+mod svsm;
 mod volumes;
+
+const KBS: Profile = Profile::Kbs;
 
 /// A cluster of one pod. Clones share its objects, as replicas do.
 #[derive(Clone)]
@@ -204,7 +207,7 @@ impl Replica {
             .and_then(|cookie| cookie.split_once('='))
             .map(|(_, id)| id);
         match request.path.as_str() {
-            "/kbs/v0/auth" => match self.service.authenticate(&request.body) {
+            "/kbs/v0/auth" => match self.service.authenticate(KBS, &request.body) {
                 Ok((session, challenge)) => fixtures::response(&session, &challenge),
                 Err(error) => refused(&error),
             },
@@ -760,7 +763,7 @@ fn other_protocols_are_refused() {
         change(&mut request);
         serde_json::to_vec(&request).unwrap()
     };
-    assert!(replica.service.authenticate(&request(|_| {})).is_ok());
+    assert!(replica.service.authenticate(KBS, &request(|_| {})).is_ok());
     for body in [
         request(|request| request.version = "0.1.1".to_owned()),
         request(|request| request.tee = "sample".to_owned()),
@@ -769,7 +772,7 @@ fn other_protocols_are_refused() {
         }),
         b"junk".to_vec(),
     ] {
-        let refusal = replica.service.authenticate(&body).unwrap_err();
+        let refusal = replica.service.authenticate(KBS, &body).unwrap_err();
         assert_eq!(refusal.status(), 400);
     }
 }

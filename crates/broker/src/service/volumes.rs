@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use assay_protocol::audit::VolumeOperation;
+use assay_protocol::broker::Profile;
 use assay_protocol::jwe::Jwe;
 use assay_protocol::volume::{VolumeKey, VolumeRequest};
 use jiff::Timestamp;
@@ -92,7 +93,7 @@ impl<I: Inventory> Service<I> {
         body: &[u8],
         now: Timestamp,
     ) -> Result<(Claims, VolumeRequest), Refusal> {
-        let claims = self.verify_token(token, now)?;
+        let claims = self.verify_token(Profile::Kbs, token, now)?;
         let request: VolumeRequest = serde_json::from_slice(body)
             .map_err(|error| Refusal::InvalidRequest(error.to_string()))?;
         check_request(&request).map_err(Refusal::InvalidRequest)?;

@@ -17,6 +17,7 @@ use crate::fixtures;
 use crate::server::tests::{SERVER_NAME, client, exchange};
 
 mod publication;
+mod svsm;
 mod volumes;
 
 /// What the key holder has on disk, and the broker that runs by it.
