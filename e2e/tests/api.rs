@@ -438,7 +438,8 @@ fn a_broker_outside_writes_records_and_does_nothing_else() -> Result<()> {
         "templates/publisher.yaml",
         "charts/golden/external-verifier.values.yaml",
     )?;
-    kubectl.run_with_input(&["apply", "-f", "-"], &identity)?;
+    let home = ["-n", install::NAMESPACE];
+    kubectl.run_with_input(&[&home[..], &["apply", "-f", "-"]].concat(), &identity)?;
     let user = format!(
         "--as=system:serviceaccount:{}:assay-record-publisher",
         install::NAMESPACE
@@ -527,7 +528,7 @@ fn a_broker_outside_writes_records_and_does_nothing_else() -> Result<()> {
         },
     )?;
     kubectl.run(&["-n", "default", "delete", "pod", "outside-1"])?;
-    kubectl.run_with_input(&["delete", "-f", "-"], &identity)?;
+    kubectl.run_with_input(&[&home[..], &["delete", "-f", "-"]].concat(), &identity)?;
     Ok(())
 }
 
