@@ -38,8 +38,8 @@ impl Peers {
         Ok(Self {
             assay: needed("ASSAY_BENCH_CLI")?,
             firmware: needed("ASSAY_BENCH_FIRMWARE")?,
-            boot_kit: path("ASSAY_BENCH_BOOT_KIT"),
-            agent: path("ASSAY_BENCH_AGENT"),
+            boot_kit: path("ASSAY_BOOT_KIT"),
+            agent: path("ASSAY_AGENT"),
             image_programs: path("ASSAY_IMAGE_ORACLES"),
             sev_snp_measure: path("ASSAY_SEV_SNP_MEASURE"),
             go_sev_guest_check: path("ASSAY_GO_SEV_GUEST_CHECK"),

@@ -7,6 +7,7 @@
 )]
 
 mod build;
+mod memory;
 mod registry;
 
 use std::env;
