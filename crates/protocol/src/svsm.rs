@@ -131,7 +131,9 @@ mod tests {
     }
 
     fn hex(bytes: [u8; 64]) -> String {
-        bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+        let digits = bytes.iter().flat_map(|byte| [byte >> 4, byte & 15]);
+        let digits = digits.map(|digit| char::from_digit(digit.into(), 16).unwrap());
+        digits.collect()
     }
 
     /// x of 66 bytes 0x10, y of 66 bytes 0x20, a challenge of 48 bytes 0xdd; the digest

@@ -229,7 +229,7 @@ fn put(queue: &PublicationQueue, path: &Path) {
         |part: Option<&std::ffi::OsStr>| part.and_then(|part| part.to_str().map(str::to_owned));
     let namespace = text(path.parent().and_then(Path::file_name));
     if let Some((namespace, uid)) = namespace.zip(text(path.file_stem()))
-        && !queue.put(RecordKey { namespace, uid }, Instant::now())
+        && !queue.put(&RecordKey { namespace, uid }, Instant::now())
     {
         tracing::warn!(record = %path.display(), "too many records wait to be published");
     }

@@ -91,9 +91,9 @@ impl PublicationQueue {
     /// Takes note that a record changed; false, where there is no room for it. One
     /// that has failed keeps its turn: a guest that attests often is not tried more
     /// often for it.
-    pub fn put(&self, key: RecordKey, now: Instant) -> bool {
+    pub fn put(&self, key: &RecordKey, now: Instant) -> bool {
         let mut waiting = self.waiting();
-        if let Some(entry) = waiting.entries.get_mut(&key) {
+        if let Some(entry) = waiting.entries.get_mut(key) {
             entry.changed |= entry.turn.is_none();
             return true;
         }
@@ -101,7 +101,7 @@ impl PublicationQueue {
             return false;
         }
         waiting.entries.insert(key.clone(), Entry::default());
-        waiting.schedule(&key, now);
+        waiting.schedule(key, now);
         drop(waiting);
         self.changed.notify_one();
         true
@@ -192,7 +192,7 @@ mod tests {
         let queue = PublicationQueue::new(9);
         let now = Instant::now();
         assert_eq!(queue.next(now), Next::Idle);
-        assert!(queue.put(key("a"), now) && queue.put(key("a"), now));
+        assert!(queue.put(&key("a"), now) && queue.put(&key("a"), now));
         assert_eq!(queue.next(now), Next::Publish(key("a")));
         assert_eq!(queue.next(now), Next::Idle, "it is under way");
         assert_eq!(queue.len(), 1);
@@ -204,9 +204,9 @@ mod tests {
     fn what_changes_under_way_is_published_again() {
         let queue = PublicationQueue::new(9);
         let now = Instant::now();
-        queue.put(key("a"), now);
+        queue.put(&key("a"), now);
         assert_eq!(queue.next(now), Next::Publish(key("a")));
-        queue.put(key("a"), now);
+        queue.put(&key("a"), now);
         assert_eq!(queue.next(now), Next::Idle, "one attempt at a time");
         queue.settle(&key("a"), now);
         assert_eq!(queue.next(now), Next::Publish(key("a")));
@@ -218,14 +218,14 @@ mod tests {
     fn a_refused_record_waits_longer_each_time_and_no_other_waits_for_it() {
         let queue = PublicationQueue::new(9);
         let mut now = Instant::now();
-        queue.put(key("a"), now);
+        queue.put(&key("a"), now);
         for seconds in [1, 2, 4, 8] {
             assert_eq!(queue.next(now), Next::Publish(key("a")));
             queue.fail(&key("a"), now);
-            queue.put(key("a"), now);
+            queue.put(&key("a"), now);
             let turn = now + Duration::from_secs(seconds);
             assert_eq!(queue.next(now), Next::At(turn));
-            queue.put(key("b"), now);
+            queue.put(&key("b"), now);
             assert_eq!(queue.next(now), Next::Publish(key("b")));
             queue.settle(&key("b"), now);
             now = turn;
@@ -241,12 +241,12 @@ mod tests {
     fn a_full_queue_takes_no_more() {
         let queue = PublicationQueue::new(1);
         let now = Instant::now();
-        assert!(queue.put(key("a"), now));
-        assert!(!queue.put(key("b"), now));
-        assert!(queue.put(key("a"), now));
+        assert!(queue.put(&key("a"), now));
+        assert!(!queue.put(&key("b"), now));
+        assert!(queue.put(&key("a"), now));
         assert_eq!(queue.next(now), Next::Publish(key("a")));
-        assert!(!queue.put(key("b"), now));
+        assert!(!queue.put(&key("b"), now));
         queue.settle(&key("a"), now);
-        assert!(queue.put(key("b"), now));
+        assert!(queue.put(&key("b"), now));
     }
 }
