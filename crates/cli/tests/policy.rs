@@ -267,6 +267,79 @@ fn diff_names_what_differs_and_exits_like_diff() {
     );
 }
 
+/// What was derived some time ago, against what would be derived now.
+#[test]
+fn diff_reads_what_other_verifiers_have() {
+    let directory = with_objects();
+    let path = directory.path();
+    for form in ["rvps", "rvps-message", "corim"] {
+        let derived = succeed(
+            path,
+            &["export", "objects.json", "--format", form, "--unsigned"],
+        );
+        fs::write(path.join(form), derived).unwrap();
+        for pair in [["objects.json", form], [form, "objects.json"], [form, form]] {
+            let diff = ["diff", pair[0], pair[1]];
+            assert_eq!(succeed(path, &diff), b"", "{pair:?}");
+        }
+        let older = assay(path, &["diff", form, "older.json"]);
+        assert_eq!(older.status.code(), Some(1));
+        let older = String::from_utf8(older.stdout).unwrap();
+        let expected = if form == "corim" {
+            // The profile's one number, with SNP 25 and 24 in its middle.
+            "measurement 7.svn: A has "
+        } else {
+            "snp_snp_svn: A has \"25 to 255\", B has \"24 to 255\"\n"
+        };
+        assert!(older.contains(expected), "{form}: {older}");
+    }
+    let digest = format!("sha384:{}", "22".repeat(48));
+    let values = fs::read_to_string(path.join("rvps")).unwrap();
+    let values = values.replace(&"22".repeat(48), &"23".repeat(48));
+    fs::write(path.join("other"), &values).unwrap();
+    let other = assay(path, &["diff", "objects.json", "other"]);
+    let other = String::from_utf8(other.stdout).unwrap();
+    assert!(
+        other.contains(&format!("only A accepts Snp {digest}\n")),
+        "{other}"
+    );
+    assert!(other.contains("only B accepts Snp sha384:2323"), "{other}");
+
+    // When it ends counts where both say so.
+    let from = ["--not-before", FROM, "--unsigned"];
+    let statement = succeed(path, &[&["export", "objects.json"][..], &from].concat());
+    fs::write(path.join("statement.json"), statement).unwrap();
+    let later = assay(path, &["diff", "statement.json", "corim"]);
+    let later = String::from_utf8(later.stdout).unwrap();
+    assert!(later.starts_with("validity: A has"), "{later}");
+    assert_eq!(later.lines().count(), 1);
+    // A signature changes nothing of what it says.
+    let signed = ["export", "statement.json", "--format", "corim", "--key"];
+    let signed = succeed(path, &[&signed[..], &[&key("p256.sec1.pem")]].concat());
+    fs::write(path.join("signed"), signed).unwrap();
+    assert_eq!(succeed(path, &["diff", "statement.json", "signed"]), b"");
+
+    fs::write(path.join("rvps-damaged"), values.replace("2323", "x")).unwrap();
+    let twice = values.replace("snp_bootloader", "snp_microcode");
+    fs::write(path.join("rvps-twice"), twice).unwrap();
+    let corim = fs::read(path.join("corim")).unwrap();
+    fs::write(path.join("corim-damaged"), &corim[..corim.len() / 2]).unwrap();
+    for (a, b, words) in [
+        ("rvps", "corim", "compare either with the statement"),
+        ("rvps", "rvps-damaged", "no hexadecimal SHA-384"),
+        ("corim", "corim-damaged", "cannot read the CoRIM"),
+        ("rvps-twice", "rvps", "snp_microcode is there twice"),
+    ] {
+        refuse(path, 2, &["diff", a, b], &[words]);
+    }
+    refuse(
+        path,
+        1,
+        &["export", "rvps", "--unsigned"],
+        &["give the statement"],
+    );
+}
+
 #[test]
 fn trustee_and_veraison_get_their_files() {
     let directory = with_objects();
@@ -377,6 +450,53 @@ fn openssl_signs_and_verifies() {
         )
         .unwrap();
         refuse(path, 1, &assemble, &["does not belong", "canonical"]);
+
+        // A CoRIM, whose header names the key.
+        let corim = [
+            "export",
+            "objects.json",
+            "--not-before",
+            FROM,
+            "--format",
+            "corim",
+        ];
+        let elsewhere = [
+            &corim[..],
+            &[
+                "--unsigned",
+                "--to-be-signed",
+                "tbs",
+                "--public-key",
+                &public,
+            ],
+        ];
+        succeed(path, &elsewhere.concat());
+        assert!(openssl(
+            path,
+            &["dgst", hash, "-sign", &private, "-out", "signature", "tbs"]
+        ));
+        let assemble = [
+            "assemble",
+            "--corim",
+            "tbs",
+            "--public-key",
+            &public,
+            "--signature",
+            "signature",
+        ];
+        let signed = succeed(path, &assemble);
+        let ours = succeed(path, &[&corim[..], &["--key", &private]].concat());
+        // ECDSA has many signatures of a message; the rest is the same.
+        let len = if curve == "p256" { 64 } else { 96 };
+        let body = |signed: &[u8]| signed[..signed.len() - len].to_vec();
+        assert_eq!(body(&signed), body(&ours));
+        let other = if curve == "p256" { "p384" } else { "p256" };
+        let mut of_another = assemble;
+        let other = key(&format!("{other}.public.pem"));
+        of_another[4] = &other;
+        refuse(path, 1, &of_another, &["does not belong", "another key"]);
+        let unnamed = ["--unsigned", "--to-be-signed", "tbs"];
+        refuse(path, 1, &[&corim[..], &unnamed].concat(), &["--public-key"]);
 
         // What `assay` signs, as docs/reference-values.md verifies it.
         export(path, &format!("{curve}.pkcs8.pem"), "ours.json");

@@ -10,14 +10,19 @@
 //! newer microcode outweighs an older boot loader, so that its minimum would
 //! accept firmware that the policy refuses.
 
+use std::collections::BTreeMap;
+
 use assay_crds::v1alpha1::attestation_policy::{
     GuestRestriction, Permission, PlatformProperty, Product, Requirement, SigningKeyType, TcbKind,
 };
-use assay_tee::Sha256Digest;
+use assay_tee::{LaunchDigest, Sha256Digest};
 use coset::cbor::value::Value;
-use coset::{CoseSign1Builder, HeaderBuilder, TaggedCborSerializable as _, iana};
+use coset::{
+    CoseSign1, CoseSign1Builder, HeaderBuilder, ProtectedHeader, TaggedCborSerializable as _, iana,
+};
 
-use crate::key::{Curve, SigningKey};
+use crate::derived::DerivedValues;
+use crate::key::{Curve, PublicKey, SignatureError, SigningKey};
 use crate::rvps::Derived;
 use crate::statement::{Policy, Statement, Validity};
 pub use crate::tcb::DeriveError;
@@ -125,25 +130,108 @@ pub fn sign(
     signer: &str,
     key: &SigningKey,
 ) -> Result<Vec<u8>, DeriveError> {
-    let public = key.public_key();
-    let algorithm = match public.curve() {
+    let unsigned = to_sign(unsigned, until, signer, &key.public_key())?;
+    let signature = key.sign_fixed(&unsigned.tbs_data(b""));
+    tagged_sign1(unsigned, signature)
+}
+
+/// The bytes that the holder of `key` must sign elsewhere: COSE's `Sig_structure`
+/// (RFC 9052, 4.4), which holds the CoRIM and the header.
+///
+/// # Errors
+/// When the header cannot be encoded.
+pub fn to_be_signed(
+    unsigned: Vec<u8>,
+    until: &Validity,
+    signer: &str,
+    key: &PublicKey,
+) -> Result<Vec<u8>, DeriveError> {
+    Ok(to_sign(unsigned, until, signer, key)?.tbs_data(b""))
+}
+
+/// Puts a signature that was made elsewhere to the CoRIM in the bytes of
+/// [`to_be_signed`]. `signature` is DER or `r || s`.
+///
+/// # Errors
+/// When the bytes are none of [`to_be_signed`], or the signature is not of them by
+/// `key`.
+pub fn assemble(
+    to_be_signed: &[u8],
+    key: &PublicKey,
+    signature: &[u8],
+) -> Result<Vec<u8>, AssembleError> {
+    let unsigned = read_to_be_signed(to_be_signed).ok_or(AssembleError::Malformed)?;
+    let header = &unsigned.protected.header;
+    if header.key_id != key.key_id() || header.alg != Some(algorithm(key).into()) {
+        return Err(AssembleError::Key);
+    }
+    let signature = key.accept_fixed_signature(to_be_signed, signature)?;
+    tagged_sign1(unsigned, signature).map_err(AssembleError::Encode)
+}
+
+/// Why there is no signed CoRIM.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum AssembleError {
+    /// The bytes hold no CoRIM that is to be signed.
+    #[error("not what `export --format corim --unsigned --to-be-signed` wrote")]
+    Malformed,
+    /// The header names another key.
+    #[error("the header names another key; give the one of `export --public-key`")]
+    Key,
+    /// The signature is refused.
+    #[error(transparent)]
+    Signature(#[from] SignatureError),
+    /// The result cannot be encoded.
+    #[error("cannot encode the signed CoRIM")]
+    Encode(#[source] DeriveError),
+}
+
+fn algorithm(key: &PublicKey) -> iana::Algorithm {
+    match key.curve() {
         Curve::P256 => iana::Algorithm::ES256,
         Curve::P384 => iana::Algorithm::ES384,
-    };
+    }
+}
+
+fn to_sign(
+    unsigned: Vec<u8>,
+    until: &Validity,
+    signer: &str,
+    key: &PublicKey,
+) -> Result<CoseSign1, DeriveError> {
     let meta = map([(0, map([(0, text(signer))])), (1, validity(until))]);
     let header = HeaderBuilder::new()
-        .algorithm(algorithm)
+        .algorithm(algorithm(key))
         .content_type(CONTENT_TYPE.to_owned())
-        .key_id(public.key_id())
+        .key_id(key.key_id())
         .value(CORIM_META, Value::Bytes(encode(&meta)?))
         .build();
-    CoseSign1Builder::new()
+    Ok(CoseSign1Builder::new()
         .protected(header)
         .payload(unsigned)
-        .create_signature(b"", |message| key.sign_fixed(message))
-        .build()
-        .to_tagged_vec()
-        .map_err(|error| DeriveError::Encode(error.to_string()))
+        .build())
+}
+
+/// The message whose `Sig_structure` the bytes are, in the one encoding that it has.
+fn read_to_be_signed(bytes: &[u8]) -> Option<CoseSign1> {
+    let value: Value = coset::cbor::de::from_reader(bytes).ok()?;
+    let parts = value.into_array().ok()?;
+    let [_, protected, _, payload] = <[Value; 4]>::try_from(parts).ok()?;
+    let message = CoseSign1 {
+        protected: ProtectedHeader::from_cbor_bstr(protected).ok()?,
+        payload: Some(payload.into_bytes().ok()?),
+        ..CoseSign1::default()
+    };
+    (message.tbs_data(b"") == bytes).then_some(message)
+}
+
+fn tagged_sign1(message: CoseSign1, signature: Vec<u8>) -> Result<Vec<u8>, DeriveError> {
+    CoseSign1 {
+        signature,
+        ..message
+    }
+    .to_tagged_vec()
+    .map_err(|error| DeriveError::Encode(error.to_string()))
 }
 
 /// Measurement 0: what of the guest a launch fixes.
@@ -299,4 +387,170 @@ fn encode(value: &Value) -> Result<Vec<u8>, DeriveError> {
     coset::cbor::ser::into_writer(value, &mut bytes)
         .map_err(|error| DeriveError::Encode(error.to_string()))?;
     Ok(bytes)
+}
+
+/// Name of the value that says when a CoRIM holds.
+pub(crate) const VALIDITY: &str = "validity";
+
+/// Why a CoRIM cannot be read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum ReadCorimError {
+    /// The bytes are no CBOR.
+    #[error("not CBOR")]
+    Cbor,
+    /// A part is not where the profile has it.
+    #[error("no {0} where AMD's profile has it")]
+    Part(&'static str),
+}
+
+/// Whether the bytes begin as a CoRIM does, signed or not.
+pub fn is_corim(bytes: &[u8]) -> bool {
+    // Tags 501 (unsigned CoRIM) and 18 (COSE_Sign1), then an array of four.
+    bytes.starts_with(&[0xd9, 0x01, 0xf5]) || bytes.starts_with(&[0xd2, 0x84])
+}
+
+/// What a CoRIM of AMD's profile says. No signature is verified.
+pub(crate) fn read(bytes: &[u8]) -> Result<DerivedValues, ReadCorimError> {
+    let mut read = DerivedValues::default();
+    let corim = match untagged(parse(bytes)?) {
+        Value::Array(sign1) => {
+            let payload = sign1.into_iter().nth(2).and_then(|p| p.into_bytes().ok());
+            untagged(parse(&payload.ok_or(ReadCorimError::Part("payload"))?)?)
+        }
+        corim => corim,
+    };
+    if let Some(validity) = member(&corim, 4) {
+        read.values.insert(VALIDITY.to_owned(), shown(validity));
+    }
+    let mut demands: BTreeMap<String, Vec<serde_json::Value>> = BTreeMap::new();
+    for comid in array(&corim, 1, "tags")? {
+        let comid = untagged(comid.clone()).into_bytes();
+        let comid = untagged(parse(&comid.map_err(|_| ReadCorimError::Part("CoMID"))?)?);
+        let triples = member(&comid, 4).ok_or(ReadCorimError::Part("triples"))?;
+        for triple in array(triples, 0, "reference triples")? {
+            let Some([environment, measurements]) = triple.as_array().map(Vec::as_slice) else {
+                return Err(ReadCorimError::Part("triple"));
+            };
+            let class = class_name(environment)?;
+            let measurements = measurements.as_array();
+            let measurements = measurements.ok_or(ReadCorimError::Part("measurements"))?;
+            for measurement in measurements {
+                read_measurement(measurement, &class, &mut read, &mut demands)?;
+            }
+        }
+    }
+    for (name, mut values) in demands {
+        values.sort_by_key(ToString::to_string);
+        values.dedup();
+        let value = match values.as_slice() {
+            [one] => one.clone(),
+            _ => values.into(),
+        };
+        read.values.insert(name, value);
+    }
+    Ok(read)
+}
+
+fn read_measurement(
+    measurement: &Value,
+    class: &str,
+    read: &mut DerivedValues,
+    demands: &mut BTreeMap<String, Vec<serde_json::Value>>,
+) -> Result<(), ReadCorimError> {
+    let key = member(measurement, 0).map(shown);
+    let key = key.ok_or(ReadCorimError::Part("measurement's key"))?;
+    let values = member(measurement, 1).and_then(Value::as_map);
+    for (name, value) in values.ok_or(ReadCorimError::Part("measurement's values"))? {
+        let name = name.as_integer().and_then(|name| i64::try_from(name).ok());
+        let name = name.ok_or(ReadCorimError::Part("name of a value"))?;
+        if name == mval::DIGESTS {
+            let digests = value.as_array().ok_or(ReadCorimError::Part("digests"))?;
+            for digest in digests {
+                let digest = digest.as_array().and_then(|digest| digest.last());
+                let digest = digest.and_then(Value::as_bytes).map(Vec::as_slice);
+                let digest = digest.and_then(|digest| digest.try_into().ok());
+                let digest: [u8; 48] = digest.ok_or(ReadCorimError::Part("SHA-384"))?;
+                let digest = LaunchDigest::new(digest);
+                read.digests.insert((digest, class.to_owned()));
+            }
+            continue;
+        }
+        let name = match name {
+            mval::VERSION => "version".to_owned(),
+            mval::SVN => "svn".to_owned(),
+            mval::FLAGS => "flags".to_owned(),
+            mval::RAW => "raw".to_owned(),
+            other => other.to_string(),
+        };
+        let name = format!("measurement {key}.{name}");
+        demands.entry(name).or_default().push(shown(value));
+    }
+    Ok(())
+}
+
+/// The kind of key that signs the reports of an environment.
+fn class_name(environment: &Value) -> Result<String, ReadCorimError> {
+    let class = member(environment, 0).and_then(|class| member(class, 0));
+    let class = class.cloned().map(untagged);
+    let class = class.and_then(|class| class.into_bytes().ok());
+    let class = class.ok_or(ReadCorimError::Part("class"))?;
+    Ok(match class.as_slice() {
+        class if class == BY_CHIP => "VCEK".to_owned(),
+        class if class == BY_CSP => "VLEK".to_owned(),
+        other => hex::encode(other),
+    })
+}
+
+fn parse(bytes: &[u8]) -> Result<Value, ReadCorimError> {
+    coset::cbor::de::from_reader(bytes).map_err(|_| ReadCorimError::Cbor)
+}
+
+fn untagged(value: Value) -> Value {
+    match value {
+        Value::Tag(_, value) => *value,
+        value => value,
+    }
+}
+
+fn member(value: &Value, key: i64) -> Option<&Value> {
+    let key = Value::from(key);
+    let mut members = value.as_map()?.iter();
+    members
+        .find(|(name, _)| *name == key)
+        .map(|(_, value)| value)
+}
+
+fn array<'a>(
+    value: &'a Value,
+    key: i64,
+    part: &'static str,
+) -> Result<&'a [Value], ReadCorimError> {
+    let found = member(value, key).and_then(Value::as_array);
+    found.map(Vec::as_slice).ok_or(ReadCorimError::Part(part))
+}
+
+/// A value for people: bytes in hexadecimal, tags by their number.
+fn shown(value: &Value) -> serde_json::Value {
+    match value {
+        Value::Integer(number) => i64::try_from(*number)
+            .map_or_else(|_| i128::from(*number).to_string().into(), Into::into),
+        Value::Bytes(bytes) => hex::encode(bytes).into(),
+        Value::Text(text) => text.clone().into(),
+        Value::Bool(on) => (*on).into(),
+        Value::Tag(tag::MINIMUM_SVN, value) => format!("at least {}", shown(value)).into(),
+        Value::Tag(tag::SVN | tag::BYTES | tag::EPOCH_TIME, value) => shown(value),
+        Value::Tag(other, value) => format!("{other}({})", shown(value)).into(),
+        Value::Array(items) => items.iter().map(shown).collect(),
+        Value::Map(members) => {
+            let members = members.iter().map(|(name, value)| {
+                let name = match shown(name) {
+                    serde_json::Value::String(name) => name,
+                    other => other.to_string(),
+                };
+                (name, shown(value))
+            });
+            members.collect::<serde_json::Map<_, _>>().into()
+        }
+        _ => serde_json::Value::Null,
+    }
 }

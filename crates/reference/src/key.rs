@@ -221,6 +221,22 @@ impl PublicKey {
         self.verify(message, &der)?;
         Ok(der)
     }
+
+    /// As [`PublicKey::accept_signature`], as `r || s`.
+    pub(crate) fn accept_fixed_signature(
+        &self,
+        message: &[u8],
+        signature: &[u8],
+    ) -> Result<Vec<u8>, SignatureError> {
+        let der = self.accept_signature(message, signature)?;
+        let fixed = match &self.0 {
+            Public::P256(_) => p256::ecdsa::Signature::from_der(&der)
+                .map(|signature| signature.to_bytes().to_vec()),
+            Public::P384(_) => p384::ecdsa::Signature::from_der(&der)
+                .map(|signature| signature.to_bytes().to_vec()),
+        };
+        fixed.map_err(|_| SignatureError::Refused)
+    }
 }
 
 /// The label and content of the file's key. OpenSSL puts the curve's parameters

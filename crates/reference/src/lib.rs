@@ -12,6 +12,7 @@
 
 mod bundle;
 pub mod corim;
+pub mod derived;
 mod diff;
 mod dsse;
 mod key;

@@ -156,3 +156,9 @@ pub fn message(values: &[ReferenceValue]) -> Result<Value, DeriveError> {
         "payload": STANDARD.encode(payload),
     }))
 }
+
+/// Whether `document` is a message as [`message`] writes it.
+pub(crate) fn is_message(document: &Value) -> bool {
+    document.get("type").and_then(Value::as_str) == Some("sample")
+        && document.get("payload").is_some()
+}

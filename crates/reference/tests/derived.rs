@@ -147,6 +147,52 @@ fn another_implementation_reads_the_corim() {
     assert_eq!(tcb.collect::<Vec<_>>(), [0x5419_0000_0000_000a; 3]);
 }
 
+/// A key elsewhere gives the CoRIM that the key here gives, and no other one does.
+#[test]
+fn a_corim_can_be_signed_elsewhere() {
+    for (private, public) in [
+        ("p256.sec1.pem", "p256.public.pem"),
+        ("p384.sec1.pem", "p384.public.pem"),
+    ] {
+        let unsigned = corim::derive(&good(), None).unwrap().values;
+        let key = signing_key(private);
+        let signed = corim::sign(unsigned.clone(), &validity(), "shop", &key).unwrap();
+        let public = support::public_key(public);
+        let message = corim::to_be_signed(unsigned, &validity(), "shop", &public).unwrap();
+        let signature = key.sign(&message);
+        let assembled = corim::assemble(&message, &public, &signature).unwrap();
+        assert_eq!(hex::encode(assembled), hex::encode(signed));
+
+        // Another's key, whose signature is good, is not the one that the header names.
+        let other = support::public_key(if private.starts_with("p256") {
+            "p384.public.pem"
+        } else {
+            "p256.public.pem"
+        });
+        let refused = corim::assemble(&message, &other, &signature);
+        assert_eq!(refused, Err(corim::AssembleError::Key));
+        let refused = corim::assemble(&message, &public, &key.sign(b"something else"));
+        let refused = refused.unwrap_err();
+        assert!(
+            matches!(refused, corim::AssembleError::Signature(_)),
+            "{refused}"
+        );
+        for malformed in [
+            &[][..],
+            b"\x80",
+            &message[1..],
+            &[&message[..], b"\0"].concat(),
+        ] {
+            let refused = corim::assemble(malformed, &public, &signature);
+            assert_eq!(refused, Err(corim::AssembleError::Malformed));
+        }
+        // The same array by a longer head: another encoding of what was signed.
+        let longer = [&[0x98, 4], &message[1..]].concat();
+        let refused = corim::assemble(&longer, &public, &key.sign(&longer));
+        assert_eq!(refused, Err(corim::AssembleError::Malformed));
+    }
+}
+
 #[test]
 fn a_signed_corim_verifies_with_the_public_key_alone() {
     for (private, public) in [

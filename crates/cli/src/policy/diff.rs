@@ -1,13 +1,19 @@
 //! `assay policy diff`: what one document accepts and another does not.
 
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context as _, Result, bail, ensure};
+use assay_crds::v1alpha1::attestation_policy::Product;
+use assay_reference::derived::{self, DerivedValues};
 use assay_reference::{
-    Accepts, Difference, Image, Policy, Side, Statement, Validity, differences, image_of, policy_of,
+    Accepts, Difference, Image, Policy, Statement, Validity, corim, differences, image_of,
+    policy_of, rvps,
 };
+use jiff::Timestamp;
 
+use super::export::{note_left_out, product};
 use super::input::{self, Document};
 use crate::stdout;
 
@@ -20,7 +26,8 @@ const FAILED: u8 = 2;
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Exit status: 0 equal, 1 different, 2 an input cannot be read")]
 pub(super) struct Args {
-    /// Bundle, statement, or MeasuredImages and AttestationPolicy in one file
+    /// Bundle, statement, or MeasuredImages and AttestationPolicy in one file; or
+    /// reference values of Trustee, or a CoRIM
     #[arg(value_name = "A")]
     a: PathBuf,
     /// The same, to compare with
@@ -29,6 +36,10 @@ pub(super) struct Args {
     /// Print the differences as JSON
     #[arg(long)]
     json: bool,
+    /// Processor product, where a policy with several is compared with reference values
+    /// or a CoRIM
+    #[arg(long, value_parser = product)]
+    product: Option<Product>,
 }
 
 /// Runs the subcommand.
@@ -48,8 +59,26 @@ fn compare(args: &Args) -> Result<bool> {
         args.a != Path::new("-") || args.b != Path::new("-"),
         "A and B cannot both be standard input; give one as a file"
     );
-    let (a, b) = (Values::read(&args.a)?, Values::read(&args.b)?);
-    let found = differences(a.accepts(), b.accepts())?;
+    let (a, b) = (Side::read(&args.a)?, Side::read(&args.b)?);
+    let found = match (a, b) {
+        (Side::Source(a), Side::Source(b)) => differences(a.accepts(), b.accepts())?,
+        (Side::Derived(form, a), Side::Derived(other, b)) => {
+            ensure!(
+                form == other,
+                "A is {form} and B {other}: each names things in its own way; compare either with \
+                 the statement"
+            );
+            derived::differences(&a, &b)
+        }
+        (Side::Source(a), Side::Derived(form, b)) => {
+            let (a, b) = a.derive(form, b, args.product)?;
+            derived::differences(&a, &b)
+        }
+        (Side::Derived(form, a), Side::Source(b)) => {
+            let (b, a) = b.derive(form, a, args.product)?;
+            derived::differences(&a, &b)
+        }
+    };
     if args.json {
         stdout::write_line(serde_json::to_string_pretty(&found)?)?;
     } else {
@@ -60,6 +89,30 @@ fn compare(args: &Args) -> Result<bool> {
     Ok(found.is_empty())
 }
 
+/// What is compared.
+enum Side {
+    /// What others are derived from.
+    Source(Box<Values>),
+    /// What was derived.
+    Derived(Form, DerivedValues),
+}
+
+/// What a document for another verifier is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Form {
+    Rvps,
+    Corim,
+}
+
+impl fmt::Display for Form {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Rvps => "reference values of Trustee",
+            Self::Corim => "a CoRIM",
+        })
+    }
+}
+
 /// What a document says.
 struct Values {
     images: Vec<Image>,
@@ -67,20 +120,32 @@ struct Values {
     validity: Option<Validity>,
 }
 
-impl Values {
+impl Side {
+    fn source(values: Values) -> Self {
+        Self::Source(Box::new(values))
+    }
+
     fn read(path: &Path) -> Result<Self> {
         let named = || path.display().to_string();
+        let unverified = |what: &str| {
+            eprintln!(
+                "note: the signature of {} is not verified here{what}",
+                path.display()
+            );
+        };
         match input::document(path)? {
             Document::Bundle(bundle) => {
-                eprintln!(
-                    "note: the signature of {} is not verified here; use `assay policy import`",
-                    path.display()
-                );
+                unverified("; use `assay policy import`");
                 let statement =
                     Statement::parse(bundle.unverified_payload()).with_context(named)?;
-                Ok(Self::of(statement))
+                Ok(Self::source(Values::of(statement)))
             }
-            Document::Statement(statement) => Ok(Self::of(*statement)),
+            Document::Statement(statement) => Ok(Self::source(Values::of(*statement))),
+            Document::Rvps(values) => Ok(Self::Derived(Form::Rvps, values)),
+            Document::Corim(values) => {
+                unverified("");
+                Ok(Self::Derived(Form::Corim, values))
+            }
             Document::Objects(objects) => {
                 ensure!(
                     objects.policies.len() <= 1,
@@ -89,7 +154,7 @@ impl Values {
                     objects.policies.len()
                 );
                 let images = objects.images.iter().map(image_of);
-                Ok(Self {
+                Ok(Self::source(Values {
                     images: images.collect::<Result<_, _>>().with_context(named)?,
                     policy: objects
                         .policies
@@ -98,7 +163,7 @@ impl Values {
                         .transpose()
                         .with_context(named)?,
                     validity: None,
-                })
+                }))
             }
             Document::Manifest(_) => bail!(
                 "{} is a manifest.json, which has no launch digests yet; compare what `assay \
@@ -107,7 +172,9 @@ impl Values {
             ),
         }
     }
+}
 
+impl Values {
     fn of(statement: Statement) -> Self {
         Self {
             images: statement.predicate.images,
@@ -123,6 +190,42 @@ impl Values {
             validity: self.validity,
         }
     }
+
+    /// What `form` would say of this, and `other`, without what only one can have.
+    fn derive(
+        self,
+        form: Form,
+        other: DerivedValues,
+        product: Option<Product>,
+    ) -> Result<(DerivedValues, DerivedValues)> {
+        let policy = self.policy.with_context(|| {
+            format!("there is no AttestationPolicy to compare {form} with; add one to the file")
+        })?;
+        // Objects have no end.
+        let any = Validity {
+            not_before: Timestamp::UNIX_EPOCH,
+            not_after: Timestamp::UNIX_EPOCH,
+        };
+        let validity = self.validity.unwrap_or(any);
+        let statement = Statement::build(validity, self.images, policy)?;
+        let derived = match form {
+            Form::Rvps => {
+                let derived = rvps::derive(&statement, product)?;
+                note_left_out(&derived.left_out);
+                DerivedValues::of_rvps(&derived.values)?
+            }
+            Form::Corim => {
+                let derived = corim::derive(&statement, product)?;
+                note_left_out(&derived.left_out);
+                DerivedValues::of_corim(&derived.values)?
+            }
+        };
+        Ok(if self.validity.is_some() && other.has_validity() {
+            (derived, other)
+        } else {
+            (derived.without_validity(), other.without_validity())
+        })
+    }
 }
 
 fn line(difference: &Difference) -> String {
@@ -134,10 +237,13 @@ fn line(difference: &Difference) -> String {
             shapes,
         } => {
             let side = match accepted_by {
-                Side::A => "only A accepts",
-                Side::B => "only B accepts",
+                assay_reference::Side::A => "only A accepts",
+                assay_reference::Side::B => "only B accepts",
             };
-            format!("{side} {tee:?} {digest} ({})", shapes.join("; "))
+            match shapes.as_slice() {
+                [] => format!("{side} {tee:?} {digest}"),
+                shapes => format!("{side} {tee:?} {digest} ({})", shapes.join("; ")),
+            }
         }
         Difference::Value { field, a, b } => {
             let text = |value: &Option<serde_json::Value>| {

@@ -2,7 +2,7 @@
 //! statement, and from a statement to what other verifiers read.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use assay_crds::duration::Duration;
@@ -40,6 +40,9 @@ pub(super) struct Args {
     /// With --unsigned, also write the bytes that a key elsewhere must sign
     #[arg(long, value_name = "FILE", requires = "unsigned")]
     to_be_signed: Option<PathBuf>,
+    /// With --to-be-signed, for a CoRIM: public key of the signer, which its header names
+    #[arg(long, value_name = "FILE", requires = "to_be_signed")]
+    public_key: Option<PathBuf>,
     /// How long the statement is valid, such as 720h
     #[arg(long, value_name = "DURATION", default_value = "2160h")]
     valid_for: Duration,
@@ -97,8 +100,11 @@ enum Format {
 #[derive(Debug, clap::Args)]
 pub(super) struct AssembleArgs {
     /// Statement, as `export --unsigned` wrote it
-    #[arg(long, value_name = "FILE")]
-    statement: PathBuf,
+    #[arg(long, value_name = "FILE", required_unless_present = "corim")]
+    statement: Option<PathBuf>,
+    /// For a CoRIM instead: the bytes of --to-be-signed, which hold it
+    #[arg(long, value_name = "FILE", conflicts_with = "statement")]
+    corim: Option<PathBuf>,
     /// Public key of the signer, PEM or DER
     #[arg(long, value_name = "FILE")]
     public_key: PathBuf,
@@ -107,7 +113,7 @@ pub(super) struct AssembleArgs {
     signature: PathBuf,
 }
 
-fn product(text: &str) -> Result<Product, serde_json::Error> {
+pub(super) fn product(text: &str) -> Result<Product, serde_json::Error> {
     serde_json::from_value(text.into())
 }
 
@@ -124,8 +130,15 @@ pub(super) fn run(args: &Args) -> Result<()> {
         ),
     }
     ensure!(
-        args.to_be_signed.is_none() || args.format == Format::Bundle,
-        "--to-be-signed is for --format bundle; sign a CoRIM with --key"
+        args.to_be_signed.is_none() || matches!(args.format, Format::Bundle | Format::Corim),
+        "--to-be-signed is for --format bundle and corim; Trustee's reference values carry no \
+         signature"
+    );
+    let names_signer = args.to_be_signed.is_some() && args.format == Format::Corim;
+    ensure!(
+        args.public_key.is_some() == names_signer,
+        "--public-key belongs to --format corim with --to-be-signed: its header names the signer's \
+         key"
     );
     let statement = statement(args)?;
     match args.format {
@@ -143,16 +156,7 @@ pub(super) fn run(args: &Args) -> Result<()> {
         Format::Corim => {
             let derived = corim::derive(&statement, args.product)?;
             note_left_out(&derived.left_out);
-            let bytes = match &args.key {
-                Some(path) => corim::sign(
-                    derived.values,
-                    &statement.predicate.validity,
-                    &args.signer,
-                    &input::signing_key(path)?,
-                )?,
-                None => derived.values,
-            };
-            Ok(stdout::write_bytes(&bytes)?)
+            write_corim(args, &statement, derived.values)
         }
     }
 }
@@ -163,18 +167,35 @@ fn write_bundle(args: &Args, statement: &Statement) -> Result<()> {
         None => statement.encode()?,
     };
     if let Some(path) = &args.to_be_signed {
-        fs::write(path, pre_authentication_encoding(PAYLOAD_TYPE, &bytes))
-            .with_context(|| format!("--to-be-signed {}", path.display()))?;
-        eprintln!(
-            "note: sign {} with ECDSA on P-256 and SHA-256, or P-384 and SHA-384, then run \
-             `assemble`",
-            path.display()
-        );
+        write_to_be_signed(path, &pre_authentication_encoding(PAYLOAD_TYPE, &bytes))?;
     }
     Ok(stdout::write_bytes(&bytes)?)
 }
 
-fn note_left_out(fields: &[&str]) {
+fn write_corim(args: &Args, statement: &Statement, unsigned: Vec<u8>) -> Result<()> {
+    let (validity, signer) = (&statement.predicate.validity, &args.signer);
+    let bytes = match &args.key {
+        Some(path) => corim::sign(unsigned, validity, signer, &input::signing_key(path)?)?,
+        None => unsigned,
+    };
+    if let (Some(path), Some(key)) = (&args.to_be_signed, &args.public_key) {
+        let key = input::public_key("--public-key", key)?;
+        let message = corim::to_be_signed(bytes.clone(), validity, signer, &key)?;
+        write_to_be_signed(path, &message)?;
+    }
+    Ok(stdout::write_bytes(&bytes)?)
+}
+
+fn write_to_be_signed(path: &Path, message: &[u8]) -> Result<()> {
+    fs::write(path, message).with_context(|| format!("--to-be-signed {}", path.display()))?;
+    eprintln!(
+        "note: sign {} with ECDSA on P-256 and SHA-256, or P-384 and SHA-384, then run `assemble`",
+        path.display()
+    );
+    Ok(())
+}
+
+pub(super) fn note_left_out(fields: &[&str]) {
     eprintln!(
         "note: the format says nothing of {}; the verifier's own policy must",
         fields.join(", ")
@@ -183,17 +204,22 @@ fn note_left_out(fields: &[&str]) {
 
 /// Runs `assemble`.
 pub(super) fn assemble(args: &AssembleArgs) -> Result<()> {
-    let statement = input::read(&args.statement)?;
     let key = input::public_key("--public-key", &args.public_key)?;
     let signature = input::read(&args.signature)?;
-    let bundle = Bundle::assemble(&statement, &key, &signature).with_context(|| {
-        format!(
-            "{} does not belong to {}",
-            args.signature.display(),
-            args.statement.display()
-        )
-    })?;
-    Ok(stdout::write_bytes(&bundle.encode()?)?)
+    let belongs = |path: &Path| {
+        let (signature, path) = (args.signature.display(), path.display());
+        format!("{signature} does not belong to {path}")
+    };
+    let signed = match (&args.statement, &args.corim) {
+        (Some(path), _) => Bundle::assemble(&input::read(path)?, &key, &signature)
+            .with_context(|| belongs(path))?
+            .encode()?,
+        (None, Some(path)) => {
+            corim::assemble(&input::read(path)?, &key, &signature).with_context(|| belongs(path))?
+        }
+        (None, None) => bail!("--statement is missing; give it, or --corim"),
+    };
+    Ok(stdout::write_bytes(&signed)?)
 }
 
 fn statement(args: &Args) -> Result<Statement> {
@@ -212,6 +238,10 @@ fn statement(args: &Args) -> Result<Statement> {
             Document::Statement(statement) if args.inputs.len() == 1 => return Ok(*statement),
             Document::Statement(_) => bail!(
                 "{} is a statement, which cannot be added to; give it alone",
+                path.display()
+            ),
+            Document::Rvps(_) | Document::Corim(_) => bail!(
+                "{} is derived from a statement and says less than it; give the statement",
                 path.display()
             ),
             Document::Bundle(_) => bail!(

@@ -8,7 +8,9 @@ use std::path::Path;
 use anyhow::{Context as _, Result, bail, ensure};
 use assay_crds::v1alpha1::{AttestationPolicy, MeasuredImage};
 use assay_image::manifest::Manifest;
-use assay_reference::{Bundle, PublicKey, SigningKey, Statement};
+use assay_reference::derived::{DerivedValues, is_rvps};
+use assay_reference::rvps::ReferenceValue;
+use assay_reference::{Bundle, PublicKey, SigningKey, Statement, corim};
 use serde_json::Value;
 use zeroize::Zeroizing;
 
@@ -20,6 +22,10 @@ pub(super) enum Document {
     Statement(Box<Statement>),
     Manifest(Box<Manifest>),
     Objects(Objects),
+    /// Trustee's, as they are stored or registered.
+    Rvps(DerivedValues),
+    /// Veraison's, signed or not.
+    Corim(DerivedValues),
 }
 
 /// Objects of a cluster.
@@ -47,10 +53,23 @@ pub(super) fn document(path: &Path) -> Result<Document> {
 }
 
 fn parse(bytes: &[u8]) -> Result<Document> {
+    if corim::is_corim(bytes) {
+        return Ok(Document::Corim(DerivedValues::of_corim(bytes)?));
+    }
     let text = str::from_utf8(bytes).context("not text; give YAML or JSON")?;
     let values: Vec<Value> =
         serde_saphyr::from_multiple(text).context("not YAML or JSON; give it as it was written")?;
     if let [value] = values.as_slice() {
+        if is_rvps(value) {
+            return Ok(Document::Rvps(match value {
+                Value::Array(_) => {
+                    let values: Vec<ReferenceValue> = serde_json::from_value(value.clone())
+                        .context("not reference values as Trustee stores them")?;
+                    DerivedValues::of_rvps(&values)?
+                }
+                message => DerivedValues::of_rvps_message(message)?,
+            }));
+        }
         if value.get("mediaType").is_some() {
             return Ok(Document::Bundle(Bundle::parse(bytes)?));
         }
