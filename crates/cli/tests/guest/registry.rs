@@ -3,7 +3,7 @@
 use std::fs;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
@@ -36,7 +36,7 @@ impl Registry {
     }
 }
 
-fn answer(stream: &TcpStream, blobs: &PathBuf, counter: &AtomicUsize) {
+fn answer(stream: &TcpStream, blobs: &Path, counter: &AtomicUsize) {
     let mut lines = BufReader::new(stream).lines();
     let request = lines.next().unwrap().unwrap();
     // The headers say nothing that matters.
