@@ -126,7 +126,7 @@ fn build_and_publish(args: &Args) -> Result<Built> {
     let (recipe, builder) = read_recipe(args)?;
     let signer = args.secure_boot.signer()?;
     let sources = args.inputs.open(builder)?;
-    let inputs = sources.inputs(recipe, &progress)?;
+    let inputs = sources.inputs(recipe, args.inputs.layouts(), &progress)?;
 
     let step = progress.step("build");
     let artifact = build_signed(&inputs, signer.as_ref())?;

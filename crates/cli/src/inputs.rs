@@ -53,6 +53,15 @@ pub(crate) struct InputArgs {
     scratch: ScratchArgs,
 }
 
+/// OCI layouts that stand for registries.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Layouts<'a> {
+    /// Where the workload's image is.
+    pub(crate) rootfs: Option<&'a Path>,
+    /// Where the boot kit is.
+    pub(crate) boot_kit: Option<&'a Path>,
+}
+
 /// Whose build it is. A person's own files are for a person's builds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Builder {
@@ -75,6 +84,11 @@ impl fmt::Display for NoCredentials {
 }
 
 impl InputArgs {
+    /// Where large content goes.
+    pub(crate) fn scratch(&self) -> Result<Scratch> {
+        self.scratch.open()
+    }
+
     pub(crate) fn open(&self, builder: Builder) -> Result<Sources<'_>> {
         let docker_config = match (&self.docker_config, builder) {
             (Some(path), _) => Some(read_credentials(path).context(NoCredentials)?),
@@ -86,7 +100,7 @@ impl InputArgs {
             (None, Builder::Person) => user_cache(),
             (None, Builder::Job) => None,
         };
-        let scratch = self.scratch.open()?;
+        let scratch = self.scratch()?;
         Ok(Sources {
             args: self,
             registry: Registry::new(RegistryOptions {
@@ -104,6 +118,13 @@ impl InputArgs {
                 .enable_all()
                 .build()?,
         })
+    }
+
+    pub(crate) fn layouts(&self) -> Layouts<'_> {
+        Layouts {
+            rootfs: self.rootfs_layout.as_deref(),
+            boot_kit: self.kit_layout.as_deref(),
+        }
     }
 
     fn agent(&self) -> Result<Bytes> {
@@ -146,14 +167,19 @@ fn read_credentials(path: &Path) -> Result<DockerConfig> {
 pub(crate) struct Sources<'a> {
     args: &'a InputArgs,
     pub(crate) registry: Registry,
-    scratch: Scratch,
+    pub(crate) scratch: Scratch,
     cache: Option<BlobCache>,
     pub(crate) runtime: Runtime,
 }
 
 impl Sources<'_> {
     /// Reads or pulls everything that the recipe names.
-    pub(crate) fn inputs(&self, recipe: ValidRecipe, progress: &Progress) -> Result<BuildInputs> {
+    pub(crate) fn inputs(
+        &self,
+        recipe: ValidRecipe,
+        layouts: Layouts<'_>,
+        progress: &Progress,
+    ) -> Result<BuildInputs> {
         let agent = self.args.agent()?;
         let source = |what, reference: &PinnedReference, layout: Option<&Path>| {
             let pulled = self.pull(what, reference, layout, progress)?;
@@ -161,16 +187,8 @@ impl Sources<'_> {
                 .with_context(|| format!("cannot use the {what}"))
         };
         Ok(BuildInputs {
-            rootfs: source(
-                "workload image",
-                &recipe.rootfs,
-                self.args.rootfs_layout.as_deref(),
-            )?,
-            boot_kit: source(
-                "boot kit",
-                &recipe.boot_kit,
-                self.args.kit_layout.as_deref(),
-            )?,
+            rootfs: source("workload image", &recipe.rootfs, layouts.rootfs)?,
+            boot_kit: source("boot kit", &recipe.boot_kit, layouts.boot_kit)?,
             recipe,
             agent,
         })

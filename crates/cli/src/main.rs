@@ -22,6 +22,7 @@ mod pcrs;
 mod policy;
 mod progress;
 mod pull;
+mod run;
 mod scratch;
 mod sign_uki;
 mod stdout;
@@ -70,6 +71,8 @@ enum Command {
     Policy(policy::Args),
     /// Fetch the files of an artifact, verified
     Pull(pull::Args),
+    /// Boot a guest on this machine, without Kubernetes, and attest it
+    Run(Box<run::Args>),
     /// Sign unified kernel images for Secure Boot
     SignUki(sign_uki::Args),
     /// Appraise evidence again, from files
@@ -90,6 +93,7 @@ fn main() -> ExitCode {
         Command::Pcrs(args) => pcrs::run(&args),
         Command::Policy(args) => return policy::run(&args),
         Command::Pull(args) => pull::run(&args),
+        Command::Run(args) => return run::run(*args),
         Command::SignUki(args) => sign_uki::run(&args),
         Command::Verify(args) => return verify::run(&args),
     };

@@ -2,12 +2,12 @@
 //! is written.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 use assay_image::manifest::{FIRMWARE_PATH, MANIFEST_PATH, ROOT_DISK_PATH, UKI_PATH};
 use assay_image::read::read_artifact;
-use assay_registry::{Registry, RegistryOptions};
+use assay_registry::{Pulled, Registry, RegistryOptions, Scratch};
 use assay_tee::canonical::encode_canonical;
 
 use crate::scratch::ScratchArgs;
@@ -44,12 +44,14 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let pulled = runtime
         .block_on(registry.pull(&args.reference))
         .with_context(|| format!("pull {}", args.reference))?;
-    let artifact = read_artifact(
-        &pulled.config,
-        &scratch.uncompress(pulled.stored_layers()?)?,
-    )?;
-    fs::create_dir_all(&args.output)
-        .with_context(|| format!("create {}", args.output.display()))?;
+    write_artifact(&pulled, &scratch, &args.output)
+}
+
+/// Writes the files of an artifact that is what it says.
+pub(crate) fn write_artifact(pulled: &Pulled, scratch: &Scratch, directory: &Path) -> Result<()> {
+    let layers = scratch.uncompress(pulled.stored_layers()?)?;
+    let artifact = read_artifact(&pulled.config, &layers)?;
+    fs::create_dir_all(directory).with_context(|| format!("create {}", directory.display()))?;
     let manifest = encode_canonical(&artifact.manifest).context("encode the manifest")?;
     let files = [
         (MANIFEST_PATH, Some(manifest.into())),
@@ -59,7 +61,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     ];
     for (name, bytes) in files {
         let Some(bytes) = bytes else { continue };
-        let path = args.output.join(name);
+        let path = directory.join(name);
         fs::write(&path, bytes).with_context(|| format!("write {}", path.display()))?;
     }
     Ok(())

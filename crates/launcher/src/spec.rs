@@ -10,6 +10,10 @@ use serde::{Deserialize, Serialize};
 /// Key of the launch ConfigMap that holds the specification as JSON.
 pub const LAUNCH_SPEC_KEY: &str = "launch.json";
 
+/// The guest's gateway. QEMU carries what is sent to it to the loopback interface
+/// of the machine that QEMU runs on.
+pub const HOST_ADDRESS: &str = "10.0.2.2";
+
 /// Everything that is needed to launch one guest of a deployment. Identical for
 /// all pods of a revision; what differs per pod is added by [`LaunchSpec::instance_data`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -50,7 +54,7 @@ impl LaunchSpec {
             deployment: template.deployment,
             network: Network {
                 address: "10.0.2.15/24".to_owned(),
-                gateway: "10.0.2.2".to_owned(),
+                gateway: HOST_ADDRESS.to_owned(),
                 nameservers: vec!["10.0.2.3".to_owned()],
                 hostname: pod.name.clone(),
             },

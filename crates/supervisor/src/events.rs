@@ -17,6 +17,8 @@ pub struct Progress {
     pub phase: Phase,
     /// Whether the workload was started and has not ended.
     pub running: bool,
+    /// What the guest last said of an attestation that failed.
+    pub attestation_failure: Option<String>,
     /// How the guest ended, once it said so.
     pub end: Option<GuestEnd>,
 }
@@ -62,7 +64,10 @@ impl Progress {
         match event {
             GuestEvent::Booted => self.phase = Phase::Booted,
             GuestEvent::Attested => self.phase = Phase::Attested,
-            GuestEvent::AttestationFailed { .. } => self.phase = Phase::AttestationFailed,
+            GuestEvent::AttestationFailed { message } => {
+                self.phase = Phase::AttestationFailed;
+                self.attestation_failure = Some(message.clone());
+            }
             GuestEvent::Running => {
                 self.phase = Phase::Running;
                 self.running = true;

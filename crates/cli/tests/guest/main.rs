@@ -1,5 +1,5 @@
-//! `assay build -f` with real inputs: the boot kit and the web
-//! server of the quickstart, and the guest agent.
+//! `assay build -f` and `assay run` with real inputs: the boot kit and the web
+//! server of the quickstart, the guest agent, and QEMU.
 #![allow(
     clippy::unwrap_used,
     clippy::panic,
@@ -9,21 +9,26 @@
 mod build;
 mod memory;
 mod registry;
+mod run;
 
 use std::env;
+use std::fmt::Write as _;
 use std::fs;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::OnceLock;
 
-use assay_image::oci::{Blob, ImageOptions, Layer, OciImage, RunConfig};
+use assay_image::oci::{ImageOptions, Layer, OciImage, RunConfig};
+use assay_registry::LayoutWriter;
+use tempfile::TempDir;
 
 /// What `cargo xtask programs` prepares.
 struct Prepared {
     kit: OciImage,
     web: OciImage,
     agent: PathBuf,
+    oracles: PathBuf,
 }
 
 /// What is prepared, or `None` and a word about the test that is skipped.
@@ -49,13 +54,14 @@ fn prepared(test: &str) -> Option<&'static Prepared> {
             kit: image("ASSAY_BOOT_KIT", RunConfig::default())?,
             web: image("ASSAY_QUICKSTART_WEB", web)?,
             agent: env::var_os("ASSAY_AGENT")?.into(),
+            oracles: env::var_os("ASSAY_IMAGE_ORACLES")?.into(),
         })
     });
     if prepared.is_none() {
         let _ = writeln!(
             std::io::stderr(),
-            "SKIPPED {test}: ASSAY_BOOT_KIT, ASSAY_QUICKSTART_WEB or ASSAY_AGENT is not \
-             set (cargo xtask programs)"
+            "SKIPPED {test}: ASSAY_BOOT_KIT, ASSAY_QUICKSTART_WEB, ASSAY_AGENT or \
+             ASSAY_IMAGE_ORACLES is not set (cargo xtask programs)"
         );
     }
     prepared.as_ref()
@@ -64,15 +70,9 @@ fn prepared(test: &str) -> Option<&'static Prepared> {
 impl Prepared {
     /// An OCI layout of both images.
     fn layout(&self, directory: &Path) {
-        let blobs = directory.join("blobs/sha256");
-        fs::create_dir_all(&blobs).unwrap();
-        for image in [&self.kit, &self.web] {
-            let manifest = Blob::new(image.manifest.clone());
-            for blob in image.layers.iter().chain([&image.config, &manifest]) {
-                let content = blob.content().to_bytes();
-                fs::write(blobs.join(blob.digest().to_hex()), content).unwrap();
-            }
-        }
+        let mut layout = LayoutWriter::create(directory).unwrap();
+        layout.add("web", &self.web).unwrap();
+        layout.add("kit", &self.kit).unwrap();
     }
 
     /// The quickstart's MeasuredImage with our images, at `host`.
@@ -86,6 +86,54 @@ impl Prepared {
             yaml = yaml.replace(&placeholder, &reference);
         }
         yaml
+    }
+
+    /// QEMU out of the oracles' root directory, as a program of this machine.
+    fn qemu(&self, directory: &Path) -> PathBuf {
+        let root = self.oracles.to_str().unwrap();
+        let libraries = format!("{root}/usr/lib/x86_64-linux-gnu");
+        let mut script = "#!/bin/sh\n".to_owned();
+        writeln!(
+            script,
+            "exec {root}/usr/lib64/ld-linux-x86-64.so.2 --library-path {libraries} \
+             {root}/usr/bin/qemu-system-x86_64 -L {root}/usr/share/qemu -L \
+             {root}/usr/share/seabios \"$@\""
+        )
+        .unwrap();
+        let path = directory.join("qemu");
+        fs::write(&path, script).unwrap();
+        let status = Command::new("chmod").arg("755").arg(&path).status();
+        assert!(status.unwrap().success());
+        path
+    }
+
+    /// The quickstart's artifact, built once.
+    fn artifact(&self) -> &'static Path {
+        static ARTIFACT: OnceLock<TempDir> = OnceLock::new();
+        static PATH: OnceLock<PathBuf> = OnceLock::new();
+        let directory = ARTIFACT.get_or_init(|| {
+            let directory = tempfile::tempdir().unwrap();
+            let layout = directory.path().join("layout");
+            self.layout(&layout);
+            let image = directory.path().join("image.yaml");
+            fs::write(&image, self.image_yaml("registry.invalid")).unwrap();
+            let built = assay()
+                .args(["build", "-f"])
+                .arg(image)
+                .arg("-o")
+                .arg(directory.path().join("artifact"))
+                .arg("--rootfs-layout")
+                .arg(&layout)
+                .arg("--kit-layout")
+                .arg(&layout)
+                .arg("--agent")
+                .arg(&self.agent)
+                .output()
+                .unwrap();
+            assert_well(&built);
+            directory
+        });
+        PATH.get_or_init(|| directory.path().join("artifact"))
     }
 }
 

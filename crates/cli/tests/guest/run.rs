@@ -1,0 +1,320 @@
+use std::fs;
+use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
+use std::net::{TcpListener, TcpStream};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::{Prepared, assay, prepared, quickstart, stderr};
+
+/// A guest under emulation on a loaded machine takes minutes.
+const DEADLINE: Duration = Duration::from_mins(10);
+const TIMEOUT_SECONDS: &str = "600";
+
+fn run(prepared: &Prepared, scratch: &Path, file: &Path) -> Command {
+    let mut command = assay();
+    command
+        .env("TMPDIR", scratch)
+        .args(["run", "--publish", "0:8080", "--qemu"])
+        .arg(prepared.qemu(scratch))
+        .arg("-f")
+        .arg(file);
+    command
+}
+
+/// The quickstart with one of its files changed.
+fn changed(directory: &Path, file: &str, from: &str, to: &str) {
+    for entry in fs::read_dir(quickstart()).unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.file_name().unwrap().to_str().unwrap().to_owned();
+        if path
+            .extension()
+            .is_some_and(|extension| extension == "yaml")
+        {
+            let mut text = fs::read_to_string(&path).unwrap();
+            if name == file {
+                assert!(text.contains(from), "{text}");
+                text = text.replace(from, to);
+            }
+            fs::write(directory.join(name), text).unwrap();
+        }
+    }
+}
+
+/// A started command, killed if the test does not wait for it.
+struct Running {
+    child: Child,
+    lines: Receiver<String>,
+    said: String,
+}
+
+impl Running {
+    fn start(command: &mut Command) -> Self {
+        let mut child = command
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let (sender, lines) = channel();
+        let streams: [Box<dyn io::Read + Send>; 2] = [
+            Box::new(child.stdout.take().unwrap()),
+            Box::new(child.stderr.take().unwrap()),
+        ];
+        for stream in streams {
+            let sender = sender.clone();
+            thread::spawn(move || {
+                for line in BufReader::new(stream).lines() {
+                    let Ok(line) = line else { return };
+                    if sender.send(line).is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+        Self {
+            child,
+            lines,
+            said: String::new(),
+        }
+    }
+
+    /// The first line with these words, of those that were not looked at yet.
+    fn wait_for(&mut self, words: &str) -> String {
+        let start = Instant::now();
+        loop {
+            let left = DEADLINE.saturating_sub(start.elapsed());
+            let Ok(line) = self.lines.recv_timeout(left) else {
+                panic!("{words:?} did not come:\n{}", self.said)
+            };
+            self.said += &line;
+            self.said.push('\n');
+            if line.contains(words) {
+                return line;
+            }
+        }
+    }
+
+    fn interrupt(&self) {
+        let pid = self.child.id().to_string();
+        assert!(
+            Command::new("kill")
+                .args(["-INT", &pid])
+                .status()
+                .unwrap()
+                .success()
+        );
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // Asked first: it takes its guest with it.
+        if self.child.try_wait().is_ok_and(|status| status.is_none()) {
+            self.interrupt();
+        }
+        let _ = self.child.wait();
+    }
+}
+
+fn get(address: &str, user: Option<&str>) -> io::Result<String> {
+    let mut stream = TcpStream::connect(address)?;
+    let authorization = user.map_or_else(String::new, |user| {
+        format!("Authorization: Basic {user}\r\n")
+    });
+    let request =
+        format!("GET / HTTP/1.1\r\nHost: web\r\n{authorization}Connection: close\r\n\r\n");
+    stream.write_all(request.as_bytes())?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    Ok(answer)
+}
+
+fn temporary_directories(scratch: &Path) -> Vec<String> {
+    let entries = fs::read_dir(scratch).unwrap();
+    let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    names
+        .filter(|name| name.starts_with("assay-run-"))
+        .collect()
+}
+
+#[test]
+fn the_quickstart_runs_attests_and_serves_without_a_cluster() {
+    let Some(prepared) = prepared("run of the quickstart") else {
+        return;
+    };
+    let scratch = tempfile::tempdir().unwrap();
+    let mut command = run(prepared, scratch.path(), &quickstart());
+    let mut running = Running::start(command.arg("--artifact").arg(prepared.artifact()));
+    let port = running.wait_for("for port 8080 of the guest");
+    let address = port.split_whitespace().nth(1).unwrap().to_owned();
+    assert!(address.starts_with("127.0.0.1:"), "{address}");
+    running.wait_for("ACCEPTED (SIMULATED: protects nothing)");
+    running.wait_for("htpasswd Released");
+    running.wait_for("console | ");
+    running.wait_for("its workload runs");
+    assert_eq!(temporary_directories(scratch.path()).len(), 1);
+
+    // nginx listens a moment after it was started.
+    let start = Instant::now();
+    let refused = loop {
+        match get(&address, None) {
+            Ok(answer) if !answer.is_empty() => break answer,
+            failed => assert!(start.elapsed() < DEADLINE, "{failed:?}"),
+        }
+    };
+    assert!(refused.starts_with("HTTP/1.1 401"), "{refused}");
+    // visitor:measured, the password of the secret.
+    let page = get(&address, Some("dmlzaXRvcjptZWFzdXJlZA==")).unwrap();
+    assert!(page.starts_with("HTTP/1.1 200"), "{page}");
+    assert!(
+        page.contains("Hello from inside a measured guest"),
+        "{page}"
+    );
+
+    running.interrupt();
+    running.wait_for("the guest is stopped");
+    let status = running.child.wait().unwrap();
+    assert!(status.success(), "{}", running.said);
+    assert_eq!(temporary_directories(scratch.path()), [""; 0]);
+}
+
+#[test]
+fn a_tampered_kernel_is_refused_with_its_cause() {
+    let Some(prepared) = prepared("run of a tampered kernel") else {
+        return;
+    };
+    let scratch = tempfile::tempdir().unwrap();
+    let objects = scratch.path().join("objects");
+    fs::create_dir(&objects).unwrap();
+    let (tee, fault) = (
+        "    tee: SimulatedSNP\n",
+        "    tee: SimulatedSNP\n    simulation: {fault: TamperedKernelRehashed}\n",
+    );
+    changed(&objects, "deployment.yaml", tee, fault);
+    let layout = scratch.path().join("layout");
+    prepared.layout(&layout);
+    let image = |name: &str| format!("{}:{name}", layout.display());
+    let output = run(prepared, scratch.path(), &objects)
+        .args(["--rootfs", &image("web"), "--kit", &image("kit")])
+        .arg("--agent")
+        .arg(&prepared.agent)
+        .args(["--until-attested", "--timeout-seconds", TIMEOUT_SECONDS])
+        .output()
+        .unwrap();
+    let said = stderr(&output);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    for words in [
+        "REJECTED: ",
+        " failed: ",
+        "expected sha384:",
+        "observed sha384:",
+        "diagnosis: ",
+        "error: the guest's evidence was rejected: ",
+    ] {
+        assert!(said.contains(words), "{words}: {said}");
+    }
+    assert!(!said.contains("Released"), "{said}");
+    assert_eq!(temporary_directories(scratch.path()), [""; 0]);
+}
+
+#[test]
+fn an_interrupted_pull_leaves_nothing_behind() {
+    let scratch = tempfile::tempdir().unwrap();
+    // A registry that accepts connections and says nothing.
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let host = silent.local_addr().unwrap().to_string();
+    let digest = format!("{host}/web@sha256:{}", "1".repeat(64));
+    let mut command = assay();
+    command
+        .env("TMPDIR", scratch.path())
+        .args(["run", "--qemu", "/bin/true", "--agent", "/bin/true"])
+        .args(["--plain-http", &host, "--rootfs", &digest, "--kit", &digest])
+        .arg("-f")
+        .arg(quickstart());
+    let mut running = Running::start(&mut command);
+    running.wait_for("pull workload image");
+    silent.accept().unwrap();
+    assert_eq!(temporary_directories(scratch.path()).len(), 2);
+    running.interrupt();
+    running.wait_for("error: interrupted before the guest was started");
+    assert_eq!(running.child.wait().unwrap().code(), Some(1));
+    assert_eq!(temporary_directories(scratch.path()), [""; 0]);
+}
+
+#[test]
+fn nothing_starts_that_cannot_be_attested() {
+    let Some(prepared) = prepared("runs that are refused before they start") else {
+        return;
+    };
+    let scratch = tempfile::tempdir().unwrap();
+    let artifact = scratch.path().join("artifact");
+    fs::create_dir(&artifact).unwrap();
+    for entry in fs::read_dir(prepared.artifact()).unwrap() {
+        let path = entry.unwrap().path();
+        fs::copy(&path, artifact.join(path.file_name().unwrap())).unwrap();
+    }
+    let uki = artifact.join("uki.efi");
+    let mut content = fs::read(&uki).unwrap();
+    *content.last_mut().unwrap() ^= 1;
+    fs::write(&uki, content).unwrap();
+    let rows: [(&str, &str, &str, &Path, &str); 5] = [
+        (
+            "policy.yaml",
+            "tees: [SimulatedSNP]",
+            "tees: [SNP]",
+            prepared.artifact(),
+            "TeeNotAllowed: AttestationPolicy quickstart does not name SimulatedSNP in spec.tees",
+        ),
+        (
+            "deployment.yaml",
+            "memory: 512Mi",
+            "memory: 64Mi",
+            prepared.artifact(),
+            "SpecInvalid: spec.machine.memory: 64Mi must be between",
+        ),
+        (
+            "secret.yaml",
+            "name: web-users",
+            "name: other",
+            prepared.artifact(),
+            "spec.secrets[htpasswd]: there is no Secret quickstart/web-users",
+        ),
+        (
+            "deployment.yaml",
+            "name: web-1",
+            "name: web-2",
+            prepared.artifact(),
+            "spec.imageRef: there is no MeasuredImage quickstart/web-2; there is quickstart/web-1",
+        ),
+        ("policy.yaml", "20s", "20s", &artifact, "uki.sha256"),
+    ];
+    for (file, from, to, artifact, words) in rows {
+        let objects = tempfile::tempdir().unwrap();
+        changed(objects.path(), file, from, to);
+        let output = run(prepared, scratch.path(), objects.path())
+            .arg("--artifact")
+            .arg(artifact)
+            .arg("--until-attested")
+            .output()
+            .unwrap();
+        let said = stderr(&output);
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        assert!(said.contains(words), "{words}: {said}");
+        assert!(!said.contains("starts under"), "{said}");
+        assert_eq!(temporary_directories(scratch.path()), [""; 0]);
+    }
+    // Without an artifact the placeholders are told.
+    let output = run(prepared, scratch.path(), &quickstart())
+        .output()
+        .unwrap();
+    let said = stderr(&output);
+    for words in [
+        "the digest of zeros is a placeholder",
+        "--rootfs",
+        "--artifact",
+    ] {
+        assert!(said.contains(words), "{words}: {said}");
+    }
+}
