@@ -8,6 +8,7 @@
 mod cache;
 mod docker_config;
 mod layout;
+mod referrers;
 mod retry;
 mod scratch;
 
@@ -33,13 +34,14 @@ use tokio::io::{AsyncWrite, AsyncWriteExt as _};
 use tokio::sync::OnceCell;
 
 use crate::cache::PartialBlob;
-use crate::retry::{pause, retry};
+use crate::retry::{is_wrong_content, pause, retry};
 
 pub use cache::{BlobCache, CacheError, TransferProgress};
 pub use docker_config::{DockerConfig, LoadDockerConfigError, ParseDockerConfigError};
 pub use layout::{
     LayoutWriter, ReadLayoutError, WriteLayoutError, is_layout, list_layout, read_layout,
 };
+pub use referrers::{Referrer, Subject};
 pub use scratch::{Scratch, ScratchError};
 
 /// Largest manifest or index that is read: registries refuse larger ones.
@@ -191,6 +193,15 @@ pub enum RegistryError {
         reference: String,
         /// Blob.
         digest: Sha256Digest,
+        /// Why.
+        #[source]
+        source: OciDistributionError,
+    },
+    /// What names an image as its subject could not be listed.
+    #[error("cannot list what refers to {reference}")]
+    ListReferrers {
+        /// Image.
+        reference: String,
         /// Why.
         #[source]
         source: OciDistributionError,
@@ -398,7 +409,7 @@ impl Registry {
         check_config(reference, &manifest)?;
         let descriptors = std::iter::once(&manifest.config).chain(&manifest.layers);
         let mut blobs: Vec<Bytes> = stream::iter(descriptors)
-            .map(|descriptor| retry(async || self.fetch_and_keep(&parsed, descriptor).await))
+            .map(|descriptor| self.fetch_and_keep(&parsed, descriptor))
             .buffered(CONCURRENT_BLOBS)
             .try_collect()
             .await?;
@@ -550,21 +561,22 @@ impl Registry {
     ) -> Result<(), RegistryError> {
         let digest = descriptor.digest;
         let transfer_error = |source| RegistryError::TransferBlob { digest, source };
-        let mut blob = self
-            .client
-            .pull_blob_stream(reference, digest.to_string().as_str())
-            .await
-            .map_err(|source| RegistryError::FetchBlob { digest, source })?;
         let mut hasher = Sha256::new();
         let mut received = 0_u64;
-        while let Some(chunk) = blob.next().await {
-            let chunk = chunk.map_err(transfer_error)?;
-            received = received.saturating_add(chunk.len() as u64);
-            if received > descriptor.size {
+        let mut attempt = 1;
+        while let Err(error) = self
+            .continue_blob(reference, descriptor, &mut received, &mut hasher, out)
+            .await
+        {
+            // The client may have noticed a wrong digest too; below it is told by name.
+            if received >= descriptor.size || is_wrong_content(&error) {
                 break;
             }
-            hasher.update(&chunk);
-            out.write_all(&chunk).await.map_err(transfer_error)?;
+            if !error.is_transient() || attempt == retry::ATTEMPTS {
+                return Err(error);
+            }
+            pause(attempt).await;
+            attempt += 1;
         }
         out.flush().await.map_err(transfer_error)?;
         if received != descriptor.size {
@@ -583,6 +595,51 @@ impl Registry {
                 actual,
             })
         }
+    }
+
+    /// Fetches what is missing of a blob after `received` bytes.
+    async fn continue_blob(
+        &self,
+        reference: &Reference,
+        descriptor: &Descriptor,
+        received: &mut u64,
+        hasher: &mut Sha256,
+        out: &mut (impl AsyncWrite + Unpin),
+    ) -> Result<(), RegistryError> {
+        let digest = descriptor.digest;
+        let name = digest.to_string();
+        let fetch_error = |source| RegistryError::FetchBlob { digest, source };
+        let transfer_error = |source| RegistryError::TransferBlob { digest, source };
+        // Bytes that come again, where a registry knows no ranges.
+        let (mut blob, mut again) = if *received == 0 {
+            let blob = self.client.pull_blob_stream(reference, name.as_str());
+            (blob.await.map_err(fetch_error)?, 0)
+        } else {
+            let rest = self
+                .client
+                .pull_blob_stream_partial(reference, name.as_str(), *received, None)
+                .await
+                .map_err(fetch_error)?;
+            match rest {
+                BlobResponse::Partial(blob) => (blob, 0),
+                BlobResponse::Full(blob) => (blob, *received),
+            }
+        };
+        while let Some(chunk) = blob.next().await {
+            let mut chunk = chunk.map_err(transfer_error)?;
+            let skipped = usize::try_from(again)
+                .unwrap_or(usize::MAX)
+                .min(chunk.len());
+            again -= skipped as u64;
+            let chunk = chunk.split_off(skipped);
+            *received = received.saturating_add(chunk.len() as u64);
+            if *received > descriptor.size {
+                break;
+            }
+            hasher.update(&chunk);
+            out.write_all(&chunk).await.map_err(transfer_error)?;
+        }
+        Ok(())
     }
 
     async fn fetch_manifest(

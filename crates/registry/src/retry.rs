@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use oci_client::errors::{OciDistributionError, OciErrorCode};
+use oci_client::errors::{DigestError, OciDistributionError, OciErrorCode};
 
 use crate::RegistryError;
 
@@ -36,9 +36,7 @@ impl RegistryError {
     /// Whether the same request may succeed in a moment.
     pub fn is_transient(&self) -> bool {
         match self {
-            // A length that is not the manifest's is a transfer that broke off,
-            // where the connection has no way to say so.
-            Self::TransferBlob { .. } | Self::SizeMismatch { .. } => true,
+            Self::TransferBlob { .. } => !is_wrong_content(self),
             Self::Authenticate { source, .. }
             | Self::FetchManifest { source, .. }
             | Self::FetchBlob { source, .. }
@@ -47,6 +45,15 @@ impl RegistryError {
             _ => false,
         }
     }
+}
+
+/// Whether a transfer ended because its content is not what was asked for.
+pub(crate) fn is_wrong_content(error: &RegistryError) -> bool {
+    let RegistryError::TransferBlob { source, .. } = error else {
+        return false;
+    };
+    let inner = source.get_ref();
+    inner.is_some_and(|inner| inner.is::<DigestError>())
 }
 
 fn is_transient(error: &OciDistributionError) -> bool {

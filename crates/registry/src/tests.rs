@@ -11,6 +11,8 @@ use axum::extract::State;
 use axum::http::{HeaderMap, Method, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
 
+use serde_json::{Value, json};
+
 use super::*;
 
 /// Paths to content, and the uploads that were made.
@@ -26,6 +28,25 @@ struct Store {
     no_ranges: bool,
     /// What the next requests are answered with instead.
     faults: VecDeque<StatusCode>,
+    /// Manifests, where the registry lists referrers.
+    referrers: Option<Vec<(Sha256Digest, Value)>>,
+}
+
+/// What names `subject`, as distribution-spec 1.1 has it.
+fn referrers_index(all: &[(Sha256Digest, Value)], subject: &str) -> String {
+    let manifests: Vec<_> = all
+        .iter()
+        .filter(|(_, document)| document["subject"]["digest"] == subject)
+        .map(|(digest, document)| {
+            json!({
+                "mediaType": media_type::MANIFEST,
+                "digest": digest.to_string(),
+                "size": 1,
+                "artifactType": document["artifactType"],
+            })
+        })
+        .collect();
+    json!({"schemaVersion": 2, "mediaType": media_type::INDEX, "manifests": manifests}).to_string()
 }
 
 type Shared = Arc<Mutex<Store>>;
@@ -45,6 +66,12 @@ async fn handle(
         && let Some(fault) = store.faults.pop_front()
     {
         return fault.into_response();
+    }
+    if let Some(subject) = path.strip_prefix("/v2/team/app/referrers/") {
+        return match store.referrers.as_ref() {
+            None => StatusCode::NOT_FOUND.into_response(),
+            Some(all) => referrers_index(all, subject).into_response(),
+        };
     }
     match method {
         Method::GET | Method::HEAD if path == "/v2/" => StatusCode::OK.into_response(),
@@ -70,7 +97,14 @@ async fn handle(
                 let digest = uri.query().unwrap().rsplit_once("digest=").unwrap().1;
                 format!("/v2/team/app/blobs/{}", digest.replace("%3A", ":"))
             } else {
-                assert_eq!(headers["content-type"], media_type::MANIFEST);
+                let document: Value = serde_json::from_slice(&body).unwrap();
+                assert_eq!(
+                    headers["content-type"],
+                    document["mediaType"].as_str().unwrap()
+                );
+                if let Some(all) = &mut store.referrers {
+                    all.push((Sha256Digest::of(&body), document));
+                }
                 let by_digest = format!("/v2/team/app/manifests/{}", Sha256Digest::of(&body));
                 store.content.insert(by_digest, body.to_vec());
                 path
@@ -515,4 +549,62 @@ async fn a_registry_that_keeps_failing_is_named_with_its_status() {
     let error = registry.pull(&reference).await.unwrap_err();
     let cause = std::error::Error::source(&error).unwrap().to_string();
     assert!(error.is_transient() && cause.contains("502"), "{cause}");
+}
+
+#[tokio::test]
+async fn documents_are_found_by_their_image_in_either_kind_of_registry() {
+    for native in [true, false] {
+        let (host, registry, store) = serve().await;
+        store.lock().unwrap().referrers = native.then(Vec::new);
+        let repository = format!("{host}/team/app");
+        let image = image();
+        registry.push(&repository, &image).await.unwrap();
+        let subject = Subject {
+            repository: &repository,
+            manifest: &image.manifest,
+        };
+        let document = |media_type, content: &'static [u8]| Referrer {
+            media_type,
+            content: content.into(),
+        };
+        let statement = document("application/vnd.in-toto+json", b"{\"a\":1}");
+        let sbom = document("application/spdx+json", b"{\"b\":1}");
+        let mut digests = Vec::new();
+        // The second time nothing is new.
+        for document in [&statement, &sbom, &statement] {
+            digests.push(registry.push_referrer(subject, document).await.unwrap());
+        }
+        assert_eq!(digests[0], digests[2]);
+        for (document, digest) in [(statement, digests[0]), (sbom, digests[1])] {
+            let found = registry
+                .referrers(&repository, image.manifest_digest, document.media_type)
+                .await
+                .unwrap();
+            assert!(found.contains(&digest), "native: {native}");
+            let reference = format!("{repository}@{digest}");
+            let pulled = registry.pull(&reference).await.unwrap();
+            assert_eq!(pulled.layers, [document.content]);
+        }
+        let tag = format!(
+            "/v2/team/app/manifests/sha256-{}",
+            image.manifest_digest.to_hex()
+        );
+        let index = store.lock().unwrap().content.get(&tag).cloned();
+        assert_eq!(index.is_some(), !native);
+        if let Some(index) = index {
+            let index: Value = serde_json::from_slice(&index).unwrap();
+            assert_eq!(index["manifests"].as_array().unwrap().len(), 2);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_transfer_without_a_cache_goes_on_too() {
+    let test = CachedPull::new().await;
+    test.store.lock().unwrap().break_after = Some(30_000);
+    let pulled = test.registry.pull(&test.reference).await.unwrap();
+    assert_eq!(pulled.layers[0], test.layer().content().to_bytes());
+    let asked = test.ranges();
+    assert_eq!(asked[0], None);
+    assert_eq!(asked[1..], ranges(&[30_000, 60_000, 90_000]));
 }
