@@ -1,6 +1,8 @@
 //! `assay build`: an artifact from a MeasuredImage or a recipe. The operator's Job
 //! runs the same command as a person, and both get the same bytes.
 
+mod provenance;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -15,6 +17,7 @@ use assay_image::recipe::{
 use assay_registry::ScratchError;
 use serde_json::json;
 
+use self::provenance::ProvenanceArgs;
 use crate::inputs::{Builder, InputArgs, NoCredentials, image_recipe};
 use crate::objects::{Objects, choose};
 use crate::progress::{Progress, ProgressMode};
@@ -46,18 +49,23 @@ pub(crate) struct Args {
         short,
         long,
         value_name = "DIR",
-        required_unless_present_any = ["push", "disk_image"]
+        required_unless_present_any = ["push", "disk_image", "digest_only"]
     )]
     output: Option<PathBuf>,
     /// Push the artifact to the recipe's output repository
     #[arg(long)]
     push: bool,
+    /// Build, print what the reference would be, and keep nothing
+    #[arg(long, conflicts_with_all = ["push", "output", "disk_image"])]
+    digest_only: bool,
     /// Write a disk that UEFI firmware boots: the UKI on an EFI system partition,
     /// and the root disk as partitions for its data and its hash tree
     #[arg(long, value_name = "FILE")]
     disk_image: Option<PathBuf>,
     #[command(flatten)]
     secure_boot: SecureBootArgs,
+    #[command(flatten)]
+    provenance: ProvenanceArgs,
     /// Where to write {"reference", "manifestDigest"} or {"error"} as JSON
     #[arg(long, value_name = "FILE")]
     result_file: Option<PathBuf>,
@@ -125,6 +133,7 @@ fn build_and_publish(args: &Args) -> Result<Built> {
     let progress = Progress::new(args.progress);
     let (recipe, builder) = read_recipe(args)?;
     let signer = args.secure_boot.signer()?;
+    let provenance = args.provenance.open()?;
     let sources = args.inputs.open(builder)?;
     let inputs = sources.inputs(recipe, args.inputs.layouts(), &progress)?;
 
@@ -136,9 +145,11 @@ fn build_and_publish(args: &Args) -> Result<Built> {
     let image = artifact.to_image()?;
     step.done();
 
+    let documents = provenance.documents(&artifact, &recipe.output_repository, &image)?;
     if let Some(directory) = &args.output {
         let step = progress.step(&format!("write {}", directory.display()));
         write_files(directory, &artifact)?;
+        documents.write(directory)?;
         step.done();
     }
     if let Some(path) = &args.disk_image {
@@ -154,6 +165,11 @@ fn build_and_publish(args: &Args) -> Result<Built> {
             .runtime
             .block_on(push)
             .context("cannot push the artifact")?;
+        let push = documents.push(&sources.registry, &recipe.output_repository, &image);
+        sources
+            .runtime
+            .block_on(push)
+            .context("the artifact is pushed, but not all documents about it")?;
         step.done();
         reference
     } else {

@@ -27,6 +27,7 @@ mod scratch;
 mod sign_uki;
 mod stdout;
 mod verify;
+mod verify_image;
 
 use std::process::ExitCode;
 
@@ -77,6 +78,8 @@ enum Command {
     SignUki(sign_uki::Args),
     /// Appraise evidence again, from files
     Verify(verify::Args),
+    /// Build an artifact again, and say whether every byte is the same
+    VerifyImage(verify_image::Args),
 }
 
 fn main() -> ExitCode {
@@ -96,6 +99,7 @@ fn main() -> ExitCode {
         Command::Run(args) => return run::run(*args),
         Command::SignUki(args) => sign_uki::run(&args),
         Command::Verify(args) => return verify::run(&args),
+        Command::VerifyImage(args) => return verify_image::run(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

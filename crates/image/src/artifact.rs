@@ -15,7 +15,8 @@ use assay_tee::{GuestConfig, Sha256Digest};
 use bytes::Bytes;
 
 use crate::authenticode::{
-    ImageSigner, ParseSignaturesError, SignImageError, VerifySignatureError, verify_signatures,
+    ImageSigner, ParseSignaturesError, SignImageError, VerifySignatureError, copy_signatures,
+    verify_signatures,
 };
 use crate::boot_kit::{BootKit, BootKitError, KitDocument};
 use crate::erofs::{EncodeErofsError, encode_erofs};
@@ -30,6 +31,7 @@ use crate::oci::{ImageConfig, ImageOptions, Layer, OciImage};
 use crate::packages::{Package, distribution, installed_packages};
 use crate::pcr::{BootPath, PcrPrediction, PredictPcrError, predict_pcrs};
 use crate::process::{ProcessError, resolve_process, writable_directories};
+use crate::read::ArtifactContent;
 use crate::recipe::{Compression, Layout, ValidRecipe};
 use crate::rope::Rope;
 use crate::tarball::{Owner, TarBuilder};
@@ -152,6 +154,18 @@ pub struct Software {
 }
 
 impl Artifact {
+    /// The files, to be read or compared.
+    pub fn content(&self) -> ArtifactContent {
+        let find = |name: &str| self.files.iter().find(|(known, _)| *known == name);
+        let file = |name| find(name).map(|(_, content)| content.to_bytes());
+        ArtifactContent {
+            manifest: file(MANIFEST_PATH).unwrap_or_default(),
+            uki: file(UKI_PATH).unwrap_or_default(),
+            firmware: file(FIRMWARE_PATH).unwrap_or_default(),
+            root_disk: file(ROOT_DISK_PATH),
+        }
+    }
+
     /// The OCI image that carries the files in one uncompressed layer, at its
     /// root, so that an image volume shows them.
     ///
@@ -176,6 +190,24 @@ pub fn build(inputs: &BuildInputs) -> Result<Artifact, BuildError> {
 pub fn build_signed(
     inputs: &BuildInputs,
     signer: Option<&ImageSigner>,
+) -> Result<Artifact, BuildError> {
+    build_with(inputs, |uki| match signer {
+        Some(signer) => signer.sign(&uki.to_bytes()).map(Rope::from),
+        None => Ok(uki),
+    })
+}
+
+/// Builds an artifact whose UKI has the signatures of another, which must be the
+/// same UKI: how one builds again what somebody else has signed.
+pub fn build_signed_as(inputs: &BuildInputs, signed: &[u8]) -> Result<Artifact, BuildError> {
+    build_with(inputs, |uki| {
+        copy_signatures(signed, &uki.to_bytes()).map(|copy| copy.map_or(uki, Rope::from))
+    })
+}
+
+fn build_with(
+    inputs: &BuildInputs,
+    sign: impl FnOnce(Rope) -> Result<Rope, SignImageError>,
 ) -> Result<Artifact, BuildError> {
     let BuildInputs {
         recipe,
@@ -232,10 +264,7 @@ pub fn build_signed(
         uname: &kit.release,
     })
     .map_err(BuildError::Uki)?;
-    let uki = match signer {
-        Some(signer) => Rope::from(signer.sign(&uki.to_bytes()).map_err(BuildError::Sign)?),
-        None => uki,
-    };
+    let uki = sign(uki).map_err(BuildError::Sign)?;
 
     let firmware = Rope::from(kit.firmware);
     let entry = |path: &str, content: &Rope| FileEntry {

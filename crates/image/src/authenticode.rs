@@ -88,6 +88,26 @@ impl ImageSigner {
     }
 }
 
+/// `image` with the signatures that another image has; `None` where that has
+/// none, or `image` is not what they sign.
+pub fn copy_signatures(from: &[u8], image: &[u8]) -> Result<Option<Vec<u8>>, SignImageError> {
+    let Ok(entries) = parse_entries(from) else {
+        return Ok(None);
+    };
+    let mut signed = table::aligned(image).into_owned();
+    let digest = digest_of(&signed).map_err(SignImageError::Pe)?;
+    for entry in &entries {
+        let is_of_image = entry
+            .message()
+            .is_ok_and(|message| message.image_digest == digest);
+        if !is_of_image {
+            return Ok(None);
+        }
+        signed = append_entry(&signed, entry.content())?;
+    }
+    Ok((!entries.is_empty()).then_some(signed))
+}
+
 /// The bytes to sign with RSA (PKCS #1 v1.5) and SHA-256 for a signature of
 /// `image`: the signed attributes (RFC 2315, §9.2). They are the same for every
 /// certificate.

@@ -9,6 +9,7 @@
 //! File content is not copied: the image refers to the tree's bytes.
 
 mod compress;
+pub(crate) mod walk;
 
 use std::collections::HashMap;
 
@@ -496,4 +497,4 @@ fn crc32c(bytes: &[u8]) -> u32 {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -159,6 +159,15 @@ pub fn read_artifact(
     config: &[u8],
     layers: &[StoredLayer],
 ) -> Result<ReadArtifact, ReadArtifactError> {
+    read_artifact_content(&find_artifact_content(config, layers)?)
+}
+
+/// The files of the artifact that an OCI image carries. Nothing is checked but
+/// that they are there.
+pub fn find_artifact_content(
+    config: &[u8],
+    layers: &[StoredLayer],
+) -> Result<ArtifactContent, ReadArtifactError> {
     let config: ImageConfig = serde_json::from_slice(config).map_err(ReadArtifactError::Config)?;
     let tree = flatten(layers, &config.rootfs.diff_ids).map_err(ReadArtifactError::Flatten)?;
     let optional = |path: &'static str| {
@@ -166,7 +175,7 @@ pub fn read_artifact(
         Ok(found.map_err(ReadArtifactError::Resolve)?.cloned())
     };
     let file = |path: &'static str| optional(path)?.ok_or(ReadArtifactError::MissingFile { path });
-    read_artifact_content(&ArtifactContent {
+    Ok(ArtifactContent {
         manifest: file(MANIFEST_PATH)?,
         uki: file(UKI_PATH)?,
         firmware: file(FIRMWARE_PATH)?,

@@ -15,7 +15,8 @@ use crate::dsse::{Envelope, EnvelopeSignature, PAYLOAD_TYPE, pre_authentication_
 use crate::key::{PublicKey, SignatureError, SigningKey};
 use crate::statement::{Statement, StatementError};
 
-const MEDIA_TYPE: &str = "application/vnd.dev.sigstore.bundle.v0.3+json";
+/// Media type of a bundle.
+pub const MEDIA_TYPE: &str = "application/vnd.dev.sigstore.bundle.v0.3+json";
 
 /// A bundle as it was read: not verified.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -61,6 +62,48 @@ impl Bundle {
             signature,
             hint: key.hint(),
         })
+    }
+
+    /// Signs a statement of another predicate, as it is encoded.
+    pub fn sign_payload(payload: Vec<u8>, key: &SigningKey) -> Self {
+        let signature = key.sign(&pre_authentication_encoding(PAYLOAD_TYPE, &payload));
+        Self {
+            payload,
+            signature,
+            hint: key.public_key().hint(),
+        }
+    }
+
+    /// Puts a signature that was made elsewhere to a statement of another
+    /// predicate. `signature` is DER or `r || s`, over
+    /// [`pre_authentication_encoding`].
+    ///
+    /// # Errors
+    /// When it is no signature, or not of this statement by this key.
+    pub fn assemble_payload(
+        payload: Vec<u8>,
+        key: &PublicKey,
+        signature: &[u8],
+    ) -> Result<Self, SignatureError> {
+        let message = pre_authentication_encoding(PAYLOAD_TYPE, &payload);
+        let signature = key.accept_signature(&message, signature)?;
+        Ok(Self {
+            payload,
+            signature,
+            hint: key.hint(),
+        })
+    }
+
+    /// The signed bytes, where one of `keys` signed them.
+    ///
+    /// # Errors
+    /// When none of them did.
+    pub fn verify_payload(&self, keys: &[PublicKey]) -> Result<&[u8], SignatureError> {
+        let message = pre_authentication_encoding(PAYLOAD_TYPE, &self.payload);
+        keys.iter()
+            .any(|key| key.verify(&message, &self.signature).is_ok())
+            .then_some(self.payload.as_slice())
+            .ok_or(SignatureError::Refused)
     }
 
     /// The bundle as JSON.

@@ -21,7 +21,7 @@ pub mod rvps;
 mod statement;
 mod tcb;
 
-pub use bundle::{Bundle, BundleError, VerifyError, verify};
+pub use bundle::{Bundle, BundleError, MEDIA_TYPE as BUNDLE_MEDIA_TYPE, VerifyError, verify};
 pub use diff::{Accepts, DiffError, Difference, Side, differences};
 pub use dsse::{PAYLOAD_TYPE, pre_authentication_encoding};
 pub use key::{Curve, PublicKey, ReadKeyError, SignatureError, SigningKey};

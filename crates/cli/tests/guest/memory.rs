@@ -36,6 +36,7 @@ fn an_image_larger_than_the_memory_is_built_and_pulled() {
         kit: prepared.kit.clone(),
         web: OciImage::assemble(options, &[layer]).unwrap(),
         agent: prepared.agent.clone(),
+        oracles: prepared.oracles.clone(),
     };
 
     let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();

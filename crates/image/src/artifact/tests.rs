@@ -131,6 +131,17 @@ fn web(write: impl FnOnce(&mut TarBuilder)) -> SourceImage {
     image(tar.finish(), web_config())
 }
 
+/// An image like that of [`inputs`], with another program and more files.
+pub(crate) fn web_with(mode: u32, program: &[u8], more: &[&str]) -> SourceImage {
+    web(|tar| {
+        tar.file("bin/web", mode, Owner::ROOT, program.to_vec())
+            .file("etc/passwd", 0o644, Owner::ROOT, PASSWD.to_vec());
+        for path in more {
+            tar.file(path, 0o644, Owner::ROOT, b"more".to_vec());
+        }
+    })
+}
+
 const PASSWD: &[u8] = b"web:x:101:102::/:/\n";
 
 /// The recipe of [`inputs`].
@@ -362,6 +373,24 @@ fn a_setting_that_is_off_says_why_and_changes_the_launch_digest() {
         assert_ne!(manifest.uki.sha256, base.uki.sha256, "{setting}");
         assert_eq!(manifest.root_disk, base.root_disk);
     }
+}
+
+#[test]
+fn what_somebody_signed_can_be_built_again() {
+    let signer = crate::authenticode::tests::signer();
+    let signed = build_signed(&inputs(), Some(&signer)).unwrap().content();
+    let again = build_signed_as(&inputs(), &signed.uki).unwrap().content();
+    assert_eq!(again.uki, signed.uki);
+    assert_eq!(again.manifest, signed.manifest);
+    // Signatures of another UKI are not put to this one.
+    let mut other = inputs();
+    other.agent = Bytes::from_static(b"\x7fELF\x02\x01other");
+    let unsigned = build(&other).unwrap().content();
+    let again = build_signed_as(&other, &signed.uki).unwrap().content();
+    assert_eq!(again.uki, unsigned.uki);
+    let plain = build(&inputs()).unwrap().content();
+    let again = build_signed_as(&inputs(), &plain.uki).unwrap().content();
+    assert_eq!(again.uki, plain.uki);
 }
 
 #[test]

@@ -25,6 +25,10 @@ pub(super) struct Entry<'a> {
 }
 
 impl<'a> Entry<'a> {
+    pub(super) fn content(&self) -> &'a [u8] {
+        self.content
+    }
+
     pub(super) fn message(&self) -> Result<Message<'a>, VerifySignatureError> {
         if (self.revision, self.kind) != (REVISION, PKCS_SIGNED_DATA) {
             return Err(VerifySignatureError::Kind {

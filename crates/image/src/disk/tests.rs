@@ -82,7 +82,7 @@ fn a_disk_is_pinned() {
     );
     assert_eq!(
         digest(initramfs_inputs()),
-        "sha256:fef72fd0ed379c9bf20edbe78d1d2271de7c3111b20e37947b27a90933aa2728"
+        "sha256:95bee151fab40d60506b5f0ffcec5359f88b904819547687f074c8f17c29b4fd"
     );
 }
 

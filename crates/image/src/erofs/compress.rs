@@ -51,6 +51,14 @@ fn algorithm(compression: Compression) -> Option<u8> {
     }
 }
 
+/// First block of a compressed file's content, from the index that follows its
+/// inode and attributes, which end at `inode_end`.
+pub(super) fn first_block(image: &[u8], inode_end: usize) -> Option<u32> {
+    let index = inode_end.checked_next_multiple_of(INDEX_LEN)? + MAP_HEADER_LEN;
+    let block = image.get(index.checked_add(4)?..)?.first_chunk()?;
+    Some(u32::from_le_bytes(*block))
+}
+
 /// What the superblock says about compression: `feature_incompat`,
 /// `available_compr_algs`, and what follows the superblock.
 pub(super) struct Features {

@@ -26,7 +26,7 @@ fn file(mode: u32, content: Vec<u8>) -> Inode {
 }
 
 /// A tree with everything that the format treats differently.
-fn rich_tree() -> Tree {
+pub(crate) fn rich_tree() -> Tree {
     let mut tree = Tree::new();
     put(&mut tree, "empty", file(0o600, Vec::new()));
     put(&mut tree, "exact", file(0o644, vec![1; 4096]));
