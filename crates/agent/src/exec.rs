@@ -415,6 +415,8 @@ fn become_program(args: &[String], env: &[String], cwd: &str) -> io::Error {
 }
 
 #[cfg(test)]
+mod mount_tests;
+#[cfg(test)]
 mod tests {
     use super::*;
 
