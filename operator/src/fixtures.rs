@@ -137,6 +137,7 @@ pub(crate) fn build_source() -> BuildSource {
         extra_cmdline: None,
         hardening: Hardening::default(),
         git: None,
+        verify_rebuild: false,
         output: BuildOutput {
             repository: "registry.test/measured/web".to_owned(),
             secret_ref: None,

@@ -130,8 +130,18 @@ pub struct BuildSource {
     /// provenance as it is given; nothing is fetched from it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub git: Option<GitSource>,
+    /// Whether a second Job, on another node where there is one, builds the same
+    /// again. The artifact is used only if both are the same; the condition
+    /// Reproducible says so.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub verify_rebuild: bool,
     /// Where the artifact is pushed to.
     pub output: BuildOutput,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde wants it so")]
+fn is_false(value: &bool) -> bool {
+    !value
 }
 
 /// What is switched off.
@@ -323,7 +333,8 @@ pub struct MeasuredImageStatus {
     /// ConfidentialDeployments that use this image.
     #[serde(default)]
     pub used_by: i32,
-    /// States: Ready, ArtifactReady, Measured, Reconciling, Stalled.
+    /// States: Ready, ArtifactReady, Measured, Reproducible where a second build is
+    /// asked for, Reconciling, Stalled.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".to_owned()]))]
     pub conditions: Vec<Condition>,
@@ -484,6 +495,14 @@ reasons! {
         Building,
         /// The build Job failed; the message has its error.
         BuildFailed,
+        /// A second build is under way.
+        VerifyingRebuild,
+        /// The second build failed; the message has its error.
+        RebuildFailed,
+        /// Two builds gave different artifacts.
+        NotReproducible,
+        /// Two builds gave the same artifact.
+        Reproduced,
         /// The artifact is being read.
         Pulling,
         /// The artifact cannot be read from its registry.

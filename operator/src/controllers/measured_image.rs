@@ -9,6 +9,7 @@
 mod build_job;
 mod observe;
 mod plan;
+mod rebuild;
 mod status;
 mod validate;
 

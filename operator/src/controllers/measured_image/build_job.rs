@@ -165,6 +165,8 @@ fn build_pod(
         "--push",
         "--scratch",
         SCRATCH_DIR,
+        "--builder-id",
+        &format!("oci://{builder_image}"),
         "--result-file",
         RESULT_PATH,
     ]

@@ -17,6 +17,7 @@ use kube::ResourceExt as _;
 use kube::api::{Api, ListParams};
 
 use super::build_job::{BuildProgress, BuildReport, ended, job_name, parse_report};
+use super::rebuild::{obstacle, rebuild_job_name};
 use crate::artifact::ArtifactState;
 use crate::context::{Context, find};
 use crate::manifest::is_controlled_by;
@@ -32,6 +33,8 @@ pub struct Observed {
     pub recipe: Option<Arc<ConfigMap>>,
     /// The build.
     pub build: BuildProgress,
+    /// The second build, where one is asked for.
+    pub rebuild: BuildProgress,
     /// The artifact, once its reference is known.
     pub artifact: Option<ArtifactState>,
     /// Shapes that deployments ask for or still run.
@@ -67,12 +70,21 @@ pub(super) async fn observe(
         }
         _ => BuildProgress::Absent,
     };
+    let rebuild = match source.filter(|source| source.verify_rebuild && !has_artifact) {
+        Some(source) => {
+            let name = rebuild_job_name(image, source);
+            let job = find(&stores.jobs, &namespace, &name);
+            progress(image, job.as_deref(), &namespace, context).await?
+        }
+        None => BuildProgress::Absent,
+    };
     let (requested, used_by) = requested(image, context);
     Ok(Observed {
         recipe: job_name.and_then(|name| find(&stores.config_maps, &namespace, &name)),
-        artifact: artifact_reference(image, &build)
+        artifact: artifact_reference(image, &build, &rebuild)
             .map(|reference| context.artifacts.state(&reference, now, when_read)),
         build,
+        rebuild,
         requested,
         used_by,
         builder_image: context.settings.builder_image.clone(),
@@ -147,8 +159,12 @@ fn requested(image: &MeasuredImage, context: &Context) -> (BTreeSet<LaunchShape>
 }
 
 /// The reference of an image's artifact, as far as it is known: given, verified
-/// before, or reported by the build.
-pub(super) fn artifact_reference(image: &MeasuredImage, build: &BuildProgress) -> Option<String> {
+/// before, or reported by the build, and by the second where one is asked for.
+pub(super) fn artifact_reference(
+    image: &MeasuredImage,
+    build: &BuildProgress,
+    rebuild: &BuildProgress,
+) -> Option<String> {
     match image.spec.source.type_ {
         SourceType::Oci => image
             .spec
@@ -163,7 +179,10 @@ pub(super) fn artifact_reference(image: &MeasuredImage, build: &BuildProgress) -
                 .as_ref()
                 .and_then(|status| status.artifact.as_ref());
             let reported = match build {
-                BuildProgress::Ended(BuildReport::Built(reference)) => Some(reference),
+                BuildProgress::Ended(BuildReport::Built(reference)) => {
+                    let obstacle = obstacle(image, source, reference, rebuild);
+                    obstacle.is_none().then_some(reference)
+                }
                 _ => None,
             };
             let reference = verified.map(|artifact| &artifact.reference).or(reported)?;

@@ -6,6 +6,7 @@ use jiff::Timestamp;
 
 use super::build_job::{BuildProgress, BuildReport, build_job, build_recipe_config_map, job_name};
 use super::observe::Observed;
+use super::rebuild::{self, rebuild_job};
 use super::status::{self, Blocked};
 use super::validate::validate;
 use crate::artifact::ArtifactState;
@@ -30,7 +31,7 @@ pub fn plan(
     if let (
         Some(source),
         Some(Blocked {
-            reason: Reason::Building,
+            reason: Reason::Building | Reason::VerifyingRebuild,
             ..
         }),
     ) = (&image.spec.source.build, &blocked)
@@ -40,6 +41,10 @@ pub fn plan(
         if observed.build == BuildProgress::Absent {
             // A Job's template cannot change; one that exists is left alone.
             let job = build_job(image, source, &observed.builder_image, &observed.plain_http);
+            writes.extend(write_for(&job, None, None));
+        }
+        if source.verify_rebuild && observed.rebuild == BuildProgress::Absent {
+            let job = rebuild_job(image, source, &observed.builder_image, &observed.plain_http);
             writes.extend(write_for(&job, None, None));
         }
     }
@@ -92,6 +97,9 @@ fn blocked(image: &MeasuredImage, observed: &Observed) -> Option<Blocked> {
                 });
             }
             BuildProgress::Ended(BuildReport::Built(reference)) => {
+                if let Some(obstacle) = rebuild::obstacle_of(image, source, observed) {
+                    return Some(obstacle);
+                }
                 if observed.artifact.is_none() {
                     return Some(Blocked {
                         reason: Reason::ArtifactInvalid,

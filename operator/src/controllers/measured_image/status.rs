@@ -199,6 +199,7 @@ fn conditions(
             "the artifact is not known yet",
         ),
     };
+    let reproducible = reproducible(image, artifact, blocked.as_ref());
     let obstacle = blocked.or(unknown_model.cloned()).or(unmeasured);
     // No artifact mends the list of models, so there is no waiting for one.
     let measured = match unknown_model.or(obstacle.as_ref()) {
@@ -236,13 +237,48 @@ fn conditions(
         ),
     };
     let why = revoked.or(obstacle);
-    vec![
+    let mut all = vec![
         ready,
         artifact_ready,
         measured,
         abnormal("Reconciling", why.as_ref().filter(|why| !why.stalled)),
         abnormal("Stalled", why.as_ref().filter(|why| why.stalled)),
-    ]
+    ];
+    all.extend(reproducible);
+    all
+}
+
+/// Whether two builds gave one artifact, where that is asked for. An artifact gets
+/// into the status no other way.
+fn reproducible(
+    image: &MeasuredImage,
+    artifact: Option<&ArtifactStatus>,
+    blocked: Option<&Blocked>,
+) -> Option<ConditionState> {
+    let source = image.spec.source.build.as_ref()?;
+    if !source.verify_rebuild {
+        return None;
+    }
+    Some(match (artifact, blocked) {
+        (Some(artifact), _) => state(
+            "Reproducible",
+            true,
+            Reason::Reproduced.as_str(),
+            format!("two builds gave {}", artifact.reference),
+        ),
+        (None, Some(why)) => state(
+            "Reproducible",
+            false,
+            why.reason.as_str(),
+            why.message.clone(),
+        ),
+        (None, None) => state(
+            "Reproducible",
+            false,
+            Reason::Pulling.as_str(),
+            "the artifact is being read",
+        ),
+    })
 }
 
 /// A condition that is True when something is out of the ordinary (kstatus).
@@ -256,9 +292,10 @@ fn abnormal(type_: &'static str, why: Option<&Blocked>) -> ConditionState {
 /// Building is good to know, a revocation and every obstacle should be looked
 /// at.
 fn severity(ready: &Condition) -> Severity {
+    let under_way = [Reason::Building, Reason::VerifyingRebuild].map(Reason::as_str);
     if ready.reason == Reason::Pulling.as_str() {
         Severity::Quiet
-    } else if ready.status == "True" || ready.reason == Reason::Building.as_str() {
+    } else if ready.status == "True" || under_way.contains(&ready.reason.as_str()) {
         Severity::Normal
     } else {
         Severity::Warning

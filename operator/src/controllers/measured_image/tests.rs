@@ -31,6 +31,7 @@ fn observed(build: BuildProgress, artifact: impl Into<Option<ArtifactState>>) ->
     Observed {
         recipe: None,
         build,
+        rebuild: BuildProgress::Absent,
         artifact: artifact.into(),
         requested: BTreeSet::from([shape(Tee::SimulatedSnp, 2)]),
         used_by: 1,
@@ -109,6 +110,99 @@ fn a_build_starts_once_and_is_not_repeated_after_success() {
     );
     assert!(status::is_current(&image, &later.status), "silence");
     assert!(later.events.is_empty());
+}
+
+/// An image whose artifact is built twice, and what is seen of it.
+fn twice(build: BuildProgress, rebuild: BuildProgress) -> (MeasuredImage, Observed) {
+    let mut image = fixtures::new_image();
+    let source = image.spec.source.build.as_mut().unwrap();
+    source.verify_rebuild = true;
+    let known = super::observe::artifact_reference(&image, &build, &rebuild);
+    let mut seen = observed(build, known.map(|_| measured()));
+    seen.rebuild = rebuild;
+    (image, seen)
+}
+
+fn built(reference: &str) -> BuildProgress {
+    BuildProgress::Ended(BuildReport::Built(reference.to_owned()))
+}
+
+#[test]
+fn two_jobs_build_where_that_is_asked_for() {
+    let (image, seen) = twice(BuildProgress::Absent, BuildProgress::Absent);
+    let plan = planned(&image, &seen);
+    assert_eq!(kinds(&plan), ["ConfigMap", "Job", "Job"]);
+    is(&plan, "Reproducible", "False", Reason::Building);
+    let jobs: Vec<Job> = plan.writes[1..]
+        .iter()
+        .map(|write| serde_json::from_value(write.body.clone()).unwrap())
+        .collect();
+    let pod = |job: &Job| job.spec.clone().unwrap().template.spec.unwrap();
+    let (first, again) = (pod(&jobs[0]), pod(&jobs[1]));
+    assert_ne!(jobs[0].metadata.name, jobs[1].metadata.name);
+    assert!(jobs[1].metadata.name.as_ref().unwrap().contains("-again-"));
+    let args = |pod: &k8s_openapi::api::core::v1::PodSpec| pod.containers[0].args.clone().unwrap();
+    assert!(args(&first).contains(&"--push".to_owned()));
+    assert!(!args(&again).contains(&"--push".to_owned()));
+    assert!(args(&again).contains(&"--digest-only".to_owned()));
+    assert_eq!(first.volumes, again.volumes);
+    assert!(first.affinity.is_none());
+    assert!(again.affinity.unwrap().pod_anti_affinity.is_some());
+
+    // Both run, and neither is made again.
+    let (image, seen) = twice(BuildProgress::Running, BuildProgress::Running);
+    assert_eq!(kinds(&planned(&image, &seen)), ["ConfigMap"]);
+    // One was deleted.
+    let (image, seen) = twice(built(REFERENCE), BuildProgress::Absent);
+    assert_eq!(kinds(&planned(&image, &seen)), ["ConfigMap", "Job"]);
+}
+
+#[test]
+fn an_artifact_is_used_once_two_builds_agree() {
+    let other = format!("{}{}", &REFERENCE[..REFERENCE.len() - 4], "0000");
+    let failed = || BuildProgress::Ended(BuildReport::Failed("because".to_owned()));
+    let rows = [
+        (
+            BuildProgress::Running,
+            Reason::VerifyingRebuild,
+            "Reconciling",
+        ),
+        (
+            BuildProgress::Absent,
+            Reason::VerifyingRebuild,
+            "Reconciling",
+        ),
+        (failed(), Reason::RebuildFailed, "Stalled"),
+        (built(&other), Reason::NotReproducible, "Stalled"),
+    ];
+    for (rebuild, reason, state) in rows {
+        let (image, seen) = twice(built(REFERENCE), rebuild);
+        assert!(seen.artifact.is_none(), "{reason:?}");
+        let plan = planned(&image, &seen);
+        is(&plan, "Reproducible", "False", reason);
+        is(&plan, "ArtifactReady", "False", reason);
+        is(&plan, "Ready", "False", reason);
+        is(&plan, state, "True", reason);
+        assert_eq!(plan.status.artifact, None);
+        assert!(plan.status.launch_digests.is_empty());
+    }
+    let (mut image, seen) = twice(built(REFERENCE), built(REFERENCE));
+    let done = planned(&image, &seen);
+    is(&done, "Reproducible", "True", Reason::Reproduced);
+    is(&done, "Ready", "True", Reason::Published);
+    // Both Jobs may go.
+    image.status = Some(done.status);
+    let later = planned(&image, &observed(BuildProgress::Absent, measured()));
+    is(&later, "Reproducible", "True", Reason::Reproduced);
+    assert!(later.writes.is_empty());
+    assert!(status::is_current(&image, &later.status), "silence");
+}
+
+#[test]
+fn a_single_build_says_nothing_of_another() {
+    let image = fixtures::new_image();
+    let done = planned(&image, &observed(built(REFERENCE), measured()));
+    assert!(conditions::find(&done.status.conditions, "Reproducible").is_none());
 }
 
 #[test]
@@ -371,23 +465,12 @@ fn an_obstacle_is_one_reason() {
 #[test]
 fn only_an_artifact_in_the_output_repository_is_read() {
     let image = fixtures::new_image();
-    let ended = |reference: &str| BuildProgress::Ended(BuildReport::Built(reference.to_owned()));
-    assert_eq!(
-        observe::artifact_reference(&image, &ended(REFERENCE)).as_deref(),
-        Some(REFERENCE)
-    );
-    assert_eq!(
-        observe::artifact_reference(&image, &ended("other.test/x@sha256:00")),
-        None
-    );
-    assert_eq!(
-        observe::artifact_reference(&image, &ended("registry.test/measured/web:tag")),
-        None
-    );
-    assert_eq!(
-        observe::artifact_reference(&image, &BuildProgress::Running),
-        None
-    );
+    let read =
+        |build: &BuildProgress| observe::artifact_reference(&image, build, &BuildProgress::Absent);
+    assert_eq!(read(&built(REFERENCE)).as_deref(), Some(REFERENCE));
+    assert_eq!(read(&built("other.test/x@sha256:00")), None);
+    assert_eq!(read(&built("registry.test/measured/web:tag")), None);
+    assert_eq!(read(&BuildProgress::Running), None);
 }
 
 #[test]
@@ -430,7 +513,8 @@ fn the_job_is_named_by_its_source_and_needs_nothing() {
     assert_eq!(
         container.args.as_ref().unwrap().join(" "),
         "build --recipe /etc/assay/recipe/recipe.json --agent /usr/lib/assay/assay-agent --push \
-         --result-file /dev/termination-log --plain-http registry.test:5000 --docker-config \
+         --builder-id oci://registry.test/assay-builder@sha256:ee --result-file \
+         /dev/termination-log --plain-http registry.test:5000 --docker-config \
          /etc/assay/docker/config.json"
     );
 }
