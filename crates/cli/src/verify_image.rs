@@ -1,6 +1,8 @@
 //! `assay verify-image`: builds an artifact again from the recipe in its manifest,
 //! and says whether every byte is the same, or what is not and where.
 
+mod provenance;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -19,6 +21,7 @@ use assay_tee::Sha256Digest;
 use bytes::Bytes;
 use serde::Serialize;
 
+use self::provenance::Vouched;
 use crate::kit::{Client, RegistryArgs};
 use crate::stdout;
 
@@ -44,6 +47,10 @@ pub(crate) struct Args {
     /// it has, if that is the one that its manifest names
     #[arg(long, value_name = "FILE")]
     agent: Option<PathBuf>,
+    /// Public key of somebody who must have signed the artifact's provenance; may
+    /// be given more than once, and one is enough
+    #[arg(long, value_name = "FILE")]
+    provenance_key: Vec<PathBuf>,
     #[command(flatten)]
     registry: RegistryArgs,
     /// Print JSON
@@ -65,6 +72,8 @@ struct Report {
     git: Option<GitSource>,
     built_with: String,
     verified_with: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    provenance: Option<Vouched>,
     differences: Vec<Difference>,
 }
 
@@ -96,6 +105,7 @@ struct Found {
 }
 
 fn verify(args: &Args) -> Result<Report> {
+    let keys = provenance::keys(&args.provenance_key)?;
     let client = args.registry.client()?;
     let found = find(args, &client)?;
     let manifest: Manifest = serde_json::from_slice(&found.content.manifest)
@@ -139,6 +149,21 @@ fn verify(args: &Args) -> Result<Report> {
             what: format!("{:#}", anyhow::Error::from(error)),
         });
     }
+    let mut vouched = None;
+    if !keys.is_empty() {
+        let bundles = match found.digest {
+            Some(digest) => provenance::in_registry(&client, &found.repository, digest),
+            None => provenance::in_directory(Path::new(&args.artifact)),
+        }
+        .context("cannot find the artifact's provenance")?;
+        match provenance::verify(&bundles, &keys, &manifest, image.manifest_digest) {
+            Ok(found) => vouched = Some(found),
+            Err(error) => differences.push(Difference {
+                place: vec!["provenance".to_owned()],
+                what: format!("{error:#}"),
+            }),
+        }
+    }
     let verdict = if differences.is_empty() {
         Verdict::Reproduced
     } else {
@@ -154,6 +179,7 @@ fn verify(args: &Args) -> Result<Report> {
         git: manifest.inputs.git,
         built_with: manifest.builder.version,
         verified_with: env!("CARGO_PKG_VERSION"),
+        provenance: vouched,
         differences,
     })
 }
@@ -265,6 +291,7 @@ fn show(args: &Args, report: &Report) -> Result<Verdict> {
         git,
         built_with,
         verified_with,
+        provenance,
         differences,
     } = report;
     let verdict_line = match verdict {
@@ -281,6 +308,12 @@ fn show(args: &Args, report: &Report) -> Result<Verdict> {
     if let Some(git) = git {
         // Nothing was built from it here.
         lines.push(format!("  claims    {} at {}", git.repository, git.commit));
+    }
+    if let Some(vouched) = provenance {
+        lines.push(format!(
+            "  vouched   by a given key, for builder {}",
+            vouched.builder
+        ));
     }
     if !differences.is_empty() {
         lines.push("what it is in place of what it ought to be:".to_owned());

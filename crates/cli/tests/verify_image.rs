@@ -179,6 +179,50 @@ fn an_artifact_is_reproduced_or_what_differs_is_named() {
 }
 
 #[test]
+fn a_kernel_that_lacks_something_is_named_before_anything_boots() {
+    let Some(packages) = packages("kit check") else {
+        return;
+    };
+    let directory = tempfile::tempdir().unwrap();
+    let directory = directory.path();
+    for package in &packages {
+        let unpacked = Command::new("dpkg-deb")
+            .arg("-x")
+            .args([package.as_path(), &directory.join("system")])
+            .status()
+            .unwrap();
+        assert!(unpacked.success());
+    }
+    let build = ["kit", "build", "--root", "system", "-o"];
+    succeed(&assay(directory, &[&build[..], &["whole"]].concat()));
+    succeed(&assay(directory, &["kit", "check", "whole"]));
+
+    let boot = fs::read_dir(directory.join("system/boot")).unwrap();
+    let mut files = boot.map(|entry| entry.unwrap().path());
+    let config = files
+        .find(|path| path.to_str().unwrap().contains("/config-"))
+        .unwrap();
+    let text = fs::read_to_string(&config).unwrap();
+    fs::write(
+        &config,
+        text.replace("CONFIG_SEV_GUEST=m", "# CONFIG_SEV_GUEST is not set"),
+    )
+    .unwrap();
+    succeed(&assay(directory, &[&build[..], &["less"]].concat()));
+    let output = assay(directory, &["kit", "check", "less"]);
+    assert_eq!(output.status.code(), Some(1));
+    let said = String::from_utf8(output.stdout).unwrap();
+    let sentence = "no SEV-SNP report can be had: CONFIG_SEV_GUEST must be y or m";
+    assert!(
+        said.contains(&format!("guests on SEV-SNP  do not run: {sentence}")),
+        "{said}"
+    );
+    let json = assay(directory, &["kit", "check", "less", "--json"]).stdout;
+    let json: Value = serde_json::from_slice(&json).unwrap();
+    assert_eq!(json["problems"], json!([sentence]));
+}
+
+#[test]
 fn documents_about_an_artifact_are_the_same_for_the_same_build() {
     let Some(packages) = packages("provenance") else {
         return;
@@ -281,6 +325,41 @@ fn a_signature_is_made_here_or_elsewhere() {
         let keys = [key.clone().unwrap()];
         assert_eq!(bundle.verify_payload(&keys).unwrap(), statement);
     }
+    let vouch = [
+        "verify-image",
+        "signed",
+        "--inputs",
+        "kit",
+        "--provenance-key",
+    ];
+    let said = succeed(&assay(directory, &[&vouch[..], &["key.pub"]].concat()));
+    assert!(said.contains("vouched   by a given key"), "{said}");
+    // A key that signed nothing, and a statement about another artifact.
+    openssl(&[
+        "genpkey",
+        "-algorithm",
+        "EC",
+        "-pkeyopt",
+        "ec_paramgen_curve:P-384",
+        "-out",
+        "no.pem",
+    ]);
+    openssl(&["pkey", "-in", "no.pem", "-pubout", "-out", "no.pub"]);
+    let refused = |key: &str, wanted: &str| {
+        let output = assay(directory, &[&vouch[..], &[key]].concat());
+        assert_eq!(output.status.code(), Some(1));
+        let said = String::from_utf8(output.stdout).unwrap();
+        assert!(said.contains(wanted), "{said}");
+    };
+    refused("no.pub", "provenance: none of 1 bundles is signed by a key");
+    let manifest = directory.join("signed/manifest.json");
+    let text = fs::read_to_string(&manifest).unwrap();
+    fs::write(&manifest, text.replace("git.example", "git.elsewhere")).unwrap();
+    refused(
+        "key.pub",
+        "what was signed is not the provenance of this artifact",
+    );
+
     // A signature of another build.
     fs::write(directory.join("agent"), b"\x7fELF\x02\x01other").unwrap();
     let output = with("never", &elsewhere);

@@ -30,6 +30,7 @@ use crate::manifest::{
 use crate::oci::{ImageConfig, ImageOptions, Layer, OciImage};
 use crate::packages::{Package, distribution, installed_packages};
 use crate::pcr::{BootPath, PcrPrediction, PredictPcrError, predict_pcrs};
+use crate::pe::PeImage;
 use crate::process::{ProcessError, resolve_process, writable_directories};
 use crate::read::ArtifactContent;
 use crate::recipe::{Compression, Layout, ValidRecipe};
@@ -355,8 +356,12 @@ fn codecs(compression: Compression) -> BTreeMap<String, String> {
 /// The manifest's rows for a UKI's sections.
 pub(crate) fn uki_sections(uki: &Bytes) -> Result<Vec<Section>, ParseUkiError> {
     let content = parse_uki(uki)?;
+    let headers = PeImage::parse(uki).map_err(ParseUkiError::Pe)?;
     let row = |(name, content): &(&str, Bytes)| Section {
         name: (*name).to_owned(),
+        offset: headers
+            .section(name)
+            .map_or(0, |section| u64::from(section.raw_offset)),
         size: content.len() as u64,
         sha256: Sha256Digest::of(content),
     };

@@ -169,11 +169,7 @@ pub(crate) mod tests {
         let mut out = MAGIC.to_vec();
         for (name, content) in members {
             let len = content.len();
-            write!(
-                out,
-                "{name:<16}0           0     0     100644  {len:<10}`\n"
-            )
-            .unwrap();
+            writeln!(out, "{name:<16}0           0     0     100644  {len:<10}`").unwrap();
             out.extend(content);
             out.resize(out.len().next_multiple_of(2), b'\n');
         }

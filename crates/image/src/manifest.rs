@@ -99,6 +99,8 @@ pub struct Uki {
 pub struct Section {
     /// Name, such as `.linux`.
     pub name: String,
+    /// Where the content is in the file, in bytes from its start.
+    pub offset: u64,
     /// Virtual size in bytes.
     pub size: u64,
     /// SHA-256 of those bytes: what the stub measures.

@@ -167,14 +167,10 @@ pub struct RunConfig {
     /// Signal that asks the process to stop.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stop_signal: Option<String>,
-    /// Directories that the process writes to.
+    /// Directories that the process writes to. Nothing is said of them.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub volumes: Option<BTreeMap<String, Volume>>,
+    pub volumes: Option<BTreeMap<String, serde_json::Value>>,
 }
-
-/// What is said of a volume: nothing.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Volume {}
 
 /// An image configuration. Fields that nothing here needs are not kept.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

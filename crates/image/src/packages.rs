@@ -52,10 +52,10 @@ pub struct Package {
 pub fn installed_packages(tree: &Tree) -> Vec<Package> {
     let mut found = Vec::new();
     if let Some(text) = text(tree, DPKG_STATUS) {
-        found.extend(stanzas(&text).filter_map(|stanza| parse_deb_control(stanza)));
+        found.extend(stanzas(&text).filter_map(parse_deb_control));
     }
     for (_, content) in directory(tree, DPKG_STATUS_DIRECTORY) {
-        found.extend(stanzas(&content).filter_map(|stanza| parse_deb_control(stanza)));
+        found.extend(stanzas(&content).filter_map(parse_deb_control));
     }
     if let Some(text) = APK_INSTALLED.iter().find_map(|path| text(tree, path)) {
         found.extend(stanzas(&text).filter_map(parse_apk));

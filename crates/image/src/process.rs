@@ -225,7 +225,7 @@ mod tests {
         let volumes = |paths: &[&str]| {
             let volumes = paths
                 .iter()
-                .map(|path| ((*path).to_owned(), crate::oci::Volume {}));
+                .map(|path| ((*path).to_owned(), serde_json::json!({})));
             writable_directories(&RunConfig {
                 volumes: Some(volumes.collect()),
                 ..RunConfig::default()

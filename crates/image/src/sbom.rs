@@ -115,7 +115,7 @@ pub fn encode_sbom(
         data_license: "CC0-1.0",
         id: DOCUMENT,
         name: format!("{repository}@{digest}"),
-        document_namespace: format!("https://assay.dev/spdx/{}", digest.to_hex()),
+        namespace: format!("https://assay.dev/spdx/{}", digest.to_hex()),
         creation_info: CreationInfo {
             created: CREATED,
             creators: [format!("Tool: assay-{}", manifest.builder.version)],
@@ -167,9 +167,9 @@ impl Builder {
 
     fn relate(&mut self, from: &str, how: &'static str, to: &str) {
         self.relationships.push(Relationship {
-            spdx_element_id: from.to_owned(),
-            relationship_type: how,
-            related_spdx_element: to.to_owned(),
+            from: from.to_owned(),
+            how,
+            to: to.to_owned(),
         });
     }
 
@@ -191,9 +191,9 @@ impl Builder {
                     .as_ref()
                     .map(|license| format!("the package says {license}")),
                 external_refs: vec![ExternalRef {
-                    reference_category: "PACKAGE-MANAGER",
-                    reference_type: "purl",
-                    reference_locator: package_url(package, distribution),
+                    category: "PACKAGE-MANAGER",
+                    kind: "purl",
+                    locator: package_url(package, distribution),
                 }],
                 purpose: "LIBRARY",
                 ..Element::default()
@@ -210,7 +210,8 @@ struct Document {
     #[serde(rename = "SPDXID")]
     id: &'static str,
     name: String,
-    document_namespace: String,
+    #[serde(rename = "documentNamespace")]
+    namespace: String,
     creation_info: CreationInfo,
     packages: Vec<Element>,
     relationships: Vec<Relationship>,
@@ -284,19 +285,23 @@ impl Checksum {
 }
 
 #[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
 struct ExternalRef {
-    reference_category: &'static str,
-    reference_type: &'static str,
-    reference_locator: String,
+    #[serde(rename = "referenceCategory")]
+    category: &'static str,
+    #[serde(rename = "referenceType")]
+    kind: &'static str,
+    #[serde(rename = "referenceLocator")]
+    locator: String,
 }
 
 #[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
 struct Relationship {
-    spdx_element_id: String,
-    relationship_type: &'static str,
-    related_spdx_element: String,
+    #[serde(rename = "spdxElementId")]
+    from: String,
+    #[serde(rename = "relationshipType")]
+    how: &'static str,
+    #[serde(rename = "relatedSpdxElement")]
+    to: String,
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 //! a signature follows it (Linux `Documentation/admin-guide/module-signing.rst`).
 
 use std::io::{self, Read};
+use std::path::Path;
 
 use bytes::Bytes;
 use flate2::read::GzDecoder;
@@ -46,7 +47,9 @@ pub enum ParseModuleError {
 
 /// Whether the kernel has to unpack a module of this name before it loads it.
 pub fn is_compressed(path: &str) -> bool {
-    !path.ends_with(".ko")
+    Path::new(path)
+        .extension()
+        .is_none_or(|extension| extension != "ko")
 }
 
 /// Reads a module as it is stored under `path`, whose ending says how it is

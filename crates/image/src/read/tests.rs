@@ -257,6 +257,7 @@ fn entries_that_the_kernel_could_put_elsewhere_are_refused() {
 
 #[test]
 fn nothing_is_in_an_initrd_that_nobody_asked_for() {
+    type Row<'a> = (&'a str, &'a dyn Fn(&mut NewcBuilder));
     let read = read_artifact_content(&content(&build(&inputs()).unwrap())).unwrap();
     let config = read.guest_config;
     let module = config.modules[0].trim_start_matches('/').to_owned();
@@ -282,8 +283,7 @@ fn nothing_is_in_an_initrd_that_nobody_asked_for() {
             .file("rootfs/app", 0o755, Owner::ROOT, empty())
             .unwrap();
     };
-    let rows: [(&str, &dyn Fn(&mut NewcBuilder)); 3] =
-        [("bin/sh", &shell), ("x", &link), ("rootfs/app", &workload)];
+    let rows: [Row<'_>; 3] = [("bin/sh", &shell), ("x", &link), ("rootfs/app", &workload)];
     for (foreign, write) in rows {
         let error = check(write, &config).unwrap_err();
         assert!(
