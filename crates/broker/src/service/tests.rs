@@ -4,6 +4,7 @@
 use std::sync::Mutex;
 
 use assay_crds::v1alpha1::attestation_record::Verdict;
+use assay_crds::v1alpha1::confidential_deployment::SecretKeyReference;
 use assay_crds::v1alpha1::measured_image::{DigestState, LifecycleState};
 use assay_crds::v1alpha1::{MeasuredImage, NodeTrust};
 use assay_protocol::audit::verify_log;
@@ -18,8 +19,10 @@ use serde::Serialize;
 use super::*;
 use crate::fixtures;
 use crate::identity::Witness;
+use crate::release::{ReleaseObserved, ResourcePath};
 use crate::secrets::kubernetes::stored;
-use crate::secrets::{Location, StoredSecret};
+use crate::secrets::{Location, SecretStoreError, StoredSecret};
+use crate::token::InstanceClaims;
 
 mod collateral;
 mod interleavings;
