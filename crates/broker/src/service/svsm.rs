@@ -5,10 +5,13 @@ use assay_protocol::broker::Profile;
 use assay_protocol::jwe::Jwe;
 use assay_protocol::messages::Challenge;
 
-use super::{Refusal, Service, malformed};
+use super::{Chain, Refusal, Service, malformed};
 use crate::inventory::Inventory;
 use crate::release::ReleaseRefusal;
 use crate::submission::{Submission, SvsmDocument};
+
+/// Longest text that the log repeats.
+const MAX_DETAIL: usize = 256;
 
 impl<I: Inventory> Service<I> {
     /// Answers a proxy's authentication request with a session and its challenge.
@@ -63,8 +66,9 @@ impl<I: Inventory> Service<I> {
 
 fn read(document: &str) -> Result<SvsmDocument, Refusal> {
     SvsmDocument::parse(document).map_err(|error| {
-        let refusal = malformed(&error);
-        tracing::warn!(detail = ?refusal, "an SVSM's proxy has a base URL that is no good");
-        refusal
+        // The proxy shows nobody why; and anybody may say what they like here.
+        let detail: String = Chain(&error).to_string().chars().take(MAX_DETAIL).collect();
+        tracing::warn!(detail, "an SVSM's proxy has a base URL that is no good");
+        malformed(&error)
     })
 }
