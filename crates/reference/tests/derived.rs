@@ -10,11 +10,13 @@
 mod support;
 
 use assay_crds::v1alpha1::attestation_policy::Product;
+use assay_reference::derived::DerivedValues;
 use assay_reference::{
     Accepts, Difference, ObjectError, Side, corim, differences, image_of, policy_of, rvps,
     to_measured_image, to_policy,
 };
 use coset::{CoseSign1, TaggedCborSerializable as _};
+use proptest::prelude::*;
 use serde_json::{Value, json};
 use support::{good, image_object, policy_json, signing_key, validity, with_policy};
 
@@ -322,4 +324,23 @@ fn a_digest_of_one_side_is_named() {
             ..
         }
     ));
+}
+
+proptest! {
+    /// What somebody else wrote is read or refused.
+    #[test]
+    fn damaged_corims_never_panic(at in 0usize..8192, with in any::<u8>()) {
+        let unsigned = corim::derive(&good(), None).unwrap().values;
+        let key = support::public_key("p256.public.pem");
+        let message = corim::to_be_signed(unsigned.clone(), &validity(), "shop", &key).unwrap();
+        let sign1 = corim::sign(unsigned.clone(), &validity(), "shop", &signing_key("p256.sec1.pem"));
+        for mut bytes in [unsigned, message, sign1.unwrap()] {
+            let at = at % bytes.len();
+            bytes[at] = with;
+            for bytes in [&bytes[..], &bytes[..at]] {
+                let _ = DerivedValues::of_corim(bytes);
+                prop_assert!(corim::assemble(bytes, &key, &[0x30]).is_err());
+            }
+        }
+    }
 }
