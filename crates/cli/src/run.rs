@@ -19,7 +19,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use assay_broker::standalone::Standalone;
 use assay_crds::v1alpha1::attestation_record::PodReference;
 use assay_crds::v1alpha1::measured_image::MeasuredImageStatus;
@@ -30,12 +30,12 @@ use assay_supervisor::launch::{Place, prepare};
 use assay_supervisor::supervise::{
     ConsoleOutput, StopSignals, SuperviseError, Supervision, Supervisor,
 };
-use assay_tee::instance::PodIdentity;
+use assay_tee::instance::{PodIdentity, VerifierEndpoint};
 use assay_workload::artifact::describe_artifact;
 use assay_workload::launch::build_spec;
 use assay_workload::shapes::{firmware_name, row, shape};
 use assay_workload::simulation::SimulationPki;
-use assay_workload::validate::{Surroundings, Valid, validate};
+use assay_workload::validate::{Rejection, Surroundings, Valid, validate};
 use jiff::Timestamp;
 use tempfile::TempDir;
 use tokio::sync::{mpsc, oneshot};
@@ -221,6 +221,38 @@ impl Chosen {
     }
 }
 
+impl Chosen {
+    fn validate(
+        &self,
+        simulation: Option<Arc<SimulationPki>>,
+        verifier: Option<VerifierEndpoint>,
+    ) -> Result<Valid, Rejection> {
+        let surroundings = Surroundings {
+            image: Some(&self.image),
+            policy: Some(&self.policy),
+            verifier,
+            simulation,
+            ..Surroundings::default()
+        };
+        validate(&self.deployment, &surroundings)
+    }
+
+    /// Finds a person's mistakes before anything is built.
+    fn check(&self, simulation: Option<Arc<SimulationPki>>) -> Result<()> {
+        match self.validate(simulation, None) {
+            Err(why) if why.stalled => Err(self.refusal(&why)),
+            // What is not there yet comes later.
+            _ => Ok(()),
+        }
+    }
+
+    fn refusal(&self, why: &Rejection) -> anyhow::Error {
+        let name = full_name(&self.deployment.metadata);
+        let reason = why.reason.as_str();
+        anyhow!("ConfidentialDeployment {name}: {reason}: {}", why.message)
+    }
+}
+
 /// A directory that only its owner may read, removed when it is dropped.
 fn temporary_directory(within: &Path) -> Result<TempDir> {
     let directory = tempfile::Builder::new()
@@ -257,6 +289,8 @@ struct Guest {
     chosen: Chosen,
     artifact: LocalArtifact,
     secrets: broker::Secrets,
+    /// The PKI of this run, where the guest is simulated.
+    simulation: Option<Arc<SimulationPki>>,
     /// A directory that somebody else removes.
     scratch: PathBuf,
     qemu: PathBuf,
@@ -268,7 +302,14 @@ impl Guest {
         let objects = Objects::load(&args.file)?;
         let mut chosen = Chosen::find(&args, &objects)?;
         let qemu = qemu::find(&args.qemu)?;
-        qemu::check_machine(chosen.deployment.spec.machine.tee, args.accel)?;
+        let tee = chosen.deployment.spec.machine.tee;
+        qemu::check_machine(tee, args.accel)?;
+        let simulation = (tee == TeeType::SimulatedSnp)
+            .then(|| SimulationPki::generate(Timestamp::now()))
+            .transpose()
+            .context("cannot make a development PKI")?
+            .map(Arc::new);
+        chosen.check(simulation.clone())?;
         let secrets = broker::Secrets::gather(&chosen.deployment, &objects.secrets, &args.secret)?;
         let artifact = artifact(&args, &mut chosen.image, room)?;
         say("artifact", &artifact.reference);
@@ -277,22 +318,18 @@ impl Guest {
             chosen,
             artifact,
             secrets,
+            simulation,
             scratch,
             qemu,
         })
     }
 
     async fn run(mut self, signals: &mut StopSignals) -> Result<u8> {
-        let simulated = self.chosen.deployment.spec.machine.tee == TeeType::SimulatedSnp;
-        let simulation = simulated.then(|| SimulationPki::generate(Timestamp::now()));
-        let simulation = simulation
-            .transpose()
-            .context("cannot make a development PKI")?
-            .map(Arc::new);
         self.measure()?;
-
-        let broker = self.start_broker(simulation.as_deref())?;
-        let valid = self.validate(&broker, simulation)?;
+        let broker = self.start_broker()?;
+        let verifier = Some(broker::verifier(&broker));
+        let valid = self.chosen.validate(self.simulation.clone(), verifier);
+        let valid = valid.map_err(|why| self.chosen.refusal(&why))?;
         let spec = self.spec(&valid)?;
         let run_dir = self.scratch.join("guest");
         fs::create_dir(&run_dir).context("cannot make the guest's directory")?;
@@ -323,9 +360,13 @@ impl Guest {
         let inventory = broker.inventory().clone();
         let progress = supervisor.progress();
         let mut watcher = Watcher::new(inventory, &self.chosen.deployment, pod, progress);
+        let runner = match self.simulation {
+            Some(_) => self.args.accel.to_string(),
+            None => "SEV-SNP".to_owned(),
+        };
         say(
             "guest",
-            format_args!("starts under {}; Ctrl-C stops it", self.args.accel),
+            format_args!("starts under {runner}; Ctrl-C stops it"),
         );
 
         let interrupted = AtomicBool::new(false);
@@ -348,10 +389,15 @@ impl Guest {
             }
         };
         // What the verifier said last may be what the guest ended by.
-        watcher.look();
+        let last = watcher.look().filter(|_| self.args.until_attested);
         // Everything that QEMU wrote was read before its end.
         let _ = tokio::time::timeout(PRINT_TIMEOUT, printer).await;
-        outcome(ended, decision, interrupted.load(Ordering::Relaxed))
+        outcome(
+            ended,
+            decision.or(last),
+            interrupted.load(Ordering::Relaxed),
+            self.args.until_attested,
+        )
     }
 
     /// Publishes the launch digest of the deployment's machine in the image's
@@ -384,7 +430,7 @@ impl Guest {
         Ok(())
     }
 
-    fn start_broker(&self, simulation: Option<&SimulationPki>) -> Result<Standalone> {
+    fn start_broker(&self) -> Result<Standalone> {
         let Chosen {
             deployment,
             image,
@@ -399,7 +445,7 @@ impl Guest {
                 serde_json::to_value(policy)?,
             ],
             secrets: &self.secrets,
-            simulated_root: simulation.map(|pki| pki.ark.as_str()),
+            simulated_root: self.simulation.as_deref().map(|pki| pki.ark.as_str()),
             collateral: self.args.collateral.as_deref(),
         };
         let broker = setup.start()?;
@@ -408,26 +454,6 @@ impl Guest {
             format_args!("https://{}, in this process", broker.address),
         );
         Ok(broker)
-    }
-
-    fn validate(
-        &self,
-        broker: &Standalone,
-        simulation: Option<Arc<SimulationPki>>,
-    ) -> Result<Valid> {
-        let surroundings = Surroundings {
-            image: Some(&self.chosen.image),
-            policy: Some(&self.chosen.policy),
-            verifier: Some(broker::verifier(broker)),
-            simulation,
-            ..Surroundings::default()
-        };
-        let deployment = &self.chosen.deployment;
-        validate(deployment, &surroundings).map_err(|why| {
-            let name = full_name(&deployment.metadata);
-            let reason = why.reason.as_str();
-            anyhow::anyhow!("ConfidentialDeployment {name}: {reason}: {}", why.message)
-        })
     }
 
     fn spec(&self, valid: &Valid) -> Result<LaunchSpec> {
@@ -485,6 +511,7 @@ fn outcome(
     ended: Result<u8, SuperviseError>,
     decision: Option<Decision>,
     interrupted: bool,
+    until_attested: bool,
 ) -> Result<u8> {
     match (ended, decision) {
         (Ok(_) | Err(SuperviseError::Stopped(_)), Some(Decision::Attested)) => {
@@ -492,6 +519,9 @@ fn outcome(
             Ok(0)
         }
         (_, Some(Decision::Refused(why))) => bail!(why),
+        (_, None) if interrupted && until_attested => {
+            bail!("interrupted before the guest was attested")
+        }
         (Ok(_) | Err(SuperviseError::Stopped(_)), None) if interrupted => {
             say("done", "the guest is stopped");
             Ok(0)
@@ -510,4 +540,47 @@ fn absolute(path: &Path) -> Result<PathBuf> {
     let absolute = absolute.with_context(|| format!("cannot find {}", path.display()))?;
     ensure!(absolute.is_dir(), "{} is no directory", path.display());
     Ok(absolute)
+}
+
+#[cfg(test)]
+mod tests {
+    use assay_supervisor::Phase;
+
+    use super::*;
+
+    #[test]
+    fn the_exit_status_is_what_the_person_asked_about() {
+        let stopped = || Err(SuperviseError::Stopped(Phase::Running));
+        let attested = || Some(Decision::Attested);
+        let refused = || Some(Decision::Refused("why".to_owned()));
+        let rows: [(_, _, bool, bool, Result<u8, &str>); 9] = [
+            (stopped(), attested(), false, true, Ok(0)),
+            (Ok(143), attested(), false, true, Ok(0)),
+            (stopped(), refused(), false, true, Err("why")),
+            (Ok(0), refused(), false, true, Err("why")),
+            (stopped(), None, true, false, Ok(0)),
+            (Ok(3), None, true, false, Ok(0)),
+            (Ok(3), None, true, true, Err("interrupted before")),
+            (Ok(3), None, false, false, Ok(3)),
+            (
+                Err(SuperviseError::GuestFailed("no root disk".to_owned())),
+                None,
+                true,
+                false,
+                Err("no root disk"),
+            ),
+        ];
+        for (number, (ended, decision, interrupted, until_attested, expected)) in
+            rows.into_iter().enumerate()
+        {
+            let got = outcome(ended, decision, interrupted, until_attested);
+            match (got, expected) {
+                (Ok(code), Ok(expected)) => assert_eq!(code, expected, "row {number}"),
+                (Err(error), Err(words)) => {
+                    assert!(error.to_string().contains(words), "row {number}: {error}");
+                }
+                (got, _) => panic!("row {number}: {got:?}"),
+            }
+        }
+    }
 }

@@ -80,19 +80,19 @@ impl Running {
         }
     }
 
-    /// The first line with these words, of those that were not looked at yet.
+    /// The first line with these words. The two streams come in any order.
     fn wait_for(&mut self, words: &str) -> String {
         let start = Instant::now();
         loop {
+            if let Some(line) = self.said.lines().find(|line| line.contains(words)) {
+                return line.to_owned();
+            }
             let left = DEADLINE.saturating_sub(start.elapsed());
             let Ok(line) = self.lines.recv_timeout(left) else {
                 panic!("{words:?} did not come:\n{}", self.said)
             };
             self.said += &line;
             self.said.push('\n');
-            if line.contains(words) {
-                return line;
-            }
         }
     }
 
@@ -305,6 +305,12 @@ fn nothing_starts_that_cannot_be_attested() {
         assert!(!said.contains("starts under"), "{said}");
         assert_eq!(temporary_directories(scratch.path()), [""; 0]);
     }
+    // A mistake is found before anything is built.
+    let objects = tempfile::tempdir().unwrap();
+    changed(objects.path(), "deployment.yaml", "512Mi", "64Mi");
+    let output = run(prepared, scratch.path(), objects.path()).output();
+    let said = stderr(&output.unwrap());
+    assert!(said.contains("64Mi must be between"), "{said}");
     // Without an artifact the placeholders are told.
     let output = run(prepared, scratch.path(), &quickstart())
         .output()
