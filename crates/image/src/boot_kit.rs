@@ -11,7 +11,9 @@ use bytes::Bytes;
 
 use crate::bzimage::{ParseKernelReleaseError, parse_kernel_release};
 use crate::hardening::{Setting, ValidHardening};
-use crate::kernel_config::{KernelConfig, Needs, ParseKernelConfigError, missing_options};
+use crate::kernel_config::{
+    KernelConfig, Needs, ParseKernelConfigError, embedded_config, missing_options,
+};
 use crate::modules::info::{ModuleInfo, ParseModuleError, is_compressed, parse_module};
 use crate::modules::{GUEST_MODULES, ModuleIndex, ModulesError};
 use crate::recipe::Compression;
@@ -116,7 +118,8 @@ pub enum BootKitError {
     /// Nothing says what the kernel was built with.
     #[error(
         "boot kit: no configuration of the kernel {release}: {MODULES_PATH}/{release}/config or \
-         boot/config-{release} must say what it was built with; pack the kit again with `assay \
+         boot/config-{release} must say what it was built with, or the kernel itself \
+         (CONFIG_IKCONFIG); pack the kit again with `assay \
          kit build`"
     )]
     NoConfig {
@@ -178,7 +181,7 @@ impl BootKit {
         }
         let firmware = file(tree, FIRMWARE_PATH)?;
         check_firmware(&firmware)?;
-        let (_, config) = find_config(tree, &release)?;
+        let (_, config) = find_config(tree, &release, &kernel)?;
         Ok(Self {
             config: parse_config(&config)?,
             document: document(tree)?,
@@ -280,8 +283,11 @@ fn parse_config(config: &Bytes) -> Result<KernelConfig, BootKitError> {
     KernelConfig::parse(&String::from_utf8_lossy(config)).map_err(BootKitError::Config)
 }
 
+/// Where a configuration is that the kernel itself carries.
+const EMBEDDED: &str = "the kernel (CONFIG_IKCONFIG)";
+
 /// Where a kernel's configuration is, and the configuration.
-fn find_config(tree: &Tree, release: &str) -> Result<(String, Bytes), BootKitError> {
+fn find_config(tree: &Tree, release: &str, kernel: &[u8]) -> Result<(String, Bytes), BootKitError> {
     for path in [
         format!("{MODULES_PATH}/{release}/config"),
         format!("boot/config-{release}"),
@@ -290,9 +296,12 @@ fn find_config(tree: &Tree, release: &str) -> Result<(String, Bytes), BootKitErr
             return Ok((path, config));
         }
     }
-    Err(BootKitError::NoConfig {
-        release: release.to_owned(),
-    })
+    match embedded_config(kernel) {
+        Some(config) => Ok((EMBEDDED.to_owned(), config.into())),
+        None => Err(BootKitError::NoConfig {
+            release: release.to_owned(),
+        }),
+    }
 }
 
 /// A kernel, and where it is.

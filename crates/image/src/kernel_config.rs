@@ -4,6 +4,8 @@
 //! guest, where nobody sees why. Its configuration says so beforehand, one
 //! sentence for each option.
 
+mod embedded;
+
 use std::collections::BTreeMap;
 use std::fmt;
 
@@ -11,6 +13,10 @@ use serde::Serialize;
 
 use crate::hardening::{Setting, ValidHardening};
 use crate::recipe::Compression;
+
+pub use self::embedded::embedded_config;
+#[cfg(test)]
+pub(crate) use self::embedded::put_config;
 
 /// How an option is set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -69,7 +69,7 @@ pub fn pack_kit(tree: &Tree, options: &PackOptions) -> Result<PackedKit, BootKit
         content: kernel,
     } = find_kernel(tree, options.release.as_deref())?;
     let directory = format!("{MODULES_PATH}/{release}");
-    let (config_from, config) = find_config(tree, &release)?;
+    let (config_from, config) = find_config(tree, &release, &kernel)?;
     parse_config(&config)?;
     let builtin = text(tree, &format!("{directory}/modules.builtin"))?;
     let (stub_from, stub) = one_of(tree, options.stub.as_ref(), &STUB_PATHS)?;

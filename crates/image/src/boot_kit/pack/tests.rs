@@ -1,7 +1,7 @@
 use super::*;
 use crate::artifact::tests::{RELEASE, firmware, kernel};
 use crate::flatten::{StoredLayer, flatten};
-use crate::kernel_config::{Ability, complete};
+use crate::kernel_config::{Ability, complete, put_config};
 use crate::modules::info::module_file;
 use crate::oci::LayerCompression;
 use crate::uki::tests::stub;
@@ -125,6 +125,18 @@ fn the_same_files_give_the_same_kit() {
         (complete() + "CONFIG_MORE=y\n").into(),
     );
     assert_ne!(digest(&files), digest(&beside));
+}
+
+#[test]
+fn a_kernel_that_carries_its_configuration_needs_no_file() {
+    let mut files = installed();
+    files.remove(&format!("boot/config-{RELEASE}"));
+    let with_config = put_config(&kernel(), &complete());
+    files.insert(format!("boot/vmlinuz-{RELEASE}"), with_config.into());
+    let packed = pack(&files, &PackOptions::default()).unwrap();
+    let config = &packed.document.config;
+    assert_eq!(config.from, "the kernel (CONFIG_IKCONFIG)");
+    assert_eq!(config.sha256, Sha256Digest::of(complete().as_bytes()));
 }
 
 #[test]
