@@ -10,15 +10,12 @@ use std::process::ExitCode;
 use anyhow::{Context as _, Result, bail, ensure};
 use assay_image::boot_kit::{BootKit, PackOptions, pack_kit};
 use assay_image::tree::Tree;
-use assay_registry::{
-    DockerConfig, LayoutWriter, Registry, RegistryOptions, Scratch, is_layout, list_layout,
-    read_layout,
-};
+use assay_registry::{LayoutWriter, is_layout, list_layout, read_layout};
 use assay_tee::Sha256Digest;
 use clap::Subcommand;
 
 use self::sources::{SourceArgs, flatten_image};
-use crate::scratch::ScratchArgs;
+use crate::registry::RegistryArgs;
 use crate::stdout;
 
 /// Options of `assay kit`.
@@ -87,50 +84,6 @@ struct PushArgs {
     digest: Option<Sha256Digest>,
     #[command(flatten)]
     registry: RegistryArgs,
-}
-
-/// How to reach registries.
-#[derive(Debug, clap::Args)]
-pub(crate) struct RegistryArgs {
-    /// Registry host that speaks plain HTTP; may be given more than once
-    #[arg(long, value_name = "HOST")]
-    plain_http: Vec<String>,
-    /// Registry credentials, in the format of ~/.docker/config.json
-    #[arg(long, value_name = "FILE")]
-    docker_config: Option<PathBuf>,
-    #[command(flatten)]
-    scratch: ScratchArgs,
-}
-
-/// A client for registries, and what it runs on.
-pub(crate) struct Client {
-    pub(crate) registry: Registry,
-    pub(crate) runtime: tokio::runtime::Runtime,
-    pub(crate) scratch: Scratch,
-}
-
-impl RegistryArgs {
-    pub(crate) fn client(&self) -> Result<Client> {
-        let read = |path: &PathBuf| {
-            let bytes =
-                std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
-            DockerConfig::parse(&bytes).with_context(|| path.display().to_string())
-        };
-        let scratch = self.scratch.open()?;
-        let options = RegistryOptions {
-            plain_http_hosts: self.plain_http.clone(),
-            docker_config: self.docker_config.as_ref().map(read).transpose()?,
-            scratch: Some(scratch.clone()),
-        };
-        Ok(Client {
-            registry: Registry::new(options)?,
-            scratch,
-            runtime: tokio::runtime::Builder::new_current_thread()
-                .enable_all()
-                .build()
-                .context("cannot start the async runtime")?,
-        })
-    }
 }
 
 /// Runs `assay kit`.

@@ -22,6 +22,7 @@ mod pcrs;
 mod policy;
 mod progress;
 mod pull;
+mod registry;
 mod run;
 mod scratch;
 mod sign_uki;

@@ -22,7 +22,7 @@ use bytes::Bytes;
 use serde::Serialize;
 
 use self::provenance::Vouched;
-use crate::kit::{Client, RegistryArgs};
+use crate::registry::{Client, RegistryArgs};
 use crate::stdout;
 
 /// Exit status where the artifact is not what its recipe gives.
@@ -111,9 +111,9 @@ fn verify(args: &Args) -> Result<Report> {
     let manifest: Manifest = serde_json::from_slice(&found.content.manifest)
         .context("cannot read manifest.json of the artifact")?;
     let recipe = recipe_of(&manifest, &found.repository)
-        .context("the manifest leads back to no recipe: its command line contradicts hardening")?
+        .context("cannot tell what to build again")?
         .validate()
-        .context("the manifest leads back to no recipe")?;
+        .context("the manifest's recipe cannot be built")?;
     let (agent, agent_from) = agent(args, &manifest, &found.content)?;
     let inputs = BuildInputs {
         rootfs: input("workload's image", &recipe.rootfs, args, &client)?,

@@ -268,6 +268,7 @@ fn manifest(inputs: &Value) -> String {
         "layout": "DmVerity",
         "rootDisk": root_disk,
         "measurement": inputs,
+        "hardening": {},
         "inputs": {"rootfs": image, "bootKit": image, "agent": Sha256Digest::of(b"")},
         "builder": {"version": "0"},
     })

@@ -567,6 +567,7 @@ fn a_manifest_is_measured_for_the_shapes_that_are_named() {
                 "cmdline": assay_tee::Sha256Digest::of(cmdline.as_bytes()),
             },
         },
+        "hardening": {},
         "inputs": {"rootfs": pinned, "bootKit": pinned, "agent": zero},
         "builder": {"version": "0.1.0"},
     });

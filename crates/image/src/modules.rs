@@ -54,7 +54,7 @@ pub const GUEST_MODULES: [Wanted; 12] = [
 
 /// Further modules that a boot kit keeps where its kernel has them, for guests
 /// of other platforms and with other devices.
-pub const KIT_MODULES: [Wanted; 15] = [
+pub const KIT_MODULES: [Wanted; 14] = [
     optional("tsm"),
     optional("tsm_report"),
     optional("tdx_guest"),
@@ -69,7 +69,6 @@ pub const KIT_MODULES: [Wanted; 15] = [
     optional("virtio_iommu"),
     optional("virtio_scsi"),
     optional("xts"),
-    optional("zram"),
 ];
 
 /// The kernel cannot run a guest, or its module lists are damaged.

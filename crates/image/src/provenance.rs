@@ -25,18 +25,36 @@ pub const BUILD_TYPE: &str = "https://assay.dev/build/v1";
 /// `builder.id` of a build that names none.
 pub const UNNAMED_BUILDER: &str = "https://assay.dev/builder/unnamed";
 
+/// A manifest that leads back to no recipe.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("the manifest's command line does not start with what its hardening says")]
+pub struct NoRecipeError;
+
+/// No statement can be made of a manifest.
+#[derive(Debug, thiserror::Error)]
+pub enum EncodeProvenanceError {
+    /// Nobody can tell what was built.
+    #[error("the manifest leads back to no recipe")]
+    Recipe(#[source] NoRecipeError),
+    /// The statement has no JSON form.
+    #[error("cannot encode the statement")]
+    Encode(#[source] EncodeCanonicalError),
+}
+
 /// The statement, in canonical JSON (RFC 8785).
 ///
 /// `repository` and `digest` name the artifact's OCI image, `builder` who built
-/// it. `None` for a manifest whose command line does not start with what its
-/// hardening says.
+/// it.
+///
+/// # Errors
+/// See [`EncodeProvenanceError`].
 pub fn encode_provenance(
     manifest: &Manifest,
     repository: &str,
     digest: Sha256Digest,
     builder: &str,
-) -> Option<Result<Vec<u8>, EncodeCanonicalError>> {
-    let recipe = recipe_of(manifest, repository)?;
+) -> Result<Vec<u8>, EncodeProvenanceError> {
+    let recipe = recipe_of(manifest, repository).map_err(EncodeProvenanceError::Recipe)?;
     let inputs = &manifest.inputs;
     let mut dependencies = vec![
         Dependency::image("rootfs", &inputs.rootfs),
@@ -66,7 +84,7 @@ pub fn encode_provenance(
     ];
     let disk = manifest.root_disk.as_ref();
     byproducts.extend(disk.map(|disk| file(&disk.path, disk.sha256)));
-    Some(encode_canonical(&Statement {
+    encode_canonical(&Statement {
         type_: STATEMENT_TYPE,
         subject: [file(repository, digest)],
         predicate_type: PREDICATE_TYPE,
@@ -85,23 +103,26 @@ pub fn encode_provenance(
                 byproducts,
             },
         },
-    }))
+    })
+    .map_err(EncodeProvenanceError::Encode)
 }
 
-/// The recipe that an artifact was built from. `None` for a manifest whose
-/// command line does not start with what its hardening says.
-pub fn recipe_of(manifest: &Manifest, repository: &str) -> Option<Recipe> {
-    let hardening = parse_states(&manifest.hardening)?;
-    let extra = manifest.uki.cmdline.strip_prefix(&hardening.cmdline())?;
-    let cmdline = match extra {
+/// The recipe that an artifact was built from, with `repository` as its output.
+///
+/// # Errors
+/// For a manifest that contradicts itself.
+pub fn recipe_of(manifest: &Manifest, repository: &str) -> Result<Recipe, NoRecipeError> {
+    let hardening = parse_states(&manifest.hardening).ok_or(NoRecipeError)?;
+    let extra = manifest.uki.cmdline.strip_prefix(&hardening.cmdline());
+    let cmdline = match extra.ok_or(NoRecipeError)? {
         "" => None,
-        extra => Some(extra.strip_prefix(' ')?.to_owned()),
+        extra => Some(extra.strip_prefix(' ').ok_or(NoRecipeError)?.to_owned()),
     };
     let image = |reference: &PinnedReference| ImageSource {
         image: reference.to_string(),
     };
     let disk = manifest.root_disk.as_ref();
-    Some(Recipe {
+    Ok(Recipe {
         version: Recipe::VERSION,
         rootfs: image(&manifest.inputs.rootfs),
         boot_kit: image(&manifest.inputs.boot_kit),
@@ -203,7 +224,7 @@ mod tests {
     fn statement(manifest: &Manifest) -> Value {
         let digest = Sha256Digest::of(b"artifact");
         let bytes = encode_provenance(manifest, "registry.example/guest", digest, "urn:x");
-        serde_json::from_slice(&bytes.unwrap().unwrap()).unwrap()
+        serde_json::from_slice(&bytes.unwrap()).unwrap()
     }
 
     #[test]
@@ -261,6 +282,9 @@ mod tests {
         }
         let mut lie = build(&inputs()).unwrap().manifest;
         lie.uki.cmdline = "console=ttyS0".to_owned();
-        assert_eq!(recipe_of(&lie, "registry.example/guest"), None);
+        assert_eq!(
+            recipe_of(&lie, "registry.example/guest"),
+            Err(NoRecipeError)
+        );
     }
 }

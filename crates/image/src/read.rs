@@ -24,7 +24,7 @@ use crate::manifest::{
 use crate::newc::{NewcEntry, ParseNewcError, parse_newc};
 use crate::oci::ImageConfig;
 use crate::pcr::PredictPcrError;
-use crate::recipe::Layout;
+use crate::recipe::{Layout, RecipeError, full_cmdline};
 use crate::rope::Rope;
 use crate::tree::ResolveError;
 use crate::uki::{CMDLINE, INITRD, LINUX, ParseUkiError, UNAME, UkiContent, parse_uki};
@@ -133,6 +133,9 @@ pub enum ReadArtifactError {
         /// Its path.
         path: String,
     },
+    /// The command line has what no recipe may add.
+    #[error("artifact: the command line undoes what the manifest says is on")]
+    Cmdline(#[source] RecipeError),
     /// The manifest does not speak of every hardening, or without reasons.
     #[error("artifact: the manifest's hardening is not a state for each setting, with reasons")]
     Hardening,
@@ -332,13 +335,18 @@ fn check_hardening(manifest: &Manifest, config: &GuestConfig) -> Result<(), Read
     let hardening = parse_states(&manifest.hardening).ok_or(ReadArtifactError::Hardening)?;
     let constant = hardening.cmdline();
     let rest = manifest.uki.cmdline.strip_prefix(&constant);
-    if !rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(' ')) {
-        return Err(ReadArtifactError::Untrue {
-            field: "hardening",
-            claimed: constant,
-            actual: manifest.uki.cmdline.clone(),
-        });
-    }
+    let extra = match rest {
+        Some("") => None,
+        Some(rest) if rest.starts_with(' ') => rest.get(1..),
+        _ => {
+            return Err(ReadArtifactError::Untrue {
+                field: "hardening",
+                claimed: constant,
+                actual: manifest.uki.cmdline.clone(),
+            });
+        }
+    };
+    full_cmdline(&hardening, extra).map_err(ReadArtifactError::Cmdline)?;
     same(
         "hardening.ReadOnlyRoot",
         &hardening.is_on(Setting::ReadOnlyRoot),

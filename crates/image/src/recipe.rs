@@ -374,7 +374,11 @@ impl Recipe {
     }
 }
 
-fn full_cmdline(hardening: &ValidHardening, extra: Option<&str>) -> Result<String, RecipeError> {
+/// The constant parameters, and `extra` where no word of it undoes them.
+pub(crate) fn full_cmdline(
+    hardening: &ValidHardening,
+    extra: Option<&str>,
+) -> Result<String, RecipeError> {
     let mut cmdline = hardening.cmdline();
     let Some(extra) = extra else {
         return Ok(cmdline);

@@ -34,7 +34,7 @@ use tokio::io::{AsyncWrite, AsyncWriteExt as _};
 use tokio::sync::OnceCell;
 
 use crate::cache::PartialBlob;
-use crate::retry::{is_wrong_content, pause, retry};
+use crate::retry::{is_wrong_content, pause, retried};
 
 pub use cache::{BlobCache, CacheError, TransferProgress};
 pub use docker_config::{DockerConfig, LoadDockerConfigError, ParseDockerConfigError};
@@ -339,7 +339,7 @@ impl Registry {
         self.authenticate(&parsed, RegistryOperation::Push).await?;
         let blobs = image.layers.iter().chain(std::iter::once(&image.config));
         stream::iter(blobs)
-            .map(|blob| retry(async || self.push_blob(&parsed, blob).await))
+            .map(|blob| self.push_blob(&parsed, blob))
             .buffer_unordered(CONCURRENT_BLOBS)
             .try_collect::<()>()
             .await?;
@@ -353,18 +353,18 @@ impl Registry {
             parsed.repository().to_owned(),
             tag,
         );
-        let content_type = HeaderValue::from_static(media_type::MANIFEST);
-        retry(async || {
-            let (manifest, content_type) = (image.manifest.clone(), content_type.clone());
+        let push = || {
+            let content_type = HeaderValue::from_static(media_type::MANIFEST);
+            let manifest = image.manifest.clone();
             self.client
                 .push_manifest_raw(&target, manifest, content_type)
-                .await
-                .map_err(|source| RegistryError::PushManifest {
-                    reference: reference.to_owned(),
-                    source,
-                })
-        })
-        .await?;
+        };
+        retried(push)
+            .await
+            .map_err(|source| RegistryError::PushManifest {
+                reference: reference.to_owned(),
+                source,
+            })?;
         Ok(format!(
             "{}/{}@{digest}",
             parsed.registry(),
@@ -380,19 +380,17 @@ impl Registry {
             source,
         };
         let name = digest.to_string();
-        if self
-            .client
-            .blob_exists(reference, &name)
-            .await
-            .map_err(error)?
-        {
+        let is_there = || self.client.blob_exists(reference, &name);
+        if retried(is_there).await.map_err(error)? {
             return Ok(());
         }
-        let chunks: Vec<_> = blob.content().chunks().iter().cloned().map(Ok).collect();
-        self.client
-            .push_blob_stream(reference, stream::iter(chunks), &name, Some(blob.size()))
-            .await
-            .map_err(error)?;
+        let push = || {
+            let chunks: Vec<_> = blob.content().chunks().iter().cloned().map(Ok).collect();
+            let content = stream::iter(chunks);
+            self.client
+                .push_blob_stream(reference, content, &name, Some(blob.size()))
+        };
+        retried(push).await.map_err(error)?;
         Ok(())
     }
 
@@ -661,16 +659,14 @@ impl Registry {
                     }
                 })?),
             };
-        let (bytes, _) = retry(async || {
-            self.client
-                .pull_manifest_raw(reference, &self.auth(reference), &accepted)
-                .await
-                .map_err(|source| RegistryError::FetchManifest {
-                    reference: reference.to_string(),
-                    source,
-                })
-        })
-        .await?;
+        let auth = self.auth(reference);
+        let pull = || self.client.pull_manifest_raw(reference, &auth, &accepted);
+        let (bytes, _) = retried(pull)
+            .await
+            .map_err(|source| RegistryError::FetchManifest {
+                reference: reference.to_string(),
+                source,
+            })?;
         if bytes.len() > MAX_MANIFEST_LEN {
             return Err(RegistryError::TooLarge {
                 reference: reference.to_string(),
@@ -694,16 +690,13 @@ impl Registry {
         reference: &Reference,
         operation: RegistryOperation,
     ) -> Result<(), RegistryError> {
-        retry(async || {
-            self.client
-                .auth(reference, &self.auth(reference), operation.clone())
-                .await
-                .map_err(|source| RegistryError::Authenticate {
-                    registry: reference.registry().to_owned(),
-                    source,
-                })
-        })
-        .await?;
+        let auth = self.auth(reference);
+        retried(|| self.client.auth(reference, &auth, operation.clone()))
+            .await
+            .map_err(|source| RegistryError::Authenticate {
+                registry: reference.registry().to_owned(),
+                source,
+            })?;
         Ok(())
     }
 

@@ -11,6 +11,7 @@ use http::HeaderValue;
 use oci_client::{Reference, RegistryOperation};
 use serde_json::{Value, json};
 
+use crate::retry::retried;
 use crate::{Registry, RegistryError, parse_reference};
 
 /// Media type of an artifact's empty configuration.
@@ -145,11 +146,8 @@ impl Registry {
             reference: reference.to_string(),
             source,
         };
-        let index = self
-            .client
-            .pull_referrers(&reference, None)
-            .await
-            .map_err(error)?;
+        let pull = || self.client.pull_referrers(&reference, None);
+        let index = retried(pull).await.map_err(error)?;
         // The client's own types, in the words of the specification.
         let entries = index.manifests.into_iter();
         Ok(entries
@@ -169,12 +167,12 @@ impl Registry {
             repository.repository().to_owned(),
             tag.to_owned(),
         );
-        self.client
-            .push_manifest_raw(
-                &target,
-                content.clone(),
-                HeaderValue::from_static(media_type),
-            )
+        let push = || {
+            let content_type = HeaderValue::from_static(media_type);
+            self.client
+                .push_manifest_raw(&target, content.clone(), content_type)
+        };
+        retried(push)
             .await
             .map_err(|source| RegistryError::PushManifest {
                 reference: target.to_string(),

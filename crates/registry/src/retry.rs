@@ -1,5 +1,6 @@
 //! Trying again what fails for a while: registries restart, and ask for patience.
 
+use std::future::Future;
 use std::time::Duration;
 
 use oci_client::errors::{DigestError, OciDistributionError, OciErrorCode};
@@ -11,15 +12,15 @@ pub(crate) const ATTEMPTS: u32 = 5;
 /// Pause after the first failure. It doubles: four pauses take 7.5 s.
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 
-/// Makes a request until it succeeds, fails for good, or has failed [`ATTEMPTS`]
-/// times.
-pub(crate) async fn retry<T>(
-    mut request: impl AsyncFnMut() -> Result<T, RegistryError>,
-) -> Result<T, RegistryError> {
+/// Makes a request until it succeeds, is refused, or has failed [`ATTEMPTS`] times.
+pub(crate) async fn retried<T, F>(mut request: impl FnMut() -> F) -> Result<T, OciDistributionError>
+where
+    F: Future<Output = Result<T, OciDistributionError>>,
+{
     let mut attempt = 1;
     loop {
         match request().await {
-            Err(error) if attempt < ATTEMPTS && error.is_transient() => pause(attempt).await,
+            Err(error) if attempt < ATTEMPTS && is_transient(&error) => pause(attempt).await,
             result => return result,
         }
         attempt += 1;

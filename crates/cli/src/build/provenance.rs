@@ -92,7 +92,6 @@ impl Provenance {
         } = artifact;
         let digest = image.manifest_digest;
         let statement = encode_provenance(manifest, repository, digest, &self.builder_id)
-            .context("the manifest does not lead back to a recipe")?
             .context("cannot encode the provenance")?;
         let sbom = encode_sbom(manifest, software, repository, digest)
             .context("cannot encode the bill of materials")?;

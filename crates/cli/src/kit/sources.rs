@@ -15,7 +15,8 @@ use assay_image::tree::Tree;
 use assay_registry::{Pulled, read_layout};
 use assay_tee::Sha256Digest;
 
-use super::{RegistryArgs, only_image};
+use super::only_image;
+use crate::registry::RegistryArgs;
 
 /// What a kit is packed from. Where several have a file, the last one's counts:
 /// images first, then directories, then packages.

@@ -11,7 +11,7 @@ use assay_tee::Sha256Digest;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use crate::kit::Client;
+use crate::registry::Client;
 
 /// Who vouches.
 #[derive(Debug, Serialize)]
@@ -111,8 +111,7 @@ pub(super) fn verify(
         let [subject] = said.subject;
         let builder = said.predicate.run_details.builder.id;
         let expected = encode_provenance(manifest, &subject.name, digest, &builder)
-            .context("the manifest leads back to no recipe")?
-            .context("cannot encode the provenance")?;
+            .context("cannot tell what the provenance ought to be")?;
         ensure!(
             payload == expected,
             "what was signed is not the provenance of this artifact"

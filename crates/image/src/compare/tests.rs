@@ -37,28 +37,28 @@ fn what_is_the_same_has_no_differences() {
 fn another_agent_is_found_in_the_initrd() {
     let mut other = inputs();
     other.agent = Bytes::from_static(b"\x7fELF\x02\x01other");
-    let said = said(&content(&inputs()), &content(&other));
+    let told = said(&content(&inputs()), &content(&other));
     has(
-        &said,
+        &told,
         "uki.efi > .initrd > init: 5 bytes differ in 0x6..=0xa",
     );
-    has(&said, "manifest.json > inputs.agent: is ");
-    assert!(!said.iter().any(|line| line.starts_with("rootfs.img")));
+    has(&told, "manifest.json > inputs.agent: is ");
+    assert!(!told.iter().any(|line| line.starts_with("rootfs.img")));
 }
 
 #[test]
 fn another_choice_is_found_in_the_measured_document() {
     let mut other = inputs();
     other.recipe = switched_off(Setting::ReadOnlyRoot);
-    let said = said(&content(&inputs()), &content(&other));
+    let told = said(&content(&inputs()), &content(&other));
     has(
-        &said,
+        &told,
         "uki.efi > .initrd > etc/assay/guest.json > hardening.readOnlyRoot: is false, expected true",
     );
     let mut other = inputs();
     other.recipe = switched_off(Setting::InitOnAlloc);
-    let said = super::tests::said(&content(&inputs()), &content(&other));
-    has(&said, "uki.efi > .cmdline: is \"console=ttyS0 quiet");
+    let of_cmdline = said(&content(&inputs()), &content(&other));
+    has(&of_cmdline, "uki.efi > .cmdline: is \"console=ttyS0 quiet");
 }
 
 #[test]
@@ -105,28 +105,28 @@ fn a_byte_outside_of_everything_is_a_range() {
         uki: flip(&good.uki, 8),
         ..good.clone()
     };
-    let said = said(&good, &bad);
-    has(&said, "firmware.fd: 1 bytes differ in 0x10..=0x10");
+    let told = said(&good, &bad);
+    has(&told, "firmware.fd: 1 bytes differ in 0x10..=0x10");
     has(
-        &said,
+        &told,
         "uki.efi > headers, stub or signatures: outside of our sections: 1 bytes differ in 0x8",
     );
     has(
-        &said,
+        &told,
         "rootfs.img > superblock, padding or hash tree: 1 bytes differ in ",
     );
-    assert_eq!(said.len(), 3);
+    assert_eq!(told.len(), 3);
 }
 
 #[test]
 fn a_layout_without_a_disk_has_its_files_in_the_initrd() {
     let mut other = initramfs_inputs();
     other.rootfs = web_with(0o755, &[2; 5000], &[]);
-    let said = said(&content(&initramfs_inputs()), &content(&other));
+    let told = said(&content(&initramfs_inputs()), &content(&other));
     has(
-        &said,
+        &told,
         "uki.efi > .initrd > rootfs/bin/web: 5000 bytes differ in 0x0..=0x1387",
     );
-    let said = super::tests::said(&content(&inputs()), &content(&initramfs_inputs()));
-    has(&said, "rootfs.img: is missing");
+    let of_layout = said(&content(&inputs()), &content(&initramfs_inputs()));
+    has(&of_layout, "rootfs.img: is missing");
 }

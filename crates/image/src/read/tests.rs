@@ -255,6 +255,30 @@ fn entries_that_the_kernel_could_put_elsewhere_are_refused() {
     }
 }
 
+/// The kernel believes the last of a parameter.
+#[test]
+fn a_command_line_that_undoes_what_is_on_is_refused() {
+    let cmdlines = [
+        " lockdown=none",
+        " module.sig_enforce=0",
+        " init_on_alloc=0 x",
+        " rdinit=/bin/sh",
+    ];
+    for more in cmdlines {
+        let mut inputs = inputs();
+        inputs.recipe.cmdline = inputs.recipe.hardening.cmdline() + more;
+        let artifact = build(&inputs).unwrap();
+        let error = read_artifact_content(&content(&artifact)).unwrap_err();
+        assert!(
+            matches!(
+                error,
+                ReadArtifactError::Cmdline(RecipeError::CmdlineReserved(_))
+            ),
+            "{more}: {error}"
+        );
+    }
+}
+
 #[test]
 fn nothing_is_in_an_initrd_that_nobody_asked_for() {
     type Row<'a> = (&'a str, &'a dyn Fn(&mut NewcBuilder));
