@@ -15,9 +15,10 @@ mod encode;
 
 use std::collections::BTreeMap;
 
+use assay_measure::igvm::{IgvmInputs, MeasureIgvmError};
 use assay_tee::cpu::CpuSignature;
 use assay_tee::hashes_table::{KernelHashes, TableCrossesPageError};
-use assay_tee::igvm::PageDataType;
+use assay_tee::igvm::{PageDataType, ParseIgvmError, parse_igvm};
 use assay_tee::ovmf::igvm_areas::{IgvmAreas, ParseIgvmAreasError, parse_igvm_areas};
 use assay_tee::ovmf::{OvmfMetadata, ParseOvmfError, SectionKind, parse_ovmf};
 use assay_tee::page_info::{PAGE_SIZE, PAGE_SIZE_U64};
@@ -30,8 +31,11 @@ use encode::{File, ParameterArea, SaveAreas, encode_file};
 
 /// Where an embedded UKI is in the guest's memory.
 pub const EMBEDDED_KERNEL_GPA: u64 = 512 << 20;
-/// Memory that firmware needs above an embedded UKI.
-const ROOM_ABOVE_KERNEL: u64 = 64 << 20;
+/// Memory that firmware needs above an embedded UKI. Before it knows of the UKI,
+/// OVMF takes 64 MiB and its page tables from the top of this memory (edk2
+/// `OvmfPkg/PlatformPei`): with 65 MiB a UKI is overwritten in part, with 75 it
+/// boots. Twice as much is asked for, because the table's size follows the CPU.
+const ROOM_ABOVE_KERNEL: u64 = 128 << 20;
 /// QEMU puts no more memory than this below the addresses of devices (q35).
 const MEMORY_BELOW_DEVICES: u64 = 2 << 30;
 
@@ -62,7 +66,8 @@ pub struct IgvmSpec<'a> {
 pub enum IgvmKernel<'a> {
     /// What the host hands over (QEMU's `-kernel`), if these are its hashes.
     Verified(KernelHashes),
-    /// This UKI.
+    /// This UKI. Firmware that verifies kernel hashes takes no other; OVMF's generic
+    /// build boots what the host hands over beside the file.
     Embedded(&'a Bytes),
 }
 
@@ -140,12 +145,61 @@ impl IgvmKernel<'_> {
     pub fn min_memory(&self) -> u64 {
         match self {
             Self::Verified(_) => 0,
-            Self::Embedded(uki) => {
-                let end = EMBEDDED_KERNEL_GPA + (uki.len() as u64).next_multiple_of(PAGE_SIZE_U64);
-                end + ROOM_ABOVE_KERNEL
-            }
+            Self::Embedded(uki) => min_memory(uki.len() as u64),
         }
     }
+}
+
+/// Bytes of memory that a guest needs whose IGVM file holds a UKI of `uki_len`
+/// bytes; see [`IgvmKernel::min_memory`].
+pub const fn min_memory(uki_len: u64) -> u64 {
+    let pages = uki_len.div_ceil(PAGE_SIZE_U64);
+    EMBEDDED_KERNEL_GPA
+        .saturating_add(pages.saturating_mul(PAGE_SIZE_U64))
+        .saturating_add(ROOM_ABOVE_KERNEL)
+}
+
+/// A self-contained IGVM file cannot be measured.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum MeasureSelfContainedError {
+    /// There is no such file.
+    #[error("make an IGVM file of firmware and UKI")]
+    Encode(#[source] EncodeIgvmError),
+    /// The written file cannot be read back.
+    #[error("read the written IGVM file back")]
+    Parse(#[source] ParseIgvmError),
+    /// The written file cannot be measured.
+    #[error("measure the written IGVM file")]
+    Measure(#[source] MeasureIgvmError),
+}
+
+/// What the launch digests of the self-contained IGVM files of a firmware and a
+/// UKI depend on, whatever the number of virtual CPUs and their model: the
+/// digests are of the bytes that [`encode_igvm`] writes.
+///
+/// # Errors
+/// See [`MeasureSelfContainedError`].
+pub fn measure_self_contained(
+    firmware: &Bytes,
+    uki: &Bytes,
+) -> Result<IgvmInputs, MeasureSelfContainedError> {
+    // One virtual CPU of any model: the pages before its save area are the same
+    // for all.
+    let spec = IgvmSpec {
+        firmware,
+        kernel: IgvmKernel::Embedded(uki),
+        vcpus: VcpuCount::ONE,
+        cpu_signature: CpuSignature(0),
+        guest_features: GuestFeatures::default(),
+        policy: GuestPolicy::default(),
+    };
+    let file = encode_igvm(&spec).map_err(MeasureSelfContainedError::Encode)?;
+    let reset_eip = parse_ovmf(firmware)
+        .map_err(|error| MeasureSelfContainedError::Encode(EncodeIgvmError::Firmware(error)))?
+        .reset_eip;
+    let file = file.to_bytes();
+    let file = parse_igvm(&file).map_err(MeasureSelfContainedError::Parse)?;
+    IgvmInputs::of_file(&file, reset_eip).map_err(MeasureSelfContainedError::Measure)
 }
 
 /// Writes an IGVM file.

@@ -13,14 +13,19 @@ mod synthetic_firmware;
 use std::collections::BTreeMap;
 use std::io::Write as _;
 
-use assay_image::igvm::{EMBEDDED_KERNEL_GPA, EncodeIgvmError, IgvmKernel, IgvmSpec, encode_igvm};
-use assay_measure::igvm::{IgvmLaunch, measure_igvm_snp, qemu_refuses};
+use assay_image::igvm::{
+    EMBEDDED_KERNEL_GPA, EncodeIgvmError, IgvmKernel, IgvmSpec, MeasureSelfContainedError,
+    encode_igvm, measure_self_contained,
+};
+use assay_measure::igvm::{IgvmLaunch, MeasureIgvmShapeError, measure_igvm_snp, qemu_refuses};
 use assay_tee::cpu::{CpuModel, CpuSignature};
 use assay_tee::hashes_table::KernelHashes;
 use assay_tee::igvm::{Directive, PageDataType, PlatformType, parse_igvm};
 use assay_tee::ovmf::{Section, SectionKind};
 use assay_tee::vmsa::{KVM_VMSA_GPA, Vcpu, Vmm, build_vmsa};
-use assay_tee::{GuestFeatures, GuestPolicy, LaunchDigest, Sha256Digest, VcpuCount};
+use assay_tee::{
+    BootMethod, GuestFeatures, GuestPolicy, LaunchDigest, LaunchShape, Sha256Digest, Tee, VcpuCount,
+};
 use bytes::Bytes;
 use igvm::measurement::generate_snp_measurement;
 use synthetic_firmware::{SyntheticFirmware, build_firmware, build_igvm_firmware};
@@ -111,6 +116,90 @@ fn every_tool_measures_the_same() {
         let embedded = encode(&spec(&firmware, IgvmKernel::Embedded(&uki), vcpus));
         assert_ne!(digest(&verified, vcpus), digest(&embedded, vcpus));
     }
+}
+
+/// What the operator publishes is what every tool measures of the file itself.
+#[test]
+fn a_shape_s_digest_is_that_of_its_file() {
+    let firmware = firmware();
+    let uki = Bytes::from([&[7; 4096][..], &[0; 8192], &[9; 100]].concat());
+    let inputs = measure_self_contained(&firmware, &uki).unwrap();
+    for (vcpus, model, features) in [
+        (1, "EPYC-v4", 1),
+        (3, "EPYC-Genoa", 1),
+        (2, "EPYC-v4", 0x21),
+    ] {
+        let spec = IgvmSpec {
+            cpu_signature: signature(model),
+            guest_features: GuestFeatures(features),
+            ..spec(&firmware, IgvmKernel::Embedded(&uki), vcpus)
+        };
+        let shape = |boot| LaunchShape {
+            tee: Tee::Snp,
+            boot,
+            vcpus: spec.vcpus,
+            cpu_model: model.to_owned(),
+            guest_features: spec.guest_features,
+        };
+        let expected = digest(&encode(&spec), vcpus);
+        assert_eq!(inputs.launch_digest(&shape(BootMethod::Igvm)), Ok(expected));
+        assert_eq!(
+            inputs.launch_digest(&shape(BootMethod::DirectKernel)),
+            Err(MeasureIgvmShapeError::BootsOtherwise(
+                BootMethod::DirectKernel
+            ))
+        );
+    }
+    let knows_no_files = Bytes::from(build_firmware(&synthetic(&SECTIONS)));
+    assert_eq!(
+        measure_self_contained(&knows_no_files, &uki),
+        Err(MeasureSelfContainedError::Encode(
+            EncodeIgvmError::NoHobArea
+        ))
+    );
+}
+
+#[test]
+fn a_shape_that_no_processor_starts_has_no_digest() {
+    let uki = Bytes::from_static(b"uki");
+    let one_cpu = SyntheticFirmware {
+        reset_eip: 0,
+        ..synthetic(&SECTIONS)
+    };
+    let one_cpu = Bytes::from(build_igvm_firmware(&one_cpu, &AREAS));
+    let inputs = measure_self_contained(&one_cpu, &uki).unwrap();
+    let good = LaunchShape {
+        tee: Tee::Snp,
+        boot: BootMethod::Igvm,
+        vcpus: VcpuCount::ONE,
+        cpu_model: "EPYC-v4".to_owned(),
+        guest_features: GuestFeatures::default(),
+    };
+    assert!(inputs.launch_digest(&good).is_ok());
+    let two = LaunchShape {
+        vcpus: VcpuCount::try_from(2).unwrap(),
+        ..good.clone()
+    };
+    assert_eq!(
+        inputs.launch_digest(&two),
+        Err(MeasureIgvmShapeError::NoResetAddress { vcpus: 2 })
+    );
+    let inactive = LaunchShape {
+        guest_features: GuestFeatures(0x20),
+        ..good.clone()
+    };
+    assert_eq!(
+        inputs.launch_digest(&inactive),
+        Err(MeasureIgvmShapeError::SnpNotActive { features: 0x20 })
+    );
+    let host = LaunchShape {
+        cpu_model: "host".to_owned(),
+        ..good
+    };
+    assert!(matches!(
+        inputs.launch_digest(&host),
+        Err(MeasureIgvmShapeError::CpuModel(_))
+    ));
 }
 
 /// Firmware of Debian's, and what people launch it with.
@@ -378,7 +467,7 @@ fn what_would_not_boot_is_refused() {
         EncodeIgvmError::Overlap { gpa: 0x81_2000 }
     );
     // Never touched, so it takes no memory.
-    let len = (2 << 30) - EMBEDDED_KERNEL_GPA - (64 << 20) + 1;
+    let len = (2 << 30) - EMBEDDED_KERNEL_GPA - (128 << 20) + 1;
     let large = Bytes::from(vec![0; usize::try_from(len).unwrap()]);
     assert_eq!(
         refuse(&firmware(), IgvmKernel::Embedded(&large), 1),
@@ -393,6 +482,6 @@ fn the_memory_that_a_guest_needs_is_known() {
     assert_eq!(IgvmKernel::Verified(hashes()).min_memory(), 0);
     assert_eq!(
         IgvmKernel::Embedded(&uki).min_memory(),
-        EMBEDDED_KERNEL_GPA + 2 * PAGE + (64 << 20)
+        EMBEDDED_KERNEL_GPA + 2 * PAGE + (128 << 20)
     );
 }

@@ -4,6 +4,7 @@
 //! that means. [`IgvmLoader`] names the loaders whose digests differ, and says
 //! which is right. [`qemu_refuses`] says what QEMU would not load at all.
 
+mod inputs;
 mod plan;
 mod vcpus;
 
@@ -27,6 +28,7 @@ use crate::sha384::{Page, sha384};
 use crate::snp::Measurement;
 use crate::trace::RegionKind;
 use crate::vcpus::measure_counts;
+pub use inputs::{IgvmInputs, MeasureIgvmShapeError};
 use plan::{Pages, Step, plan};
 pub use vcpus::IgvmSaveAreas;
 use vcpus::SaveAreaDigests;

@@ -61,6 +61,12 @@ impl VcpuProfile {
 /// digest would not protect the kernel.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum MeasureError {
+    /// The shape boots from an IGVM file, which these inputs say nothing of.
+    #[error(
+        "the shape boots from an IGVM file, but firmware and kernel hashes were given; measure \
+         the file"
+    )]
+    BootsIgvm,
     /// The CPU model is none of QEMU's.
     #[error("look up the shape's CPU model")]
     CpuModel(#[source] UnknownCpuModelError),
@@ -119,7 +125,8 @@ pub enum MeasureError {
     Update(#[source] UpdateError),
 }
 
-/// The launch digest of a guest under QEMU and KVM.
+/// The launch digest of a guest under QEMU and KVM that boots by
+/// [`BootMethod::DirectKernel`].
 ///
 /// # Errors
 /// See [`MeasureError`].
@@ -127,14 +134,11 @@ pub fn measure_snp(
     inputs: &MeasurementInputs,
     shape: &LaunchShape,
 ) -> Result<Measurement, MeasureError> {
-    let LaunchShape {
-        tee: _,
-        boot: BootMethod::DirectKernel,
-        vcpus,
-        ..
-    } = shape;
+    if shape.boot != BootMethod::DirectKernel {
+        return Err(MeasureError::BootsIgvm);
+    }
     let profile = VcpuProfile::from_shape(shape).map_err(MeasureError::CpuModel)?;
-    measure_snp_launch(inputs, &profile, *vcpus)
+    measure_snp_launch(inputs, &profile, shape.vcpus)
 }
 
 /// The launch digest of `vcpus` virtual CPUs of one profile.

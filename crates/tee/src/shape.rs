@@ -44,6 +44,19 @@ pub enum BootMethod {
     /// firmware verifies the UKI against it.
     #[default]
     DirectKernel,
+    /// QEMU loads one IGVM file that holds firmware and UKI. Both are measured,
+    /// and the firmware takes the UKI from guest memory.
+    #[serde(rename = "IGVM")]
+    Igvm,
+}
+
+impl fmt::Display for BootMethod {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::DirectKernel => "DirectKernel",
+            Self::Igvm => "IGVM",
+        })
+    }
 }
 
 /// Number of virtual CPUs of a guest: 1 to 512.
@@ -54,6 +67,8 @@ pub struct VcpuCount(u32);
 impl VcpuCount {
     /// Most vCPUs that a guest may have.
     pub const MAX: u32 = 512;
+    /// A single vCPU.
+    pub const ONE: Self = Self(1);
 
     /// The count as a number.
     pub const fn get(self) -> u32 {

@@ -26,6 +26,7 @@ pub(crate) struct SyntheticFirmware<'a> {
 }
 
 /// The bytes of an OVMF image.
+#[allow(dead_code, reason = "not every test has firmware without IGVM files")]
 pub(crate) fn build_firmware(firmware: &SyntheticFirmware) -> Vec<u8> {
     build(
         firmware.pages,
