@@ -36,11 +36,12 @@ const ALLOWED: &[(&str, &[&str])] = &[
         ],
     ),
     ("assay-launcher", &["assay-tee"]),
-    // Shells. The supervisor drives the simulated processor and measures what it
-    // launches.
+    // Shells. The supervisor writes IGVM files, drives the simulated processor and
+    // measures what it launches.
     (
         "assay-supervisor",
         &[
+            "assay-image",
             "assay-launcher",
             "assay-measure",
             "assay-psp-sim",
@@ -97,7 +98,13 @@ const ALLOWED: &[(&str, &[&str])] = &[
 ];
 
 /// Development packages: they may use anything, and nothing shipped uses them.
-const DEVELOPMENT: &[&str] = &["assay-e2e", "assay-testkit", "assay-bench", "xtask"];
+const DEVELOPMENT: &[&str] = &[
+    "assay-bench",
+    "assay-e2e",
+    "assay-libigvm",
+    "assay-testkit",
+    "xtask",
+];
 
 /// Further edges that tests may use.
 const ALLOWED_IN_TESTS: &[(&str, &str)] = &[

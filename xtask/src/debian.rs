@@ -27,6 +27,8 @@ pub(crate) struct Package {
 /// A suite of the archive, with apt's files for it in the cache.
 pub(crate) struct Suite {
     name: &'static str,
+    /// Kind of the archive's index (sources.list(5)): `deb` or `deb-src`.
+    kind: &'static str,
     dir: PathBuf,
     debs: PathBuf,
 }
@@ -34,11 +36,26 @@ pub(crate) struct Suite {
 impl Suite {
     /// Opens a suite, fetching its index when there is none yet.
     pub(crate) fn open(cache: &Cache, name: &'static str) -> Result<Self> {
+        Self::open_index(cache, name, "deb", name.to_owned())
+    }
+
+    /// Opens a suite's source packages.
+    pub(crate) fn open_sources(cache: &Cache, name: &'static str) -> Result<Self> {
+        Self::open_index(cache, name, "deb-src", format!("{name}-source"))
+    }
+
+    fn open_index(
+        cache: &Cache,
+        name: &'static str,
+        kind: &'static str,
+        directory: String,
+    ) -> Result<Self> {
         packages::ensure(packages::PACKING)?;
         let root = cache.root().join("debian");
         let suite = Self {
             name,
-            dir: root.join(name),
+            kind,
+            dir: root.join(directory),
             debs: root.join("packages"),
         };
         for dir in ["lists/partial", "archives/partial", "resolved"] {
@@ -61,7 +78,10 @@ impl Suite {
             self.name
         ));
         let mirror = find_mirror()?;
-        let source = format!("deb [signed-by={KEYRING}] {mirror} {} main\n", self.name);
+        let source = format!(
+            "{} [signed-by={KEYRING}] {mirror} {} main\n",
+            self.kind, self.name
+        );
         let list = self.dir.join("sources.list");
         fs::write(&list, source).with_context(|| format!("write {}", list.display()))?;
         let mut update = self.apt("apt-get");
@@ -97,6 +117,47 @@ impl Suite {
         let text = serde_json::to_vec_pretty(&resolved).context("encode what was resolved")?;
         fs::write(&file, text).with_context(|| format!("write {}", file.display()))?;
         Ok(resolved)
+    }
+
+    /// Downloads the files of a source package, each verified against the signed
+    /// index, to a directory; returns the name of the one that describes the
+    /// others (`.dsc`).
+    pub(crate) fn download_source(&self, package: &Package, to: &Path) -> Result<String> {
+        say(format!(
+            "downloading the source of {} {}",
+            package.name, package.version
+        ));
+        let mut download = self.apt("apt-get");
+        download
+            .args(["-qq", "source", "--download-only"])
+            .arg(format!("{}={}", package.name, package.version));
+        command::output(download.current_dir(to)).with_context(|| {
+            format!(
+                "Debian {} as the mirror has it does not give the source package {} {}; its index \
+                 names {}",
+                self.name,
+                package.name,
+                package.version,
+                self.source_versions(&package.name).join(", ")
+            )
+        })?;
+        let mut names = fs::read_dir(to)
+            .with_context(|| format!("list {}", to.display()))?
+            .filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+        names
+            .find(|name| Path::new(name).extension().is_some_and(|e| e == "dsc"))
+            .with_context(|| format!("the source package {} has no .dsc file", package.name))
+    }
+
+    /// The versions of a source package that the index names; none where apt
+    /// cannot tell.
+    fn source_versions(&self, name: &str) -> Vec<String> {
+        let mut show = self.apt("apt-cache");
+        let text = command::output(show.args(["showsrc", name])).unwrap_or_default();
+        String::from_utf8_lossy(&text)
+            .lines()
+            .filter_map(|line| Some(line.strip_prefix("Version: ")?.to_owned()))
+            .collect()
     }
 
     /// Downloads and unpacks packages into one tree.

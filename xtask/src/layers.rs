@@ -3,6 +3,7 @@
 //! and kept in the cache.
 
 use crate::debian::{Package, Suite};
+use crate::qemu;
 use crate::samples::{pack_distroless, pack_interpreter};
 use crate::tree::Tree;
 use anyhow::{Context, Result, bail};
@@ -25,8 +26,20 @@ pub(crate) struct Recipe {
     revision: u32,
     /// Suites with the packages that are wanted from each.
     sources: &'static [Source],
+    /// Programs that are built, and added to what the packages hold.
+    programs: &'static [fn(&Cache) -> Result<Program>],
     /// Makes the layer's tree from the packages'.
     pack: fn(&Tree) -> Result<Tree>,
+}
+
+/// A program that was built.
+pub(crate) struct Program {
+    /// Where it is.
+    pub(crate) file: PathBuf,
+    /// Where it goes.
+    pub(crate) path: &'static str,
+    /// Changes with its bytes.
+    pub(crate) key: String,
 }
 
 /// Packages of one suite.
@@ -72,18 +85,22 @@ pub(crate) const BOOT_KIT: Recipe = Recipe {
             dependencies: Dependencies::Named(&[]),
         },
     ],
+    programs: &[],
     pack: pack_boot_kit,
 };
 
-/// QEMU for the launcher, without anything it can do without.
+/// QEMU for the launcher, without anything it can do without. Debian's QEMU
+/// loads no IGVM files, so its package gives ROMs and libraries, and the program
+/// is built from its source.
 pub(crate) const LAUNCHER_ROOT: Recipe = Recipe {
     name: "launcher-root",
-    revision: 1,
+    revision: 2,
     sources: &[Source {
         suite: pins::DEBIAN_SUITE,
         packages: &["qemu-system-x86"],
         dependencies: Dependencies::All,
     }],
+    programs: &[qemu::build],
     pack: pack_launcher_root,
 };
 
@@ -96,6 +113,7 @@ pub(crate) const WEB_SERVER: Recipe = Recipe {
         packages: &["nginx"],
         dependencies: Dependencies::All,
     }],
+    programs: &[],
     pack: pack_web_server,
 };
 
@@ -126,7 +144,7 @@ pub(crate) const DISTROLESS: Recipe = Recipe {
 /// Programs that give second opinions on images, and what they boot.
 const IMAGE_ORACLES: Recipe = Recipe {
     name: "image-oracles",
-    revision: 4,
+    revision: 5,
     sources: &[
         Source {
             suite: pins::DEBIAN_SUITE,
@@ -156,6 +174,7 @@ const IMAGE_ORACLES: Recipe = Recipe {
             dependencies: Dependencies::Named(&["linux-image-6"]),
         },
     ],
+    programs: &[qemu::build],
     pack: pack_image_oracles,
 };
 
@@ -168,6 +187,7 @@ const OTHER_FIRMWARE: Recipe = Recipe {
         packages: &["ovmf-generic", "ovmf-inteltdx"],
         dependencies: Dependencies::Named(&[]),
     }],
+    programs: &[],
     pack: pack_other_firmware,
 };
 
@@ -180,6 +200,7 @@ pub(crate) const CA_CERTIFICATES: Recipe = Recipe {
         packages: &["ca-certificates"],
         dependencies: Dependencies::Named(&[]),
     }],
+    programs: &[],
     pack: pack_ca_certificates,
 };
 
@@ -192,6 +213,7 @@ pub(crate) const BUSYBOX: Recipe = Recipe {
         packages: &["busybox-static"],
         dependencies: Dependencies::Named(&[]),
     }],
+    programs: &[],
     pack: pack_busybox,
 };
 
@@ -214,17 +236,21 @@ pub(crate) fn image_oracles(cache: &Cache) -> Result<PathBuf> {
     let store = |tree: &Tree, dir: &Path| {
         let root = dir.join(ROOT);
         tree.write_to(&root)?;
-        // What scripts start programs with, and where cryptsetup looks for
-        // random numbers.
-        for (name, minor) in [("null", 3), ("random", 8), ("urandom", 9)] {
-            let device = root.join("dev").join(name);
-            let kind = FileType::CharacterDevice;
-            mknodat(CWD, &device, kind, Mode::from(0o666), makedev(1, minor))
-                .with_context(|| format!("make {}; this needs root", device.display()))?;
-        }
-        Ok(())
+        make_devices(&root)
     };
     Ok(entry(cache, &IMAGE_ORACLES, store)?.join(ROOT))
+}
+
+/// Makes what scripts start programs with, and where programs look for random
+/// numbers.
+pub(crate) fn make_devices(root: &Path) -> Result<()> {
+    for (name, minor) in [("null", 3), ("random", 8), ("urandom", 9)] {
+        let device = root.join("dev").join(name);
+        let kind = FileType::CharacterDevice;
+        mknodat(CWD, &device, kind, Mode::from(0o666), makedev(1, minor))
+            .with_context(|| format!("make {}; this needs root", device.display()))?;
+    }
+    Ok(())
 }
 
 /// Files of Debian's firmware beside the boot kit's.
@@ -281,7 +307,15 @@ fn make(
         let packages = wanted(source, suite.resolve(source.packages)?);
         sources.push((suite, packages));
     }
+    let programs = recipe
+        .programs
+        .iter()
+        .map(|build| build(cache))
+        .collect::<Result<Vec<Program>>>()?;
     let mut list = String::new();
+    for program in &programs {
+        let _ = writeln!(list, "{}", program.key);
+    }
     for package in sources.iter().flat_map(|(_, packages)| packages) {
         let _ = writeln!(list, "{} {}", package.name, package.version);
     }
@@ -302,6 +336,11 @@ fn make(
             all.take_all(&suite.unpack(packages)?, |_| true);
         }
         all.file(DPKG_STATUS, 0o644, dpkg_status(&sources));
+        for program in &programs {
+            let content = fs::read(&program.file)
+                .with_context(|| format!("read {}", program.file.display()))?;
+            all.file(program.path, 0o755, content);
+        }
         store(&(recipe.pack)(&all)?, scratch)?;
         write(&scratch.join("packages.txt"), list.as_bytes())
     })
@@ -346,7 +385,8 @@ fn pack_boot_kit(from: &Tree) -> Result<Tree> {
 
 fn pack_launcher_root(from: &Tree) -> Result<Tree> {
     let mut root = Tree::default();
-    root.take_program(from, "usr/bin/qemu-system-x86_64")?;
+    root.take_program(from, qemu::PATH)?;
+    root.symlink("usr/bin/qemu-system-x86_64", "qemu-igvm");
     // What q35 with virtio devices loads at start-up.
     for rom in ["kvmvapic.bin", "linuxboot_dma.bin", "efi-virtio.rom"] {
         root.take(from, &rom_path(from, rom)?)?;
@@ -469,7 +509,7 @@ fn pack_other_firmware(from: &Tree) -> Result<Tree> {
     Ok(root)
 }
 
-fn pack_ca_certificates(from: &Tree) -> Result<Tree> {
+pub(crate) fn pack_ca_certificates(from: &Tree) -> Result<Tree> {
     let mut bundle = Vec::new();
     let authorities = from
         .paths()

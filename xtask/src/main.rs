@@ -12,6 +12,7 @@ mod environment;
 mod images;
 mod layers;
 mod oracles;
+mod qemu;
 mod samples;
 mod test;
 mod tree;

@@ -12,6 +12,8 @@
 //! specification gives the same bytes.
 
 mod encode;
+#[cfg(test)]
+mod oracle_tests;
 
 use std::collections::BTreeMap;
 

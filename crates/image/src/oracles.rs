@@ -14,21 +14,23 @@ use crate::tarball::Owner;
 use crate::uki::{UkiParts, encode_uki};
 
 /// `timeout` of a guest that has nothing but what arguments give it.
-const QEMU: [&str; 13] = [
-    "300",
-    "qemu-system-x86_64",
+const QEMU: [&str; 2] = ["300", "qemu-system-x86_64"];
+
+/// The machine of such a guest.
+const MACHINE: [&str; 9] = [
     "-accel",
     "tcg",
     "-machine",
     "q35",
     "-cpu",
     "max",
-    "-m",
-    "1024",
     "-nodefaults",
     "-display",
     "none",
 ];
+
+/// Its memory.
+const MEMORY: [&str; 2] = ["-m", "1024"];
 
 /// The programs, and a directory to exchange files with them.
 pub(crate) struct Oracles {
@@ -165,12 +167,28 @@ impl Oracles {
     /// that powers itself off.
     pub(crate) fn boot(&self, arguments: &[&str]) -> String {
         let serial = format!("file:{}", self.inside("console"));
-        let all = [&QEMU[..], &["-no-reboot", "-serial", &serial], arguments].concat();
+        let options: &[&str] = &["-no-reboot", "-serial", &serial];
+        let all = [&QEMU[..], &MACHINE, &MEMORY, options, arguments].concat();
         let (well, text) = self.try_run("timeout", &all);
         let console = fs::read(self.outside("console")).unwrap_or_default();
         let console = String::from_utf8_lossy(&console).replace('\r', "");
         assert!(well, "{text}\n{console}");
         console
+    }
+
+    /// Whether a guest of QEMU with IGVM files goes by itself within `seconds`,
+    /// its serial console, and what QEMU says.
+    pub(crate) fn boot_igvm(&self, seconds: u64, arguments: &[&str]) -> (bool, String, String) {
+        let _ = fs::remove_file(self.outside("console"));
+        let serial = format!("file:{}", self.inside("console"));
+        let seconds = seconds.to_string();
+        let program: &[&str] = &[&seconds, "qemu-igvm"];
+        let options: &[&str] = &["-no-reboot", "-serial", &serial];
+        let all = [program, &MACHINE, options, arguments].concat();
+        let (well, text) = self.try_run("timeout", &all);
+        let console = fs::read(self.outside("console")).unwrap_or_default();
+        let console = String::from_utf8_lossy(&console).replace('\r', "");
+        (well, console, text)
     }
 
     /// The serial console of a guest up to the first of `words`, or to the
@@ -179,6 +197,8 @@ impl Oracles {
         let mut guest = self
             .command("timeout")
             .args(QEMU)
+            .args(MACHINE)
+            .args(MEMORY)
             .args(["-no-reboot", "-serial", "stdio"])
             .args(arguments)
             .stdout(Stdio::piped())

@@ -185,7 +185,7 @@ impl Cache {
     }
 
     /// A fresh log file for one build.
-    fn log(&self, name: &str) -> Result<PathBuf> {
+    pub fn log(&self, name: &str) -> Result<PathBuf> {
         let dir = self.root.join("logs");
         fs::create_dir_all(&dir).with_context(|| format!("create {}", dir.display()))?;
         let log = dir.join(format!("{name}.log"));

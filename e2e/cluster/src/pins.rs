@@ -27,3 +27,9 @@ pub const DEBIAN_SUITE: &str = "trixie";
 /// The suite that the firmware comes from: the first one with a build of OVMF
 /// that verifies the kernel hashes (package ovmf-amdsev).
 pub const FIRMWARE_SUITE: &str = "forky";
+/// The suite whose source package QEMU is built from.
+pub const QEMU_SOURCE_SUITE: &str = "sid";
+/// Version of that source package: QEMU 10.1 or later, which load IGVM files. One
+/// version and not the newest, because a build takes minutes and its bytes are
+/// tested; one that the mirror no longer holds is replaced here.
+pub const QEMU_SOURCE: &str = "1:10.2.2+ds-1";
