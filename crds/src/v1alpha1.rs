@@ -41,6 +41,58 @@ pub enum TeeType {
     SimulatedSnp,
 }
 
+/// How a guest's firmware gets the UKI.
+#[derive(
+    Debug,
+    Clone,
+    Copy,
+    Default,
+    PartialEq,
+    Eq,
+    Hash,
+    PartialOrd,
+    Ord,
+    Serialize,
+    Deserialize,
+    JsonSchema,
+)]
+pub enum BootMethod {
+    /// The host hands it over, and the firmware verifies it against hashes that
+    /// are measured. Any QEMU from 9.1 on.
+    #[default]
+    DirectKernel,
+    /// From guest memory: firmware and UKI are one IGVM file, which is measured
+    /// as a whole. A QEMU with IGVM files, which the launcher's image has; the
+    /// guest needs 640Mi of memory and the size of the UKI.
+    #[serde(rename = "IGVM")]
+    Igvm,
+}
+
+impl BootMethod {
+    /// Whether it is the one that is meant where none is named.
+    pub fn is_direct_kernel(&self) -> bool {
+        *self == Self::DirectKernel
+    }
+}
+
+impl From<BootMethod> for assay_tee::BootMethod {
+    fn from(boot: BootMethod) -> Self {
+        match boot {
+            BootMethod::DirectKernel => Self::DirectKernel,
+            BootMethod::Igvm => Self::Igvm,
+        }
+    }
+}
+
+impl From<assay_tee::BootMethod> for BootMethod {
+    fn from(boot: assay_tee::BootMethod) -> Self {
+        match boot {
+            assay_tee::BootMethod::DirectKernel => Self::DirectKernel,
+            assay_tee::BootMethod::Igvm => Self::Igvm,
+        }
+    }
+}
+
 impl From<TeeType> for assay_tee::Tee {
     fn from(tee: TeeType) -> Self {
         match tee {

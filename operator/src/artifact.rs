@@ -11,12 +11,14 @@ use std::time::Duration;
 use assay_crds::v1alpha1::measured_image::{
     ArtifactStatus, MeasuredImageReason as Reason, MeasurementInputsStatus,
 };
+use assay_image::igvm::measure_self_contained;
 use assay_image::read::read_artifact;
+use assay_measure::igvm::IgvmInputs;
 use assay_measure::inputs::FirmwareInputsError;
 use assay_measure::{MeasurementInputs, measure_snp};
 use assay_registry::{LayerMediaTypeError, Pulled, Registry, RegistryError, Scratch, ScratchError};
 use assay_tee::hashes_table::KernelHashes;
-use assay_tee::{LaunchDigest, LaunchShape};
+use assay_tee::{BootMethod, LaunchDigest, LaunchShape};
 use assay_workload::artifact::describe_artifact;
 use jiff::Timestamp;
 use tokio::runtime::Handle;
@@ -40,12 +42,22 @@ const LAST_RETRY: Duration = Duration::from_mins(5);
 pub struct MeasuredArtifact {
     status: ArtifactStatus,
     inputs: MeasurementInputs,
+    /// Of its IGVM files, or why there can be none.
+    igvm: Result<IgvmInputs, String>,
 }
 
 impl MeasuredArtifact {
     /// From its parts.
-    pub fn new(status: ArtifactStatus, inputs: MeasurementInputs) -> Self {
-        Self { status, inputs }
+    pub fn new(
+        status: ArtifactStatus,
+        inputs: MeasurementInputs,
+        igvm: Result<IgvmInputs, String>,
+    ) -> Self {
+        Self {
+            status,
+            inputs,
+            igvm,
+        }
     }
 
     /// What the status says of it.
@@ -65,9 +77,18 @@ impl MeasuredArtifact {
     /// # Errors
     /// A sentence that says why there is none.
     pub fn launch_digest(&self, shape: &LaunchShape) -> Result<LaunchDigest, String> {
-        match measure_snp(&self.inputs, shape) {
-            Ok(measurement) => Ok(measurement.digest),
-            Err(error) => Err(chain(&error)),
+        match shape.boot {
+            BootMethod::DirectKernel => match measure_snp(&self.inputs, shape) {
+                Ok(measurement) => Ok(measurement.digest),
+                Err(error) => Err(chain(&error)),
+            },
+            BootMethod::Igvm => {
+                let refused = |why: &str| format!("boot IGVM: {why}");
+                let inputs = self.igvm.as_ref().map_err(|why| refused(why))?;
+                inputs
+                    .launch_digest(shape)
+                    .map_err(|error| refused(&chain(&error)))
+            }
         }
     }
 }
@@ -263,8 +284,11 @@ fn prepare(
     let hashes = KernelHashes::from_digests(artifact.manifest.uki.sha256, None, "");
     let inputs = MeasurementInputs::from_bytes(&artifact.firmware, Some(hashes))
         .map_err(ReadArtifactError::Firmware)?;
+    let igvm =
+        measure_self_contained(&artifact.firmware, &artifact.uki).map_err(|error| chain(&error));
     Ok(MeasuredArtifact::new(
         describe_artifact(reference, &artifact),
         inputs,
+        igvm,
     ))
 }

@@ -23,8 +23,8 @@ use assay_crds::v1alpha1::measured_image::{
     OciSource, RootDiskStatus, SourceType,
 };
 use assay_crds::v1alpha1::{
-    AttestationPolicy, AttestationRecord, ConfidentialDeployment, LocalReference, MeasuredImage,
-    MeasuredImageSpec, MeasuredImageStatus, TeeType,
+    AttestationPolicy, AttestationRecord, BootMethod, ConfidentialDeployment, LocalReference,
+    MeasuredImage, MeasuredImageSpec, MeasuredImageStatus, TeeType,
 };
 use assay_measure::{FirmwareInputs, MeasurementInputs};
 use assay_tee::hashes_table::KernelHashes;
@@ -109,6 +109,7 @@ pub(crate) fn measured_artifact() -> Arc<MeasuredArtifact> {
     Arc::new(MeasuredArtifact::new(
         artifact_status(),
         measurement_inputs(),
+        Err("the firmware is none".to_owned()),
     ))
 }
 
@@ -120,6 +121,7 @@ pub(crate) fn row() -> LaunchDigestRow {
         vcpus: 2,
         guest_features: "0x1".to_owned(),
         tee: TeeType::SimulatedSnp,
+        boot: BootMethod::DirectKernel,
         digest: LaunchDigest::new([9; 48]).to_string(),
         state: DigestState::Accepted,
     }
@@ -250,6 +252,7 @@ pub(crate) fn deployment() -> ConfidentialDeployment {
                 memory: Quantity("512Mi".to_owned()),
                 cpu_model: "EPYC-v4".to_owned(),
                 tee: TeeType::SimulatedSnp,
+                boot: BootMethod::DirectKernel,
                 simulation: None,
             },
             ports: vec![Port {

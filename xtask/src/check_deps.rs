@@ -35,7 +35,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "assay-tee",
         ],
     ),
-    ("assay-launcher", &["assay-tee"]),
+    ("assay-launcher", &["assay-image", "assay-tee"]),
     // Shells. The supervisor writes IGVM files, drives the simulated processor and
     // measures what it launches.
     (

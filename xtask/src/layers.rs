@@ -126,6 +126,7 @@ pub(crate) const INTERPRETER: Recipe = Recipe {
         packages: &["base-files", "python3"],
         dependencies: Dependencies::All,
     }],
+    programs: &[],
     pack: pack_interpreter,
 };
 
@@ -138,6 +139,7 @@ pub(crate) const DISTROLESS: Recipe = Recipe {
         packages: &["base-files", "ca-certificates", "netbase", "tzdata"],
         dependencies: Dependencies::Named(&[]),
     }],
+    programs: &[],
     pack: pack_distroless,
 };
 

@@ -7,9 +7,9 @@
 use std::sync::Arc;
 
 use assay_attest::{CheckName, ReasonCode, Verdict};
-use assay_crds::v1alpha1::MeasuredImage;
 use assay_crds::v1alpha1::attestation_record::Diagnosis;
 use assay_crds::v1alpha1::confidential_deployment::Machine;
+use assay_crds::v1alpha1::{BootMethod, MeasuredImage};
 use assay_measure::explain::{Cause, Change, Known, Launch, Part, Question};
 use assay_measure::{Explanation, MeasurementInputs, VcpuProfile, explain};
 use assay_tee::cpu::CpuModel;
@@ -57,13 +57,15 @@ impl Mismatch {
             Some(row) => diagnosis(
                 "OtherShape",
                 &format!(
-                    "the guest is image {name} with {} vCPUs of {} on {:?}; the deployment asks for {} vCPUs of {} on {:?}",
+                    "the guest is image {name} with {} vCPUs of {} on {:?}, boot {:?}; the deployment asks for {} vCPUs of {} on {:?}, boot {:?}",
                     row.vcpus,
                     row.cpu_model,
                     row.tee,
+                    row.boot,
                     machine.vcpus,
                     machine.cpu_model,
                     machine.tee,
+                    machine.boot,
                 ),
             ),
             None => diagnosis(
@@ -121,7 +123,12 @@ impl Mismatch {
         })
     }
 
+    /// What the search starts from. It knows launches by firmware and hashes
+    /// alone, so it has nothing to say of a guest that boots from an IGVM file.
     fn expected(&self) -> Option<Launch> {
+        if self.machine.boot != BootMethod::DirectKernel {
+            return None;
+        }
         Some(Launch {
             inputs: inputs(&self.image)?,
             profile: VcpuProfile {

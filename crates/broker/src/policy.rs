@@ -192,14 +192,17 @@ pub fn rows(image: &MeasuredImage) -> &[LaunchDigestRow] {
 }
 
 fn has_shape(row: &LaunchDigestRow, machine: &Machine) -> bool {
-    row.tee == machine.tee && row.vcpus == machine.vcpus && row.cpu_model == machine.cpu_model
+    row.tee == machine.tee
+        && row.vcpus == machine.vcpus
+        && row.cpu_model == machine.cpu_model
+        && row.boot == machine.boot
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::fixtures;
-    use assay_crds::v1alpha1::TeeType;
+    use assay_crds::v1alpha1::{BootMethod, TeeType};
     use assay_tee::{Sha256Digest, Sha384Digest, Tee};
     use serde_json::json;
 
@@ -223,7 +226,8 @@ mod tests {
         let image = fixtures::image();
         let machine = fixtures::deployment().spec.machine;
         assert_eq!(reference_values(&image, &machine).0.len(), 1);
-        let changes: [fn(&mut Machine); 3] = [
+        let changes: [fn(&mut Machine); 4] = [
+            |machine| machine.boot = BootMethod::Igvm,
             |machine| machine.vcpus = 7,
             |machine| machine.cpu_model = "EPYC-Rome-v1".to_owned(),
             |machine| machine.tee = TeeType::Snp,

@@ -24,12 +24,14 @@ use assay_broker::standalone::Standalone;
 use assay_crds::v1alpha1::attestation_record::PodReference;
 use assay_crds::v1alpha1::measured_image::MeasuredImageStatus;
 use assay_crds::v1alpha1::{AttestationPolicy, ConfidentialDeployment, MeasuredImage, TeeType};
+use assay_image::igvm::measure_self_contained;
 use assay_launcher::spec::{Console, LaunchSpec};
 use assay_measure::measure_snp;
 use assay_supervisor::launch::{Place, prepare};
 use assay_supervisor::supervise::{
     ConsoleOutput, StopSignals, SuperviseError, Supervision, Supervisor,
 };
+use assay_tee::BootMethod;
 use assay_tee::instance::{PodIdentity, VerifierEndpoint};
 use assay_workload::artifact::describe_artifact;
 use assay_workload::launch::build_spec;
@@ -404,12 +406,24 @@ impl Guest {
     /// status, as the operator does.
     fn measure(&mut self) -> Result<()> {
         let machine = &self.chosen.deployment.spec.machine;
-        let shape = shape(machine.tee.into(), machine.vcpus, &machine.cpu_model);
+        let shape = shape(
+            machine.tee.into(),
+            machine.boot.into(),
+            machine.vcpus,
+            &machine.cpu_model,
+        );
         let shape = shape.context("spec.machine.vcpus is no number of vCPUs")?;
         let artifact = describe_artifact(&self.artifact.reference, &self.artifact.read);
-        let digest = measure_snp(&self.artifact.read.manifest.measurement, &shape)
-            .context("spec.machine: no launch digest can be computed")?
-            .digest;
+        let read = &self.artifact.read;
+        let digest = match shape.boot {
+            BootMethod::DirectKernel => measure_snp(&read.manifest.measurement, &shape)
+                .map(|measurement| measurement.digest)
+                .map_err(anyhow::Error::new),
+            BootMethod::Igvm => measure_self_contained(&read.firmware, &read.uki)
+                .map_err(anyhow::Error::new)
+                .and_then(|inputs| Ok(inputs.launch_digest(&shape)?)),
+        };
+        let digest = digest.context("spec.machine: no launch digest can be computed")?;
         say(
             "digest",
             format_args!(

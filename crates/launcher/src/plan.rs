@@ -21,7 +21,7 @@ use assay_tee::guest_event::{EVENT_PORT, PSP_SIM_PORT};
 use assay_tee::hashes_table::KernelHashes;
 use assay_tee::instance::{INSTANCE_FW_CFG_NAME, PodIdentity};
 use assay_tee::ovmf::OvmfMetadata;
-use assay_tee::{InstanceData, Sha256Digest, Tee};
+use assay_tee::{BootMethod, InstanceData, Sha256Digest, Tee};
 
 use self::check::Places;
 use crate::qemu::{Argv, OptionList};
@@ -47,8 +47,10 @@ pub struct PlanInputs<'a> {
     /// The firmware's metadata.
     pub firmware: &'a OvmfMetadata,
     /// The hashes that a simulated launch places in guest memory. On hardware
-    /// QEMU computes them itself.
+    /// QEMU computes them itself. Unused with an IGVM file.
     pub kernel_hashes: &'a KernelHashes,
+    /// Bytes of the UKI.
+    pub uki_len: u64,
     /// Directory that the artifact is mounted at; absolute.
     pub artifact_dir: &'a Path,
     /// Writable directory for sockets and files; absolute.
@@ -97,13 +99,21 @@ pub struct PlannedFile {
 
 /// The files that QEMU reads the guest's first bytes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct BootFiles {
-    /// The firmware (`-bios`).
-    pub firmware: PathBuf,
-    /// The UKI (`-kernel`).
-    pub uki: PathBuf,
-    /// The hashes table that the loader device places, in a simulated launch.
-    pub hashes_table: Option<PlacedTable>,
+pub enum BootFiles {
+    /// Firmware and UKI apart.
+    DirectKernel {
+        /// The firmware (`-bios`).
+        firmware: PathBuf,
+        /// The UKI (`-kernel`).
+        uki: PathBuf,
+        /// The hashes table that the loader device places, in a simulated launch.
+        hashes_table: Option<PlacedTable>,
+    },
+    /// The IGVM file that holds both, which must be written before QEMU starts.
+    Igvm {
+        /// Where.
+        file: PathBuf,
+    },
 }
 
 /// A hashes table and its place in guest memory.
@@ -159,6 +169,26 @@ pub enum PlanError {
         /// The value found.
         got: u32,
     },
+    /// Too little memory for an IGVM file: QEMU would refuse it, or the firmware
+    /// hang.
+    #[error(
+        "memoryMib is {got}, but a guest whose IGVM file holds a UKI of {uki_len} bytes needs at \
+         least {least}"
+    )]
+    IgvmMemory {
+        /// The value found.
+        got: u32,
+        /// Bytes of the UKI.
+        uki_len: u64,
+        /// The least value.
+        least: u64,
+    },
+    /// A fault that is about a hashes table, which an IGVM guest has none of.
+    #[error(
+        "simulation.fault TamperedKernel goes with boot DirectKernel: nothing verifies the UKI of \
+         an IGVM file, it is measured. Use TamperedKernelRehashed"
+    )]
+    FaultWithoutTable,
     /// A guest policy that no processor accepts.
     #[error("guestPolicy {got:#x} is invalid: bit 17 must be one and bits 63:26 zero")]
     GuestPolicy {
@@ -265,33 +295,27 @@ pub fn plan(spec: &LaunchSpec, inputs: &PlanInputs<'_>) -> Result<LaunchPlan, Pl
         devices::push_snp_machine(&mut argv, spec, cpu_model, &host_data);
     }
     argv.verbatim("-smp", spec.shape.vcpus.get().to_string());
-    // No -append: the UKI's own command line is the only one, and the hashes
-    // table says so.
-    argv.verbatim("-bios", places.firmware.as_str());
-    argv.verbatim("-kernel", places.uki.as_str());
 
     let mut files = vec![PlannedFile {
         path: places.instance.as_str().into(),
         content: instance,
     }];
-    let mut hashes_table = None;
-    if simulated {
-        argv.list(
-            "-device",
-            OptionList::new("loader")
-                .set("file", &places.hashes)
-                .set("addr", format!("{:#x}", table_area.gpa))
-                .set("force-raw", "on"),
-        );
-        files.push(PlannedFile {
-            path: places.hashes.as_str().into(),
-            content: inputs.kernel_hashes.encode_table().to_vec(),
-        });
-        hashes_table = Some(PlacedTable {
-            path: places.hashes.as_str().into(),
-            gpa: table_area.gpa,
-        });
-    }
+    let boot = match spec.shape.boot {
+        BootMethod::DirectKernel => {
+            let table = simulated.then(|| PlacedTable {
+                path: places.hashes.as_str().into(),
+                gpa: table_area.gpa,
+            });
+            if let Some(table) = &table {
+                files.push(PlannedFile {
+                    path: table.path.clone(),
+                    content: inputs.kernel_hashes.encode_table().to_vec(),
+                });
+            }
+            push_direct_kernel(&mut argv, &places, table)
+        }
+        BootMethod::Igvm => push_igvm(&mut argv, &places),
+    };
 
     devices::push_console(&mut argv, spec.console);
     devices::push_network(&mut argv, &spec.ports);
@@ -324,11 +348,7 @@ pub fn plan(spec: &LaunchSpec, inputs: &PlanInputs<'_>) -> Result<LaunchPlan, Pl
     Ok(LaunchPlan {
         argv: argv.into_vec(),
         files,
-        boot: BootFiles {
-            firmware: places.firmware.into(),
-            uki: places.uki.into(),
-            hashes_table,
-        },
+        boot,
         host_data,
         sockets: Sockets {
             qmp: places.qmp_socket.into(),
@@ -336,4 +356,39 @@ pub fn plan(spec: &LaunchSpec, inputs: &PlanInputs<'_>) -> Result<LaunchPlan, Pl
             psp: simulated.then(|| places.psp_socket.into()),
         },
     })
+}
+
+/// No -append: the UKI's own command line is the only one, and the hashes table
+/// says so.
+fn push_direct_kernel(argv: &mut Argv, places: &Places, table: Option<PlacedTable>) -> BootFiles {
+    argv.verbatim("-bios", places.firmware.as_str());
+    argv.verbatim("-kernel", places.uki.as_str());
+    if let Some(table) = &table {
+        argv.list(
+            "-device",
+            OptionList::new("loader")
+                .set("file", &places.hashes)
+                .set("addr", format!("{:#x}", table.gpa))
+                .set("force-raw", "on"),
+        );
+    }
+    BootFiles::DirectKernel {
+        firmware: places.firmware.as_str().into(),
+        uki: places.uki.as_str().into(),
+        hashes_table: table,
+    }
+}
+
+/// QEMU ignores firmware beside an IGVM file, and a kernel beside it would be
+/// another one than the measured.
+fn push_igvm(argv: &mut Argv, places: &Places) -> BootFiles {
+    argv.list(
+        "-object",
+        OptionList::new("igvm-cfg")
+            .set("id", devices::IGVM_ID)
+            .set("file", &places.igvm),
+    );
+    BootFiles::Igvm {
+        file: places.igvm.as_str().into(),
+    }
 }

@@ -6,7 +6,7 @@ use assay_crds::v1alpha1::measured_image::{
     LaunchShapes, Lifecycle, LifecycleState, OciSource, RootDiskStatus, SourceType,
 };
 use assay_crds::v1alpha1::{
-    AttestationPolicy, MeasuredImage, MeasuredImageSpec, MeasuredImageStatus,
+    AttestationPolicy, BootMethod, MeasuredImage, MeasuredImageSpec, MeasuredImageStatus,
 };
 use assay_tee::vmsa::Vmm;
 use assay_tee::{LaunchDigest, LaunchShape, Sha256Digest};
@@ -40,6 +40,7 @@ pub fn image_of(object: &MeasuredImage) -> Result<Image, ObjectError> {
             // The operator measures for today's QEMU alone.
             vmm: Vmm::Qemu,
             tee: row.tee,
+            boot: row.boot,
             digest: row
                 .digest
                 .parse::<LaunchDigest>()
@@ -126,19 +127,24 @@ impl Row {
         let hex = firmware.to_hex();
         let firmware = format!("ovmf-{}", hex.get(..12).unwrap_or(&hex));
         let guest_features = format!("{:#x}", shape.guest_features.0);
+        let mut id = format!(
+            "{firmware}.{}.{}.{guest_features}.{}",
+            shape.cpu_model,
+            shape.vcpus.get(),
+            shape.tee
+        );
+        if shape.boot != assay_tee::BootMethod::DirectKernel {
+            id = format!("{id}.{}", shape.boot);
+        }
         Self {
-            id: format!(
-                "{firmware}.{}.{}.{guest_features}.{}",
-                shape.cpu_model,
-                shape.vcpus.get(),
-                shape.tee
-            ),
+            id,
             firmware,
             cpu_model: shape.cpu_model.clone(),
             vcpus: shape.vcpus.get(),
             guest_features,
             vmm: Vmm::Qemu,
             tee: shape.tee.into(),
+            boot: shape.boot.into(),
             digest,
             state: DigestState::Accepted,
         }
@@ -215,6 +221,12 @@ pub fn to_measured_image(image: &Image) -> Result<MeasuredImage, ObjectError> {
         .collect();
     cpu_models.sort_unstable();
     cpu_models.dedup();
+    let mut boot: Vec<BootMethod> = image.launch_digests.iter().map(|row| row.boot).collect();
+    boot.sort_unstable();
+    boot.dedup();
+    if boot == [BootMethod::DirectKernel] {
+        boot.clear();
+    }
     let accepted = image.accepted().count();
     let total = image.launch_digests.len();
     let usable = image.state != LifecycleState::Revoked;
@@ -228,7 +240,11 @@ pub fn to_measured_image(image: &Image) -> Result<MeasuredImage, ObjectError> {
                     reference: image.reference.clone(),
                 }),
             },
-            shapes: LaunchShapes { vcpus, cpu_models },
+            shapes: LaunchShapes {
+                vcpus,
+                cpu_models,
+                boot,
+            },
             lifecycle: Lifecycle {
                 state: image.state,
                 reason: image.reason.clone(),
@@ -252,6 +268,7 @@ pub fn to_measured_image(image: &Image) -> Result<MeasuredImage, ObjectError> {
                 vcpus: row.vcpus,
                 guest_features: row.guest_features.clone(),
                 tee: row.tee,
+                boot: row.boot,
                 digest: row.digest.to_string(),
                 state: if usable {
                     row.state

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use assay_crds::v1alpha1::attestation_policy::{Freshness, SnpPolicy};
 use assay_crds::v1alpha1::measured_image::{DigestState, LifecycleState};
-use assay_crds::v1alpha1::{AttestationPolicySpec, TeeType};
+use assay_crds::v1alpha1::{AttestationPolicySpec, BootMethod, TeeType};
 use assay_tee::canonical::{EncodeCanonicalError, encode_canonical};
 use assay_tee::vmsa::Vmm;
 use assay_tee::{LaunchDigest, Sha256Digest};
@@ -151,6 +151,9 @@ pub struct Row {
     pub vmm: Vmm,
     /// The TEE.
     pub tee: TeeType,
+    /// How the firmware gets the UKI.
+    #[serde(default, skip_serializing_if = "BootMethod::is_direct_kernel")]
+    pub boot: BootMethod,
     /// The launch digest.
     pub digest: LaunchDigest,
     /// Whether verifiers accept it.

@@ -7,14 +7,15 @@ use std::path::{Path, PathBuf};
 
 use assay_launcher::spec::{ArtifactFiles, FileRef};
 use assay_tee::Sha256Digest;
+use bytes::Bytes;
 
 /// The artifact's files that a launch digest depends on.
 #[derive(Debug)]
 pub(crate) struct Artifact {
     /// The UKI.
-    pub(crate) uki: Vec<u8>,
+    pub(crate) uki: Bytes,
     /// The firmware.
-    pub(crate) firmware: Vec<u8>,
+    pub(crate) firmware: Bytes,
 }
 
 /// The artifact is not what the specification names.
@@ -58,7 +59,7 @@ impl Artifact {
     }
 }
 
-fn read_verified(dir: &Path, part: &'static str, file: &FileRef) -> Result<Vec<u8>, ArtifactError> {
+fn read_verified(dir: &Path, part: &'static str, file: &FileRef) -> Result<Bytes, ArtifactError> {
     let path = dir.join(&file.path);
     let content = match fs::read(&path) {
         Ok(content) => content,
@@ -73,5 +74,5 @@ fn read_verified(dir: &Path, part: &'static str, file: &FileRef) -> Result<Vec<u
             expected: file.sha256,
         });
     }
-    Ok(content)
+    Ok(content.into())
 }

@@ -1,16 +1,20 @@
 //! From a launch specification to everything that QEMU needs, in files.
 
-use std::fs;
-use std::io;
+use std::fs::File;
+use std::io::{self, BufWriter, Write as _};
 use std::path::{Path, PathBuf};
 
-use assay_launcher::plan::{Accelerator, LaunchPlan, PlanError, PlanInputs, plan};
+use assay_image::igvm::{EncodeIgvmError, IgvmKernel, IgvmSpec, encode_igvm};
+use assay_image::rope::Rope;
+use assay_launcher::plan::{Accelerator, BootFiles, LaunchPlan, PlanError, PlanInputs, plan};
 use assay_launcher::spec::{Fault, LaunchSpec};
 use assay_psp_sim::Guest;
 use assay_tee::Sha256Digest;
+use assay_tee::cpu::{CpuModel, UnknownCpuModelError};
 use assay_tee::hashes_table::KernelHashes;
 use assay_tee::instance::PodIdentity;
 use assay_tee::ovmf::{ParseOvmfError, parse_ovmf};
+use bytes::Bytes;
 use tracing::warn;
 
 use crate::artifact::{Artifact, ArtifactError};
@@ -57,6 +61,12 @@ pub enum PrepareError {
     /// There is no plan.
     #[error("launch specification is refused")]
     Plan(#[source] PlanError),
+    /// The IGVM file is for a CPU model that nobody knows.
+    #[error("launch specification is refused")]
+    CpuModel(#[source] UnknownCpuModelError),
+    /// The IGVM file cannot be made.
+    #[error("cannot make the guest's IGVM file")]
+    Igvm(#[source] EncodeIgvmError),
     /// A file cannot be written.
     #[error("cannot write {path:?}")]
     Write {
@@ -90,6 +100,7 @@ pub fn prepare(spec: &LaunchSpec, place: Place) -> Result<Launch, PrepareError> 
         node: place.node,
         firmware: &firmware,
         kernel_hashes: &boot.hashes,
+        uki_len: artifact.uki.len() as u64,
         artifact_dir: &place.artifact_dir,
         run_dir: &place.run_dir,
         substitute_uki: boot.substitute.as_deref(),
@@ -100,7 +111,8 @@ pub fn prepare(spec: &LaunchSpec, place: Place) -> Result<Launch, PrepareError> 
     if let Some(deed) = &boot.deed {
         warn!("SIMULATION: playing a hostile host: {deed}");
     }
-    write_files(&plan, boot.tampered_uki.as_deref())?;
+    write_files(spec, &plan, &artifact, boot.tampered_uki.as_ref())?;
+    drop(artifact);
     let guest = match &spec.simulation {
         Some(simulation) => {
             let guest = simulation::launch(spec, simulation, &plan);
@@ -115,7 +127,7 @@ pub fn prepare(spec: &LaunchSpec, place: Place) -> Result<Launch, PrepareError> 
 struct BootChoice {
     hashes: KernelHashes,
     substitute: Option<PathBuf>,
-    tampered_uki: Option<Vec<u8>>,
+    tampered_uki: Option<Bytes>,
     deed: Option<String>,
 }
 
@@ -140,30 +152,69 @@ impl BootChoice {
             Fault::TamperedKernelRehashed => (hashes_of(&tampered.uki), "recomputed"),
         };
         let deed = format!(
-            "one byte of the UKI is changed (offset {:#x}, section {}), the hashes table is the \
+            "one byte of the UKI is changed (offset {:#x}, section {}), its measurement is the \
              {table} one",
             tampered.offset, tampered.section
         );
         Ok(Self {
             hashes,
             substitute: Some(run_dir.join("uki-tampered.efi")),
-            tampered_uki: Some(tampered.uki),
+            tampered_uki: Some(tampered.uki.into()),
             deed: Some(deed),
         })
     }
 }
 
-fn write_files(plan: &LaunchPlan, tampered_uki: Option<&[u8]>) -> Result<(), PrepareError> {
-    let planned = plan
-        .files
-        .iter()
-        .map(|file| (&file.path, file.content.as_slice()));
-    let tampered = tampered_uki.map(|uki| (&plan.boot.uki, uki));
-    for (path, content) in planned.chain(tampered) {
-        fs::write(path, content).map_err(|source| PrepareError::Write {
-            path: path.clone(),
-            source,
-        })?;
+fn write_files(
+    spec: &LaunchSpec,
+    plan: &LaunchPlan,
+    artifact: &Artifact,
+    tampered_uki: Option<&Bytes>,
+) -> Result<(), PrepareError> {
+    for file in &plan.files {
+        write_file(&file.path, [file.content.as_slice()])?;
     }
-    Ok(())
+    match (&plan.boot, tampered_uki) {
+        (BootFiles::DirectKernel { .. }, None) => Ok(()),
+        (BootFiles::DirectKernel { uki, .. }, Some(tampered)) => write_file(uki, [&tampered[..]]),
+        (BootFiles::Igvm { file }, _) => {
+            let uki = tampered_uki.unwrap_or(&artifact.uki);
+            let igvm = build_igvm(spec, &artifact.firmware, uki)?;
+            write_file(file, igvm.chunks().iter().map(|chunk| &chunk[..]))
+        }
+    }
+}
+
+/// The file is made here and not built with the image, because there is one for
+/// each number of virtual CPUs and each CPU model, and each holds the whole UKI.
+/// What it must be is known all the same: its launch digest is what the operator
+/// computed of the same bytes.
+fn build_igvm(spec: &LaunchSpec, firmware: &Bytes, uki: &Bytes) -> Result<Rope, PrepareError> {
+    let model = CpuModel::by_name(&spec.shape.cpu_model).map_err(PrepareError::CpuModel)?;
+    encode_igvm(&IgvmSpec {
+        firmware,
+        kernel: IgvmKernel::Embedded(uki),
+        vcpus: spec.shape.vcpus,
+        cpu_signature: model.signature(),
+        guest_features: spec.shape.guest_features,
+        policy: spec.guest_policy,
+    })
+    .map_err(PrepareError::Igvm)
+}
+
+fn write_file<'a>(
+    path: &Path,
+    chunks: impl IntoIterator<Item = &'a [u8]>,
+) -> Result<(), PrepareError> {
+    let write = || -> io::Result<()> {
+        let mut file = BufWriter::new(File::create(path)?);
+        for chunk in chunks {
+            file.write_all(chunk)?;
+        }
+        file.flush()
+    };
+    write().map_err(|source| PrepareError::Write {
+        path: path.to_owned(),
+        source,
+    })
 }

@@ -19,4 +19,4 @@ pub use self::artifact::ArtifactError;
 pub use self::events::{GuestEnd, Phase, Progress};
 pub use self::fault::TamperError;
 pub use self::qmp::{Qmp, QmpError};
-pub use self::simulation::SimulationError;
+pub use self::simulation::{IgvmError, SimulationError};

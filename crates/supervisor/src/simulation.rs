@@ -5,11 +5,13 @@
 //! that its arguments name. So a host that hands QEMU something else gets the
 //! digest of something else, as on hardware.
 
+mod igvm;
+
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use assay_launcher::plan::LaunchPlan;
+use assay_launcher::plan::{BootFiles, LaunchPlan};
 use assay_launcher::spec::{LaunchSpec, Simulation};
 use assay_measure::inputs::FirmwareInputsError;
 use assay_measure::{MeasureError, MeasurementInputs, measure_snp};
@@ -25,6 +27,9 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::UnixListener;
 use tracing::{error, info, warn};
 use zerocopy::IntoBytes as _;
+
+use self::igvm::IgvmBytes;
+pub use self::igvm::IgvmError;
 
 /// A launch cannot be simulated.
 #[derive(Debug, thiserror::Error)]
@@ -76,6 +81,9 @@ pub enum SimulationError {
     /// The launch cannot be measured.
     #[error("cannot measure the launch")]
     Measure(#[from] MeasureError),
+    /// The IGVM file cannot be loaded or measured.
+    #[error("cannot launch from the IGVM file")]
+    Igvm(#[from] IgvmError),
 }
 
 /// Launches the guest on a simulated processor and compares the launch digest
@@ -89,16 +97,7 @@ pub(crate) fn launch(
     plan: &LaunchPlan,
 ) -> Result<Guest, SimulationError> {
     warn!("SIMULATION: the secure processor is simulated, nothing protects this guest");
-    let placed = plan
-        .boot
-        .hashes_table
-        .as_ref()
-        .ok_or(SimulationError::NoHashesTable)?;
-    let boot = BootBytes {
-        firmware: read_back(&plan.boot.firmware)?,
-        table: read_back(&placed.path)?,
-        table_gpa: placed.gpa,
-    };
+    let boot = BootBytes::read_back(&plan.boot)?;
     let endorsement = Endorsement::from_pem(&simulation.vcek_key, &simulation.vcek_chain)
         .map_err(SimulationError::Endorsement)?;
     let processor = Processor::new(endorsement).map_err(SimulationError::Endorsement)?;
@@ -133,13 +132,60 @@ fn read_back(path: &Path) -> Result<Vec<u8>, SimulationError> {
 }
 
 /// What guest memory holds when the guest starts, besides zeros.
-struct BootBytes {
+enum BootBytes {
+    DirectKernel(DirectKernelBytes),
+    Igvm(IgvmBytes),
+}
+
+impl BootBytes {
+    fn read_back(files: &BootFiles) -> Result<Self, SimulationError> {
+        match files {
+            BootFiles::DirectKernel {
+                firmware,
+                uki: _,
+                hashes_table,
+            } => {
+                let placed = hashes_table
+                    .as_ref()
+                    .ok_or(SimulationError::NoHashesTable)?;
+                Ok(Self::DirectKernel(DirectKernelBytes {
+                    firmware: read_back(firmware)?,
+                    table: read_back(&placed.path)?,
+                    table_gpa: placed.gpa,
+                }))
+            }
+            BootFiles::Igvm { file } => Ok(Self::Igvm(IgvmBytes(read_back(file)?))),
+        }
+    }
+
+    fn update(
+        &self,
+        launching: &mut Launching,
+        shape: &LaunchShape,
+    ) -> Result<(), SimulationError> {
+        match self {
+            Self::DirectKernel(boot) => boot.update(launching, shape),
+            Self::Igvm(boot) => Ok(boot.update(launching)?),
+        }
+    }
+
+    /// The launch digest by the other implementation.
+    fn predict(&self, shape: &LaunchShape) -> Result<LaunchDigest, SimulationError> {
+        match self {
+            Self::DirectKernel(boot) => boot.predict(shape),
+            Self::Igvm(boot) => Ok(boot.predict(shape)?),
+        }
+    }
+}
+
+/// Firmware, and the hashes of a UKI that it takes from the host.
+struct DirectKernelBytes {
     firmware: Vec<u8>,
     table: Vec<u8>,
     table_gpa: u32,
 }
 
-impl BootBytes {
+impl DirectKernelBytes {
     /// The launch commands in the order in which QEMU and KVM give them: the
     /// firmware, its sections in file order, every vCPU's save area.
     fn update(
@@ -193,7 +239,6 @@ impl BootBytes {
         Ok(content)
     }
 
-    /// The launch digest by the other implementation.
     fn predict(&self, shape: &LaunchShape) -> Result<LaunchDigest, SimulationError> {
         let hashes = KernelHashes::parse_table(&self.table)?;
         let inputs = MeasurementInputs::from_bytes(&self.firmware, Some(hashes))?;

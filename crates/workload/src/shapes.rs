@@ -11,10 +11,10 @@ use assay_tee::{BootMethod, GuestFeatures, LaunchDigest, LaunchShape, Tee, VcpuC
 pub const MAX_ROWS: usize = 64;
 
 /// The shape of a machine with today's defaults for everything else.
-pub fn shape(tee: Tee, vcpus: u32, cpu_model: &str) -> Option<LaunchShape> {
+pub fn shape(tee: Tee, boot: BootMethod, vcpus: u32, cpu_model: &str) -> Option<LaunchShape> {
     Some(LaunchShape {
         tee,
-        boot: BootMethod::default(),
+        boot,
         vcpus: VcpuCount::try_from(vcpus).ok()?,
         cpu_model: cpu_model.to_owned(),
         guest_features: GuestFeatures::default(),
@@ -27,10 +27,17 @@ pub fn wanted(listed: &LaunchShapes, requested: &BTreeSet<LaunchShape>) -> Vec<L
     let mut tees: BTreeSet<Tee> = requested.iter().map(|shape| shape.tee).collect();
     tees.insert(Tee::Snp);
     let mut shapes: Vec<LaunchShape> = requested.iter().cloned().collect();
+    let boot: &[_] = match listed.boot.as_slice() {
+        [] => &[assay_crds::v1alpha1::BootMethod::DirectKernel],
+        listed => listed,
+    };
     for tee in tees {
-        for model in &listed.cpu_models {
-            for vcpus in &listed.vcpus {
-                shapes.extend(shape(tee, *vcpus, model).filter(|shape| !requested.contains(shape)));
+        for boot in boot {
+            for model in &listed.cpu_models {
+                for vcpus in &listed.vcpus {
+                    let shape = shape(tee, (*boot).into(), *vcpus, model);
+                    shapes.extend(shape.filter(|shape| !requested.contains(shape)));
+                }
             }
         }
     }
@@ -47,13 +54,17 @@ pub fn firmware_name(sha256: &str) -> String {
 
 /// The key of a row.
 pub fn row_id(firmware: &str, shape: &LaunchShape) -> String {
-    format!(
+    let id = format!(
         "{firmware}.{}.{}.{:#x}.{}",
         shape.cpu_model,
         shape.vcpus.get(),
         shape.guest_features.0,
         shape.tee
-    )
+    );
+    match shape.boot {
+        BootMethod::DirectKernel => id,
+        boot => format!("{id}.{boot}"),
+    }
 }
 
 /// A row of the status.
@@ -70,6 +81,7 @@ pub fn row(
         vcpus: shape.vcpus.get(),
         guest_features: format!("{:#x}", shape.guest_features.0),
         tee: shape.tee.into(),
+        boot: shape.boot.into(),
         digest: digest.to_string(),
         state: row_state(lifecycle),
     }

@@ -4,14 +4,19 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use assay_crds::v1alpha1::confidential_deployment::ConfidentialDeploymentReason as Reason;
+use assay_crds::v1alpha1::confidential_deployment::{
+    ConfidentialDeploymentReason as Reason, SimulatedFault,
+};
 use assay_crds::v1alpha1::measured_image::{DigestState, LifecycleState};
-use assay_crds::v1alpha1::{AttestationPolicy, ConfidentialDeployment, MeasuredImage, TeeType};
+use assay_crds::v1alpha1::{
+    AttestationPolicy, BootMethod, ConfidentialDeployment, MeasuredImage, TeeType,
+};
+use assay_image::igvm::min_memory;
 use assay_launcher::plan::MIN_MEMORY_MIB;
 use assay_launcher::spec::{ArtifactFiles, FileRef, RootDisk};
 use assay_tee::cpu::CpuModel;
 use assay_tee::instance::VerifierEndpoint;
-use assay_tee::{BootMethod, GuestFeatures, LaunchDigest, LaunchShape, Sha256Digest, VcpuCount};
+use assay_tee::{GuestFeatures, LaunchDigest, LaunchShape, Sha256Digest, VcpuCount};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
 use crate::simulation::SimulationPki;
@@ -20,6 +25,7 @@ use crate::simulation::SimulationPki;
 pub const STATUS_PORT_NAME: &str = "assay-status";
 /// Longest name: it becomes a label's value and the name of a Service.
 const MAX_NAME_LEN: usize = 63;
+const MIB: u64 = 1 << 20;
 /// Most memory of a guest: 1 TiB. It catches `512G` typed as `512T`.
 const MAX_MEMORY_MIB: u64 = 1 << 20;
 
@@ -55,6 +61,8 @@ pub struct Valid {
     pub artifact: ArtifactFiles,
     /// The digest that guests must have.
     pub expected_digest: LaunchDigest,
+    /// Bytes of the artifact's UKI.
+    pub uki_bytes: u64,
     /// Hash of the policy.
     pub policy_hash: Sha256Digest,
     /// Seconds between attestations.
@@ -200,12 +208,17 @@ pub fn validate(
     else {
         return not_ready("the artifact is not ready yet");
     };
+    let Ok(uki_bytes) = u64::try_from(artifact.uki.size_bytes) else {
+        return not_ready("its status holds a negative size of the UKI");
+    };
+    check_igvm_memory(deployment, memory_mib, uki_bytes)?;
     let features = format!("{:#x}", shape.guest_features.0);
     let row = status.launch_digests.iter().find(|row| {
         row.vcpus == shape.vcpus.get()
             && row.cpu_model == shape.cpu_model
             && row.guest_features == features
             && row.tee == spec.machine.tee
+            && row.boot == spec.machine.boot
     });
     let Some(row) = row.filter(|row| row.state == DigestState::Accepted) else {
         return not_ready("no launch digest is accepted for this machine yet");
@@ -236,6 +249,7 @@ pub fn validate(
         artifact_reference: artifact.reference.clone(),
         artifact: artifact_files,
         expected_digest,
+        uki_bytes,
         policy_hash,
         attestation_interval_seconds: policy.spec.freshness.interval.as_secs(),
         verifier,
@@ -359,20 +373,44 @@ fn shape(deployment: &ConfidentialDeployment) -> Result<LaunchShape, Rejection> 
         Ok(vcpus) => vcpus,
         Err(error) => return invalid(format!("spec.machine.vcpus: {error}")),
     };
+    let fault = machine.simulation.as_ref().and_then(|s| s.fault);
+    if machine.boot == BootMethod::Igvm && fault == Some(SimulatedFault::TamperedKernel) {
+        return invalid(
+            "spec.machine.simulation.fault: TamperedKernel is about the hashes table, which a \
+             guest with boot IGVM has none of; say TamperedKernelRehashed",
+        );
+    }
     if let Err(error) = CpuModel::by_name(&machine.cpu_model) {
         return invalid(format!("spec.machine.cpuModel: {error}"));
     }
     Ok(LaunchShape {
         tee: machine.tee.into(),
-        boot: BootMethod::default(),
+        boot: machine.boot.into(),
         vcpus,
         cpu_model: machine.cpu_model.clone(),
         guest_features: GuestFeatures::default(),
     })
 }
 
+/// A guest with too little memory for its IGVM file would hang without a word.
+fn check_igvm_memory(
+    deployment: &ConfidentialDeployment,
+    memory_mib: u32,
+    uki_bytes: u64,
+) -> Result<(), Rejection> {
+    let least = min_memory(uki_bytes).div_ceil(MIB);
+    if deployment.spec.machine.boot != BootMethod::Igvm || u64::from(memory_mib) >= least {
+        return Ok(());
+    }
+    invalid(format!(
+        "spec.machine.memory: {} is too little for boot IGVM, which has the image's UKI of {} MiB \
+         in guest memory from 512 MiB on: give at least {least}Mi, or use boot DirectKernel",
+        deployment.spec.machine.memory.0,
+        uki_bytes.div_ceil(MIB),
+    ))
+}
+
 fn memory(quantity: &Quantity) -> Result<u32, Rejection> {
-    const MIB: u64 = 1 << 20;
     let text = quantity.0.as_str();
     let Some(bytes) = bytes_of(text) else {
         return invalid(format!(

@@ -10,7 +10,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{LocalReference, TeeType};
+use super::{BootMethod, LocalReference, TeeType};
 use crate::conditions::reasons;
 
 /// Replicas of a measured image, each a guest in a pod of its own. A pod is
@@ -94,6 +94,7 @@ pub struct ConfidentialDeploymentSpec {
 #[serde(rename_all = "camelCase")]
 #[x_kube(
     validation = Rule::new("!has(self.simulation) || self.tee == 'SimulatedSNP'").message("machine.simulation is for tee SimulatedSNP alone"),
+    validation = Rule::new("!has(self.boot) || self.boot != 'IGVM' || !has(self.simulation) || !has(self.simulation.fault) || self.simulation.fault != 'TamperedKernel'").message("machine.simulation.fault TamperedKernel is about the hashes table, which a guest with boot IGVM has none of: say TamperedKernelRehashed"),
 )]
 pub struct Machine {
     /// Number of vCPUs. Measured.
@@ -109,6 +110,10 @@ pub struct Machine {
     pub cpu_model: String,
     /// The trusted execution environment.
     pub tee: TeeType,
+    /// How the guest's firmware gets the UKI. Measured: each way has launch digests
+    /// of its own.
+    #[serde(default, skip_serializing_if = "BootMethod::is_direct_kernel")]
+    pub boot: BootMethod,
     /// Options of a simulated launch.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub simulation: Option<SimulationSpec>,
@@ -129,8 +134,9 @@ pub enum SimulatedFault {
     /// One byte of the UKI is changed under the original hashes table: the
     /// firmware refuses to boot it.
     TamperedKernel,
-    /// One byte of the UKI is changed and the hashes table recomputed: the
-    /// guest boots, and its launch digest differs.
+    /// One byte of the UKI is changed and the hashes table recomputed, or with
+    /// boot IGVM the file made of it: the guest boots, and its launch digest
+    /// differs.
     TamperedKernelRehashed,
 }
 

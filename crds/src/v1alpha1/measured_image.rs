@@ -6,7 +6,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{LocalReference, TeeType};
+use super::{BootMethod, LocalReference, TeeType};
 use crate::conditions::reasons;
 
 /// An immutable guest image: built from an ordinary container image, or pulled.
@@ -281,6 +281,11 @@ pub struct LaunchShapes {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16), inner(length(max = 64)))]
     pub cpu_models: Vec<String>,
+    /// Boot methods, combined with every vCPU count and CPU model; DirectKernel
+    /// where none is listed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 2))]
+    pub boot: Vec<BootMethod>,
 }
 
 /// Whether the image may be used.
@@ -446,7 +451,8 @@ pub struct KernelHashesStatus {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct LaunchDigestRow {
-    /// Key: firmware, CPU model, vCPUs, guest features and TEE, joined by dots.
+    /// Key: firmware, CPU model, vCPUs, guest features, TEE and, where it is not
+    /// DirectKernel, boot method, joined by dots.
     pub id: String,
     /// The firmware: `ovmf-` and the first twelve digits of its SHA-256.
     pub firmware: String,
@@ -458,6 +464,9 @@ pub struct LaunchDigestRow {
     pub guest_features: String,
     /// The TEE.
     pub tee: TeeType,
+    /// How the firmware gets the UKI.
+    #[serde(default, skip_serializing_if = "BootMethod::is_direct_kernel")]
+    pub boot: BootMethod,
     /// The launch digest, `sha384:…`.
     pub digest: String,
     /// Whether verifiers accept it.

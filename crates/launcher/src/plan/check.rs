@@ -2,11 +2,14 @@
 
 use std::path::{Component, Path};
 
-use assay_tee::GuestPolicy;
+use assay_image::igvm::min_memory;
 use assay_tee::ovmf::{HashesTableArea, OvmfMetadata, SectionKind};
+use assay_tee::{BootMethod, GuestPolicy};
 
 use super::{MAX_SERIAL_LEN, MAX_SOCKET_PATH_LEN, MIN_MEMORY_MIB, PlanError, PlanInputs};
-use crate::spec::LaunchSpec;
+use crate::spec::{Fault, LaunchSpec};
+
+const MIB: u64 = 1 << 20;
 
 /// Whether the launch is simulated.
 pub(super) fn tee(spec: &LaunchSpec, inputs: &PlanInputs<'_>) -> Result<bool, PlanError> {
@@ -22,6 +25,9 @@ pub(super) fn tee(spec: &LaunchSpec, inputs: &PlanInputs<'_>) -> Result<bool, Pl
     };
     if inputs.substitute_uki.is_some() && fault.is_none() {
         return Err(PlanError::SubstituteWithoutFault);
+    }
+    if spec.shape.boot == BootMethod::Igvm && fault == Some(Fault::TamperedKernel) {
+        return Err(PlanError::FaultWithoutTable);
     }
     Ok(!tee.is_hardware())
 }
@@ -44,6 +50,16 @@ pub(super) fn values(spec: &LaunchSpec, inputs: &PlanInputs<'_>) -> Result<(), P
         return Err(PlanError::Memory {
             got: spec.memory_mib,
         });
+    }
+    if spec.shape.boot == BootMethod::Igvm {
+        let least = min_memory(inputs.uki_len).div_ceil(MIB);
+        if u64::from(spec.memory_mib) < least {
+            return Err(PlanError::IgvmMemory {
+                got: spec.memory_mib,
+                uki_len: inputs.uki_len,
+                least,
+            });
+        }
     }
     let policy = spec.guest_policy;
     if !policy.contains(GuestPolicy::RESERVED_MUST_BE_ONE) || policy.unknown_bits() != 0 {
@@ -84,6 +100,7 @@ pub(super) struct Places {
     pub(super) uki: String,
     pub(super) root_disk: Option<String>,
     pub(super) hashes: String,
+    pub(super) igvm: String,
     pub(super) instance: String,
     pub(super) qmp_socket: String,
     pub(super) events_socket: String,
@@ -118,6 +135,7 @@ impl Places {
                 None => None,
             },
             hashes: format!("{run}/hashes.bin"),
+            igvm: format!("{run}/guest.igvm"),
             instance: format!("{run}/instance.json"),
             qmp_socket: socket("qmp.sock")?,
             events_socket: socket("events.sock")?,

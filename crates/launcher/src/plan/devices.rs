@@ -1,7 +1,7 @@
 //! The guest's hardware, option by option.
 
-use assay_tee::Sha256Digest;
 use assay_tee::cpu::CpuModel;
+use assay_tee::{BootMethod, Sha256Digest};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
@@ -17,6 +17,17 @@ const C_BIT_POSITION: &str = "51";
 /// accepts any positive number up to 63 and shows it to the guest.
 const REDUCED_PHYS_BITS: &str = "1";
 
+/// Name of the object with the IGVM file.
+pub(super) const IGVM_ID: &str = "igvm0";
+
+/// Where the firmware comes from, as an option of the machine.
+fn with_firmware(machine: OptionList, spec: &LaunchSpec) -> OptionList {
+    match spec.shape.boot {
+        BootMethod::DirectKernel => machine,
+        BootMethod::Igvm => machine.set("igvm-cfg", IGVM_ID),
+    }
+}
+
 /// A machine that any computer can emulate. The CPU model is not the measured
 /// one: TCG lacks features of every EPYC, and the simulated processor measures
 /// what the shape names.
@@ -27,15 +38,18 @@ pub(super) fn push_simulated_machine(argv: &mut Argv, spec: &LaunchSpec, acceler
         }
         Accelerator::Kvm => argv.verbatim("-accel", "kvm"),
     }
-    argv.list("-machine", OptionList::new("q35").set("vmport", "off"));
+    let machine = OptionList::new("q35").set("vmport", "off");
+    argv.list("-machine", with_firmware(machine, spec));
     argv.verbatim("-cpu", "max");
     argv.verbatim("-m", mebibytes(spec.memory_mib));
 }
 
 /// A machine under SEV-SNP (QEMU 9.1 or newer,
 /// `docs/system/i386/amd-memory-encryption.rst`). `kernel-hashes=on` makes QEMU
-/// put the hashes table into the measured page. SEV_FEATURES are KVM's choice:
-/// QEMU has no option for them.
+/// put the hashes table into the measured page; with an IGVM file it finds no page,
+/// because it does not read the firmware's metadata then (QEMU
+/// `target/i386/sev.c`). SEV_FEATURES are KVM's choice: QEMU has no option for
+/// them, and an IGVM file has the same.
 pub(super) fn push_snp_machine(
     argv: &mut Argv,
     spec: &LaunchSpec,
@@ -43,14 +57,12 @@ pub(super) fn push_snp_machine(
     host_data: &Sha256Digest,
 ) {
     argv.verbatim("-accel", "kvm");
-    argv.list(
-        "-machine",
-        OptionList::new("q35")
-            .set("vmport", "off")
-            .set("kernel-irqchip", "split")
-            .set("confidential-guest-support", "snp0")
-            .set("memory-backend", "ram1"),
-    );
+    let machine = OptionList::new("q35")
+        .set("vmport", "off")
+        .set("kernel-irqchip", "split")
+        .set("confidential-guest-support", "snp0")
+        .set("memory-backend", "ram1");
+    argv.list("-machine", with_firmware(machine, spec));
     argv.verbatim("-cpu", cpu_model.name());
     argv.verbatim("-m", mebibytes(spec.memory_mib));
     argv.list(
@@ -61,6 +73,10 @@ pub(super) fn push_snp_machine(
             .set("share", "on")
             .set("prealloc", "off"),
     );
+    let kernel_hashes = match spec.shape.boot {
+        BootMethod::DirectKernel => "on",
+        BootMethod::Igvm => "off",
+    };
     argv.list(
         "-object",
         OptionList::new("sev-snp-guest")
@@ -68,7 +84,7 @@ pub(super) fn push_snp_machine(
             .set("policy", format!("{:#x}", spec.guest_policy.0))
             .set("cbitpos", C_BIT_POSITION)
             .set("reduced-phys-bits", REDUCED_PHYS_BITS)
-            .set("kernel-hashes", "on")
+            .set("kernel-hashes", kernel_hashes)
             .set("host-data", STANDARD.encode(host_data.as_bytes())),
     );
 }

@@ -106,6 +106,7 @@ fn inputs<'a>(firmware: &'a OvmfMetadata, kernel_hashes: &'a KernelHashes) -> Pl
         node: "node-1".to_owned(),
         firmware,
         kernel_hashes,
+        uki_len: 40 << 20,
         artifact_dir: Path::new("/artifact"),
         run_dir: Path::new("/run/assay"),
         substitute_uki: None,
@@ -144,6 +145,67 @@ fn golden_snp() {
     insta::assert_snapshot!(golden(&plan_of(&spec)));
 }
 
+fn igvm_spec(tee: Tee) -> LaunchSpec {
+    let mut spec = spec(tee);
+    spec.shape.boot = BootMethod::Igvm;
+    spec
+}
+
+#[test]
+fn golden_simulated_igvm() {
+    insta::assert_snapshot!(golden(&plan_of(&igvm_spec(Tee::SimulatedSnp))));
+}
+
+#[test]
+fn golden_snp_igvm() {
+    insta::assert_snapshot!(golden(&plan_of(&igvm_spec(Tee::Snp))));
+}
+
+/// What the host hands over beside the file is not what was measured.
+#[test]
+fn an_igvm_file_comes_alone() {
+    for tee in [Tee::Snp, Tee::SimulatedSnp] {
+        let plan = plan_of(&igvm_spec(tee));
+        for option in ["-bios", "-kernel", "-append", "-initrd", "-drive if=pflash"] {
+            assert!(!plan.argv.iter().any(|word| word == option), "{option}");
+        }
+        assert!(!plan.argv.iter().any(|word| word.starts_with("loader")));
+        let file = PathBuf::from("/run/assay/guest.igvm");
+        assert_eq!(plan.boot, BootFiles::Igvm { file });
+        assert_eq!(plan.files.len(), 1);
+    }
+}
+
+#[test]
+fn memory_that_an_igvm_file_needs_is_asked_for() {
+    let (firmware, hashes) = (firmware(), hashes());
+    let mut spec = igvm_spec(Tee::Snp);
+    for (memory_mib, uki_len, least) in [
+        (680, 40 << 20, 680),
+        (679, 40 << 20, 680),
+        (512, 1, 641),
+        (641, 1, 641),
+        (4096, u64::MAX, u64::MAX >> 20),
+    ] {
+        spec.memory_mib = memory_mib;
+        let inputs = PlanInputs {
+            uki_len,
+            ..inputs(&firmware, &hashes)
+        };
+        match plan(&spec, &inputs) {
+            Ok(_) => assert!(u64::from(memory_mib) >= least),
+            Err(PlanError::IgvmMemory {
+                got, least: told, ..
+            }) => {
+                assert!(u64::from(memory_mib) < least);
+                assert_eq!(got, memory_mib);
+                assert!(told.abs_diff(least) <= 1, "{told}");
+            }
+            Err(error) => panic!("{error}"),
+        }
+    }
+}
+
 #[test]
 fn files_carry_the_instance_document_and_the_simulated_hashes_table() {
     let simulated = plan_of(&spec(Tee::SimulatedSnp));
@@ -162,7 +224,10 @@ fn files_carry_the_instance_document_and_the_simulated_hashes_table() {
         path: table.path.clone(),
         gpa: 0x81_0c00,
     };
-    assert_eq!(simulated.boot.hashes_table, Some(placed));
+    let BootFiles::DirectKernel { hashes_table, .. } = simulated.boot else {
+        panic!("{:?}", simulated.boot)
+    };
+    assert_eq!(hashes_table, Some(placed));
 }
 
 #[test]
@@ -196,7 +261,14 @@ fn the_kernel_may_run_a_simulated_guest() {
 fn hardware_gets_no_simulated_part() {
     let plan = plan_of(&spec(Tee::Snp));
     assert_eq!(plan.files.len(), 1);
-    assert_eq!((plan.boot.hashes_table, plan.sockets.psp), (None, None));
+    assert_eq!(plan.sockets.psp, None);
+    assert!(matches!(
+        plan.boot,
+        BootFiles::DirectKernel {
+            hashes_table: None,
+            ..
+        }
+    ));
     let argv = plan.argv.join(" ");
     assert!(
         !argv.contains("loader") && !argv.contains(PSP_SIM_PORT),
@@ -231,9 +303,12 @@ fn the_boot_files_are_those_that_qemu_is_given() {
         let position = plan.argv.iter().position(|word| word == option).unwrap();
         Path::new(&plan.argv[position + 1]).to_owned()
     };
-    assert_eq!(value_of("-bios"), plan.boot.firmware);
-    assert_eq!(value_of("-kernel"), plan.boot.uki);
-    assert_eq!(plan.boot.uki, Path::new("/run/assay/uki-tampered.efi"));
+    let BootFiles::DirectKernel { firmware, uki, .. } = &plan.boot else {
+        panic!("{:?}", plan.boot)
+    };
+    assert_eq!(&value_of("-bios"), firmware);
+    assert_eq!(&value_of("-kernel"), uki);
+    assert_eq!(uki, Path::new("/run/assay/uki-tampered.efi"));
     assert!(
         !plan
             .argv
@@ -273,6 +348,14 @@ fn a_wrong_value_is_refused() {
         row!(s, i, s.shape.cpu_model = "host".to_owned() => PlanError::CpuModel(_)),
         row!(s, i, s.shape.cpu_model = "EPYC-v4,+avx".to_owned() => PlanError::CpuModel(_)),
         row!(s, i, s.memory_mib = MIN_MEMORY_MIB - 1 => PlanError::Memory { .. }),
+        row!(s, i, {
+            s.shape.boot = BootMethod::Igvm;
+            s.simulation.as_mut().unwrap().fault = Some(Fault::TamperedKernel);
+        } => PlanError::FaultWithoutTable),
+        row!(s, i, {
+            s.shape.boot = BootMethod::Igvm;
+            s.memory_mib = 679;
+        } => PlanError::IgvmMemory { got: 679, least: 680, .. }),
         row!(s, i, s.guest_policy.0 = 0 => PlanError::GuestPolicy { got: 0 }),
         row!(s, i, s.guest_policy.0 |= 1 << 40 => PlanError::GuestPolicy { .. }),
         row!(s, i, s.artifact.uki.path = "../uki.efi".to_owned()

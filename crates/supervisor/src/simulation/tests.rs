@@ -6,20 +6,23 @@ use assay_tee::{
     VcpuCount,
 };
 
+use assay_image::igvm::{IgvmKernel, IgvmSpec, encode_igvm, measure_self_contained};
+use assay_tee::igvm::{Directive, parse_igvm};
+
 use super::*;
 
 const HOST_DATA: Sha256Digest = Sha256Digest::new([9; 32]);
 
 /// The last page of an AmdSev OVMF, which is an image by itself. `None`, said
 /// loudly, where the vectors are not at hand.
-fn boot_bytes() -> Option<BootBytes> {
+fn boot_bytes() -> Option<DirectKernelBytes> {
     let vectors = env::var_os("ASSAY_VECTORS").map_or_else(
         || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/vectors"),
         PathBuf::from,
     );
     let path = vectors.join("ovmf/amdsev-suffix.bin");
     match fs::read(&path) {
-        Ok(firmware) => Some(BootBytes {
+        Ok(firmware) => Some(DirectKernelBytes {
             firmware,
             table: KernelHashes::from_bytes(b"", None, "")
                 .encode_table()
@@ -55,7 +58,7 @@ fn processor() -> Processor {
     Processor::new(endorsement).unwrap()
 }
 
-fn launched(processor: &Processor, boot: &BootBytes, shape: &LaunchShape) -> Guest {
+fn launched(processor: &Processor, boot: &DirectKernelBytes, shape: &LaunchShape) -> Guest {
     let mut launching = processor.launch_start(GuestPolicy::default()).unwrap();
     boot.update(&mut launching, shape).unwrap();
     launching.launch_finish(HOST_DATA).unwrap()
@@ -91,7 +94,7 @@ fn the_launch_digest_is_what_other_tools_compute() {
 #[test]
 fn the_placed_table_is_what_is_measured() {
     let Some(good) = boot_bytes() else { return };
-    let other = BootBytes {
+    let other = DirectKernelBytes {
         firmware: good.firmware.clone(),
         table: KernelHashes::from_bytes(b"tampered", None, "")
             .encode_table()
@@ -152,5 +155,95 @@ async fn broken_framing_ends_the_service() {
     assert!(matches!(
         answer_requests(service, &guest).await,
         Err(ServeError::Frame(_))
+    ));
+}
+
+/// The AmdSev build of OVMF. `None`, said loudly, where the oracles are not at
+/// hand.
+fn amdsev_firmware() -> Option<bytes::Bytes> {
+    let Some(paths) = env::var_os("ASSAY_ORACLE_FIRMWARE") else {
+        eprintln!("SKIPPED: ASSAY_ORACLE_FIRMWARE is not set (cargo xtask programs)");
+        return None;
+    };
+    let path = env::split_paths(&paths).next().unwrap();
+    Some(fs::read(path).unwrap().into())
+}
+
+fn igvm_bytes(firmware: &bytes::Bytes, uki: &[u8], vcpus: u32) -> IgvmBytes {
+    let uki = bytes::Bytes::copy_from_slice(uki);
+    let file = encode_igvm(&IgvmSpec {
+        firmware,
+        kernel: IgvmKernel::Embedded(&uki),
+        vcpus: VcpuCount::try_from(vcpus).unwrap(),
+        cpu_signature: CpuModel::by_name("EPYC-v4").unwrap().signature(),
+        guest_features: GuestFeatures::default(),
+        policy: GuestPolicy::default(),
+    });
+    IgvmBytes(file.unwrap().to_bytes().to_vec())
+}
+
+fn launch_igvm(boot: &IgvmBytes) -> Result<LaunchDigest, IgvmError> {
+    let mut launching = processor().launch_start(GuestPolicy::default())?;
+    boot.update(&mut launching)?;
+    Ok(launching.launch_finish(HOST_DATA)?.launch_digest())
+}
+
+/// The processor's digest, the prediction from the same file, and what the
+/// operator publishes without any file are one.
+#[test]
+fn an_igvm_file_has_one_digest() {
+    let Some(firmware) = amdsev_firmware() else {
+        return;
+    };
+    let uki = [&[7; 5000][..], &[0; 8192], &[9; 100]].concat();
+    let inputs = measure_self_contained(&firmware, &uki.clone().into()).unwrap();
+    for vcpus in [1, 3] {
+        let shape = LaunchShape {
+            boot: BootMethod::Igvm,
+            ..shape(vcpus)
+        };
+        let boot = igvm_bytes(&firmware, &uki, vcpus);
+        let digest = launch_igvm(&boot).unwrap();
+        assert_eq!(boot.predict(&shape).unwrap(), digest, "{vcpus} vCPUs");
+        assert_eq!(inputs.launch_digest(&shape), Ok(digest), "{vcpus} vCPUs");
+    }
+}
+
+#[test]
+fn every_byte_of_the_uki_in_an_igvm_file_counts() {
+    let Some(firmware) = amdsev_firmware() else {
+        return;
+    };
+    let good = launch_igvm(&igvm_bytes(&firmware, &[7; 5000], 1)).unwrap();
+    for at in [0, 4095, 4096, 4999] {
+        let mut uki = [7; 5000];
+        uki[at] ^= 1;
+        assert_ne!(launch_igvm(&igvm_bytes(&firmware, &uki, 1)).unwrap(), good);
+    }
+}
+
+#[test]
+fn a_file_in_another_order_is_not_guessed_about() {
+    let Some(firmware) = amdsev_firmware() else {
+        return;
+    };
+    let IgvmBytes(mut file) = igvm_bytes(&firmware, &[7; 5000], 1);
+    let parsed = parse_igvm(&file).unwrap();
+    let last_page = parsed.directives.len() - 2;
+    assert!(matches!(
+        parsed.directives[last_page],
+        Directive::PageData(_)
+    ));
+    // The last two headers, page and save area, change places.
+    let headers = u32::from_le_bytes(file[12..16].try_into().unwrap()) as usize;
+    let end = 24 + headers;
+    let (page, context) = (8 + 24, 8 + 24);
+    file[end - page - context..end].rotate_left(page);
+    file[20..24].fill(0);
+    let checksum = crc32fast::hash(&file[..end]);
+    file[20..24].copy_from_slice(&checksum.to_le_bytes());
+    assert!(matches!(
+        launch_igvm(&IgvmBytes(file)),
+        Err(IgvmError::Order { .. })
     ));
 }

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use assay_crds::names;
 use assay_crds::v1alpha1::{ConfidentialDeployment, TeeType};
+use assay_tee::BootMethod;
 use assay_workload::validate::{STATUS_PORT_NAME, Valid};
 use k8s_openapi::api::core::v1::{
     ConfigMapVolumeSource, Container, ContainerPort, EmptyDirVolumeSource, EnvVar, EnvVarSource,
@@ -42,11 +43,11 @@ const CPU_MILLIS_PER_VCPU: u32 = 100;
 const ARTIFACT_DIR: &str = "/artifact";
 /// The launch specification is mounted here.
 const LAUNCH_DIR: &str = "/etc/assay/launch";
-/// Sockets and files of the running guest; also a changed UKI of a played
-/// hostile host.
+/// Sockets and files of the running guest; also its IGVM file, and a changed UKI
+/// of a played hostile host.
 const RUN_DIR: &str = "/run/assay";
-/// Most bytes below [`RUN_DIR`].
-const RUN_DIR_LIMIT: &str = "512Mi";
+/// Most memory below [`RUN_DIR`], without the UKI of an IGVM file.
+const RUN_DIR_MIB: u32 = 512;
 /// Seconds for the guest to power off.
 const TERMINATION_GRACE_SECONDS: i64 = 30;
 /// Seconds in which the launcher must have verified the artifact and started
@@ -119,7 +120,7 @@ fn build_pod(
             Volume {
                 name: "run".to_owned(),
                 empty_dir: Some(EmptyDirVolumeSource {
-                    size_limit: Some(Quantity(RUN_DIR_LIMIT.to_owned())),
+                    size_limit: Some(run_dir_limit(valid)),
                     ..EmptyDirVolumeSource::default()
                 }),
                 ..Volume::default()
@@ -136,6 +137,15 @@ fn build_pod(
         priority_class_name: scheduling.priority_class_name.clone(),
         ..PodSpec::default()
     }
+}
+
+fn run_dir_limit(valid: &Valid) -> Quantity {
+    let uki = match valid.shape.boot {
+        BootMethod::DirectKernel => 0,
+        BootMethod::Igvm => valid.uki_bytes.div_ceil(1 << 20),
+    };
+    let uki = u32::try_from(uki).unwrap_or(u32::MAX);
+    Quantity(mebibytes(RUN_DIR_MIB.saturating_add(uki)))
 }
 
 fn build_container(

@@ -7,7 +7,9 @@ use assay_crds::v1alpha1::confidential_deployment::{
     ServicePortSpec, SimulatedFault, SimulationSpec,
 };
 use assay_crds::v1alpha1::measured_image::{DigestState, LifecycleState};
-use assay_crds::v1alpha1::{ConfidentialDeployment, ConfidentialDeploymentStatus, TeeType};
+use assay_crds::v1alpha1::{
+    BootMethod, ConfidentialDeployment, ConfidentialDeploymentStatus, TeeType,
+};
 use assay_crds::{conditions, names};
 use assay_launcher::spec::{Fault, LAUNCH_SPEC_KEY, LaunchSpec};
 use assay_tee::instance::VerifierEndpoint;
@@ -116,7 +118,7 @@ fn condition(status: &ConfidentialDeploymentStatus, type_: &str) -> (String, Str
 #[test]
 fn one_mistake_is_one_reason() {
     type Change = fn(&mut ConfidentialDeployment, &mut Observed);
-    let table: [(&str, Change, Reason, &str); 27] = [
+    let table: [(&str, Change, Reason, &str); 30] = [
         (
             "name",
             |d, _| d.metadata.name = Some("x".repeat(64)),
@@ -306,6 +308,31 @@ fn one_mistake_is_one_reason() {
             |d, _| d.spec.machine.tee = TeeType::Snp,
             Reason::ImageNotReady,
             "no launch digest",
+        ),
+        (
+            "row of another boot method",
+            |d, _| {
+                d.spec.machine.boot = BootMethod::Igvm;
+                d.spec.machine.memory = Quantity("1Gi".to_owned());
+            },
+            Reason::ImageNotReady,
+            "no launch digest",
+        ),
+        (
+            "too little memory for an IGVM file",
+            |d, _| d.spec.machine.boot = BootMethod::Igvm,
+            Reason::SpecInvalid,
+            "at least 641Mi",
+        ),
+        (
+            "a fault of the hashes table without one",
+            |d, _| {
+                d.spec.machine.boot = BootMethod::Igvm;
+                let fault = Some(SimulatedFault::TamperedKernel);
+                d.spec.machine.simulation = Some(SimulationSpec { fault });
+            },
+            Reason::SpecInvalid,
+            "TamperedKernelRehashed",
         ),
         (
             "malformed digest",

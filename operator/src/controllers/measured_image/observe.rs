@@ -144,7 +144,12 @@ fn requested(image: &MeasuredImage, context: &Context) -> (BTreeSet<LaunchShape>
     let asked = deployments.iter().filter_map(|deployment| {
         let machine = &deployment.spec.machine;
         let tee: TeeType = machine.tee;
-        shapes::shape(tee.into(), machine.vcpus, &machine.cpu_model)
+        shapes::shape(
+            tee.into(),
+            machine.boot.into(),
+            machine.vcpus,
+            &machine.cpu_model,
+        )
     });
     let running = launches.iter().filter_map(|map| {
         let document = map.data.as_ref()?.get(LAUNCH_SPEC_KEY)?;

@@ -5,11 +5,15 @@ use assay_crds::conditions;
 use assay_crds::v1alpha1::measured_image::{
     DigestState, LaunchShapes, LifecycleState, MeasuredImageReason as Reason,
 };
-use assay_crds::v1alpha1::{LocalReference, MeasuredImage, MeasuredImageStatus};
+use assay_crds::v1alpha1::{self as api, LocalReference, MeasuredImage, MeasuredImageStatus};
+use assay_image::igvm::{IgvmKernel, IgvmSpec, encode_igvm, measure_self_contained};
 use assay_image::recipe::{EXIT_NO_CREDENTIALS, EXIT_UNBUILDABLE, Recipe};
+use assay_measure::igvm::{IgvmLaunch, measure_igvm_snp};
 use assay_measure::{MeasurementInputs, measure_snp};
-use assay_tee::ovmf::SectionKind;
-use assay_tee::{LaunchShape, Tee};
+use assay_tee::cpu::CpuModel;
+use assay_tee::igvm::parse_igvm;
+use assay_tee::ovmf::{Section, SectionKind};
+use assay_tee::{BootMethod, GuestPolicy, LaunchShape, Tee};
 use assay_workload::shapes;
 use jiff::Timestamp;
 use k8s_openapi::api::batch::v1::{Job, JobCondition, JobStatus};
@@ -18,12 +22,16 @@ use k8s_openapi::api::core::v1::{
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
+use self::synthetic_firmware::{SyntheticFirmware, build_igvm_firmware};
 use super::build_job::{build_job, job_name, parse_report};
 use super::observe::Observed;
 use super::*;
 use crate::artifact::{ArtifactState, MeasuredArtifact};
 use crate::fixtures::{self, REFERENCE, at};
 use crate::plan::{Plan, Requeue};
+
+#[path = "../../../../crates/measure/tests/support/synthetic_firmware.rs"]
+mod synthetic_firmware;
 
 const BUILDER: &str = "registry.test/assay-builder@sha256:ee";
 
@@ -41,7 +49,7 @@ fn observed(build: BuildProgress, artifact: impl Into<Option<ArtifactState>>) ->
 }
 
 fn shape(tee: Tee, vcpus: u32) -> LaunchShape {
-    shapes::shape(tee, vcpus, "EPYC-v4").unwrap()
+    shapes::shape(tee, BootMethod::DirectKernel, vcpus, "EPYC-v4").unwrap()
 }
 
 fn measured() -> ArtifactState {
@@ -245,6 +253,7 @@ fn listed_shapes_are_measured_for_snp_and_for_what_deployments_use() {
     let listed = LaunchShapes {
         vcpus: vec![1, 2],
         cpu_models: vec!["EPYC-Milan".to_owned()],
+        boot: Vec::new(),
     };
     assert_eq!(shapes::wanted(&listed, &BTreeSet::new()).len(), 2);
     let simulated = BTreeSet::from([shape(Tee::SimulatedSnp, 2)]);
@@ -258,11 +267,106 @@ fn listed_shapes_are_measured_for_snp_and_for_what_deployments_use() {
 }
 
 #[test]
+fn listed_boot_methods_multiply_the_shapes_and_mark_their_rows() {
+    let both = [api::BootMethod::DirectKernel, api::BootMethod::Igvm];
+    let listed = LaunchShapes {
+        vcpus: vec![1, 2],
+        cpu_models: vec!["EPYC-Milan".to_owned()],
+        boot: both.to_vec(),
+    };
+    let wanted = shapes::wanted(&listed, &BTreeSet::new());
+    let ids: Vec<_> = wanted
+        .iter()
+        .map(|shape| shapes::row_id("ovmf-1", shape))
+        .collect();
+    assert_eq!(
+        ids,
+        [
+            "ovmf-1.EPYC-Milan.1.0x1.SNP",
+            "ovmf-1.EPYC-Milan.2.0x1.SNP",
+            "ovmf-1.EPYC-Milan.1.0x1.SNP.IGVM",
+            "ovmf-1.EPYC-Milan.2.0x1.SNP.IGVM",
+        ]
+    );
+}
+
+/// Each way to boot has a digest of its own, or a sentence.
+#[test]
+fn an_igvm_shape_is_measured_by_its_file_alone() {
+    let uki = b"uki".to_vec().into();
+    let sections = [
+        section(0x80_0000, SectionKind::SecMem),
+        section(0x80_d000, SectionKind::SnpSecrets),
+        section(0x80_e000, SectionKind::Cpuid),
+        section(0x81_0000, SectionKind::KernelHashes),
+    ];
+    let firmware = SyntheticFirmware {
+        pages: 3,
+        filler: 0xf4,
+        sections: &sections,
+        reset_eip: 0x80_b004,
+        hashes_table_gpa: 0x81_0c00,
+    };
+    let firmware = build_igvm_firmware(&firmware, &[[0x81_3000, 0x1000, 0x200]]).into();
+    let igvm = measure_self_contained(&firmware, &uki).unwrap();
+    let shape = LaunchShape {
+        boot: BootMethod::Igvm,
+        ..shape(Tee::SimulatedSnp, 2)
+    };
+    let state = |igvm| {
+        let (status, inputs) = (fixtures::artifact_status(), fixtures::measurement_inputs());
+        let artifact = MeasuredArtifact::new(status, inputs, igvm);
+        let state = ArtifactState::Measured(Arc::new(artifact));
+        Observed {
+            requested: BTreeSet::from([shape.clone()]),
+            ..observed(BuildProgress::Absent, state)
+        }
+    };
+    let image = fixtures::new_oci_image();
+    let plan = planned(&image, &state(Ok(igvm)));
+    let [row] = plan.status.launch_digests.as_slice() else {
+        panic!("{:?}", plan.status.launch_digests)
+    };
+    assert_eq!(row.id, "ovmf-222222222222.EPYC-v4.2.0x1.SimulatedSNP.IGVM");
+    assert_eq!(row.boot, api::BootMethod::Igvm);
+    let file = encode_igvm(&IgvmSpec {
+        firmware: &firmware,
+        kernel: IgvmKernel::Embedded(&uki),
+        vcpus: shape.vcpus,
+        cpu_signature: CpuModel::by_name("EPYC-v4").unwrap().signature(),
+        guest_features: shape.guest_features,
+        policy: GuestPolicy::default(),
+    });
+    let file = file.unwrap().to_bytes();
+    let launch = IgvmLaunch::Qemu {
+        vcpus: shape.vcpus,
+        reset: None,
+    };
+    let measured = measure_igvm_snp(&parse_igvm(&file).unwrap(), &launch).unwrap();
+    assert_eq!(row.digest, measured.digest.to_string());
+
+    let plan = planned(&image, &state(Err("edk2 is too old".to_owned())));
+    assert!(plan.status.launch_digests.is_empty());
+    is(&plan, "Ready", "False", Reason::MeasureFailed);
+    let ready = conditions::find(&plan.status.conditions, "Ready").unwrap();
+    assert_eq!(ready.message, "boot IGVM: edk2 is too old");
+}
+
+const fn section(gpa: u32, kind: SectionKind) -> Section {
+    Section {
+        gpa,
+        size: 0x1000,
+        kind,
+    }
+}
+
+#[test]
 fn an_unknown_cpu_model_costs_only_its_own_rows() {
     let mut image = fixtures::new_oci_image();
     image.spec.shapes = LaunchShapes {
         vcpus: vec![2],
         cpu_models: vec!["EPYC-v4".to_owned(), "EPYC-v99".to_owned()],
+        boot: Vec::new(),
     };
     let plan = planned(&image, &observed(BuildProgress::Absent, measured()));
     assert_eq!(
@@ -302,7 +406,7 @@ fn an_unknown_cpu_model_costs_only_its_own_rows() {
 fn firmware_without_a_kernel_hashes_section_is_refused_by_name() {
     let mut inputs: MeasurementInputs = fixtures::measurement_inputs();
     inputs.firmware.sections[0].kind = SectionKind::SecMem;
-    let artifact = MeasuredArtifact::new(fixtures::artifact_status(), inputs);
+    let artifact = MeasuredArtifact::new(fixtures::artifact_status(), inputs, Err(String::new()));
     let state = ArtifactState::Measured(Arc::new(artifact));
     let plan = planned(
         &fixtures::new_oci_image(),
@@ -403,6 +507,7 @@ fn an_obstacle_is_one_reason() {
                 i.spec.shapes = LaunchShapes {
                     vcpus: (1..=13).collect(),
                     cpu_models: (0..5).map(|n| format!("EPYC-{n}")).collect(),
+                    boot: Vec::new(),
                 };
             },
             observed(BuildProgress::Absent, None),

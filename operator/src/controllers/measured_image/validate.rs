@@ -42,7 +42,8 @@ pub(super) fn validate(image: &MeasuredImage) -> Result<(), String> {
         .shapes
         .vcpus
         .len()
-        .saturating_mul(spec.shapes.cpu_models.len());
+        .saturating_mul(spec.shapes.cpu_models.len())
+        .saturating_mul(spec.shapes.boot.len().max(1));
     if listed > MAX_ROWS {
         return Err(format!(
             "spec.shapes lists {listed} shapes, at most {MAX_ROWS} have room in the status: list \
@@ -51,6 +52,11 @@ pub(super) fn validate(image: &MeasuredImage) -> Result<(), String> {
     }
     if spec.shapes.vcpus.is_empty() != spec.shapes.cpu_models.is_empty() {
         return Err("spec.shapes needs both vcpus and cpuModels, or neither".to_owned());
+    }
+    if !spec.shapes.boot.is_empty() && spec.shapes.vcpus.is_empty() {
+        return Err(
+            "spec.shapes.boot goes with vcpus and cpuModels: list them, or leave it out".to_owned(),
+        );
     }
     Ok(())
 }
