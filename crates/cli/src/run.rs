@@ -53,6 +53,8 @@ use crate::progress::{Progress, ProgressMode};
 
 /// Time that the guest has to power off when it is asked to.
 const GRACE_PERIOD: Duration = Duration::from_secs(15);
+/// The same for a guest that has shown what was asked of it: it has nothing to lose.
+const ATTESTED_GRACE_PERIOD: Duration = Duration::from_secs(3);
 /// Lines of the console that may wait to be printed.
 const CONSOLE_BACKLOG: usize = 256;
 /// How long what is read may take to be printed once QEMU is gone.
@@ -353,7 +355,11 @@ impl Guest {
             qemu: self.qemu.clone(),
             launch,
             console: ConsoleOutput::Lines(console),
-            grace_period: GRACE_PERIOD,
+            grace_period: if self.args.until_attested {
+                ATTESTED_GRACE_PERIOD
+            } else {
+                GRACE_PERIOD
+            },
         })?;
         let pod = PodReference {
             name: pod.name,
