@@ -196,6 +196,24 @@ pub fn start_without_disk(environment: &Environment, name: &str) -> Result<()> {
     kubectl.apply(&deployment)
 }
 
+/// Starts one guest of the quickstart's image from an IGVM file, on a node that may
+/// play a `fault`.
+///
+/// # Errors
+/// When the API server refuses it.
+pub fn start_from_igvm(environment: &Environment, name: &str, fault: Option<&str>) -> Result<()> {
+    let kubectl = environment.kubectl();
+    let mut deployment = copy(&kubectl, "confidentialdeployment", DEPLOYMENT, name)?;
+    deployment["spec"]["replicas"] = json!(1);
+    deployment["spec"]["machine"]["boot"] = json!("IGVM");
+    if let Some(fault) = fault {
+        deployment["spec"]["machine"]["simulation"] = json!({"fault": fault});
+    }
+    // The UKI lies in it from 512 MiB on.
+    deployment["spec"]["machine"]["memory"] = json!("1Gi");
+    kubectl.apply(&deployment)
+}
+
 /// An object as a person would write it after another, under another name.
 fn copy(kubectl: &Kubectl, kind: &str, of: &str, name: &str) -> Result<Value> {
     let original = kubectl

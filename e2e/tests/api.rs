@@ -18,7 +18,7 @@ fn contradictions_are_refused_with_the_field_s_name() -> Result<()> {
     accept(&kubectl, &policy())?;
     accept(&kubectl, &deployment())?;
 
-    let cases: [(Value, &str, Value, &str); 36] = [
+    let cases: [(Value, &str, Value, &str); 37] = [
         (
             image(),
             "/spec/source/type",
@@ -222,6 +222,15 @@ fn contradictions_are_refused_with_the_field_s_name() -> Result<()> {
             "/spec/machine/simulation",
             json!({"fault": "TamperedKernel"}),
             "SimulatedSNP alone",
+        ),
+        (
+            deployment(),
+            "/spec/machine",
+            json!({
+                "vcpus": 1, "memory": "1Gi", "cpuModel": "EPYC-v4", "tee": "SimulatedSNP",
+                "boot": "IGVM", "simulation": {"fault": "TamperedKernel"},
+            }),
+            "say TamperedKernelRehashed",
         ),
         (
             deployment(),

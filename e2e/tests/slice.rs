@@ -41,6 +41,7 @@ fn a_measured_image_runs_as_attested_pods() -> Result<()> {
     drift_is_repaired(&environment)?;
     an_image_without_a_disk_runs(&environment)?;
     images_of_every_kind_see_their_files(&environment)?;
+    a_guest_boots_from_an_igvm_file(&environment)?;
 
     quickstart::start_hostile(&environment, "tampered", "TamperedKernel")?;
     quickstart::start_hostile(&environment, "rehashed", "TamperedKernelRehashed")?;
@@ -453,6 +454,63 @@ fn remove(environment: &Environment, name: &str) -> Result<()> {
         environment
             .kubectl()
             .run(&["-n", quickstart::NAMESPACE, "delete", kind, name])?;
+    }
+    Ok(())
+}
+
+/// The same image by another way: firmware and UKI in one measured file.
+fn a_guest_boots_from_an_igvm_file(environment: &Environment) -> Result<()> {
+    let name = "web-from-igvm";
+    let hostile = "rehashed-from-igvm";
+    quickstart::start_from_igvm(environment, name, None)?;
+    quickstart::start_from_igvm(environment, hostile, Some("TamperedKernelRehashed"))?;
+    quickstart::wait_for_guests(environment, name, 1)?;
+    let image = quickstart::wait_for_image(environment, quickstart::IMAGE)?;
+    let rows = image["status"]["launchDigests"]
+        .as_array()
+        .context("no launch digests")?;
+    let (of_igvm, others): (Vec<&Value>, Vec<&Value>) = rows
+        .iter()
+        .filter(|row| row["vcpus"] == 1 && row["tee"] == "SimulatedSNP")
+        .partition(|row| row["boot"] == "IGVM");
+    let (&[row], &[other]) = (of_igvm.as_slice(), others.as_slice()) else {
+        anyhow::bail!("one row by each boot method was expected: {rows:?}")
+    };
+    ensure!(
+        row["digest"] != other["digest"],
+        "both boot methods have one digest"
+    );
+    let files = environment.scratch.join("artifact");
+    let mut build = Command::new(&environment.assay);
+    build
+        .args(["igvm", "build", "--vcpus", "1", "--vcpu-type", "EPYC-v4"])
+        .arg("--ovmf")
+        .arg(files.join("firmware.fd"))
+        .arg("--kernel")
+        .arg(files.join("uki.efi"))
+        .arg("--output")
+        .arg(files.join("guest.igvm"));
+    ensure!(
+        row["digest"] == format!("sha384:{}", stdout(&mut build)?),
+        "assay igvm build differs"
+    );
+    let records = quickstart::records(environment, name)?;
+    let accepted = records.iter().any(|record| {
+        let status = &record["status"];
+        status["verdict"] == "Accepted" && status["referenceValue"] == row["id"]
+    });
+    ensure!(accepted, "no record names the file's row: {records:?}");
+
+    let record = quickstart::wait_for_rejection(environment, hostile)?;
+    ensure!(
+        record["status"]["reason"] == "MeasurementUnknown",
+        "the changed UKI of an IGVM file: {record}"
+    );
+    quickstart::ensure_never_ready(environment, hostile)?;
+    for name in [name, hostile] {
+        environment
+            .kubectl()
+            .run(&["-n", quickstart::NAMESPACE, "delete", "cdep", name])?;
     }
     Ok(())
 }
