@@ -50,25 +50,13 @@ impl Guests {
         })
     }
 
-    fn file(&self, firmware: &Bytes, kernel: IgvmKernel<'_>, vcpus: u32) -> Bytes {
-        let spec = IgvmSpec {
-            firmware,
-            kernel,
-            vcpus: VcpuCount::try_from(vcpus).unwrap(),
-            cpu_signature: CpuModel::by_name("EPYC-v4").unwrap().signature(),
-            guest_features: GuestFeatures::default(),
-            policy: GuestPolicy::default(),
-        };
-        encode_igvm(&spec).unwrap().to_bytes()
-    }
-
     fn embedded(&self, firmware: &Bytes, vcpus: u32) -> Bytes {
-        self.file(firmware, IgvmKernel::Embedded(&self.uki), vcpus)
+        file(firmware, IgvmKernel::Embedded(&self.uki), vcpus)
     }
 
     fn verified(&self, uki: &[u8], vcpus: u32) -> Bytes {
         let hashes = KernelHashes::from_bytes(uki, None, "");
-        self.file(&self.firmware[0], IgvmKernel::Verified(hashes), vcpus)
+        file(&self.firmware[0], IgvmKernel::Verified(hashes), vcpus)
     }
 
     /// The console of a guest that starts from `file`, as far as it comes.
@@ -109,6 +97,18 @@ impl Guests {
     fn memory(&self) -> u64 {
         min_memory(self.uki.len() as u64).div_ceil(1 << 20)
     }
+}
+
+fn file(firmware: &Bytes, kernel: IgvmKernel<'_>, vcpus: u32) -> Bytes {
+    let spec = IgvmSpec {
+        firmware,
+        kernel,
+        vcpus: VcpuCount::try_from(vcpus).unwrap(),
+        cpu_signature: CpuModel::by_name("EPYC-v4").unwrap().signature(),
+        guest_features: GuestFeatures::default(),
+        policy: GuestPolicy::default(),
+    };
+    encode_igvm(&spec).unwrap().to_bytes()
 }
 
 fn kernel(guests: &Guests, uki: &[u8]) -> [String; 2] {
