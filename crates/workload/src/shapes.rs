@@ -63,7 +63,7 @@ pub fn row_id(firmware: &str, shape: &LaunchShape) -> String {
     );
     match shape.boot {
         BootMethod::DirectKernel => id,
-        boot => format!("{id}.{boot}"),
+        boot @ BootMethod::Igvm => format!("{id}.{boot}"),
     }
 }
 
