@@ -37,8 +37,8 @@ struct BuildArgs {
     /// Where the kernel is
     #[arg(long, value_enum, default_value = "embedded")]
     form: Form,
-    /// OVMF firmware of the AmdSev build: the generic one boots what the host
-    /// hands over beside the file
+    /// OVMF firmware of the AmdSev build: the generic one takes a command line
+    /// that the host hands over beside the file
     #[arg(long, value_name = "FILE")]
     ovmf: PathBuf,
     /// Unified kernel image; with --form verified any kernel

@@ -68,8 +68,8 @@ pub struct IgvmSpec<'a> {
 pub enum IgvmKernel<'a> {
     /// What the host hands over (QEMU's `-kernel`), if these are its hashes.
     Verified(KernelHashes),
-    /// This UKI. Firmware that verifies kernel hashes takes no other; OVMF's generic
-    /// build boots what the host hands over beside the file.
+    /// This UKI. Firmware that verifies kernel hashes starts it as it is; OVMF's
+    /// generic build takes a command line that the host hands over beside the file.
     Embedded(&'a Bytes),
 }
 

@@ -198,15 +198,19 @@ fn what_the_host_adds_to_a_self_contained_file_never_runs() {
     }
 }
 
-/// Why the AmdSev build is asked for: the generic one boots what the host adds,
-/// and the file, with its launch digest, is the same.
+/// Why the AmdSev build is asked for: the generic one takes a command line of the
+/// host's, and the file, with its launch digest, is the same.
 #[test]
-fn generic_firmware_runs_what_the_host_adds() {
+fn generic_firmware_takes_a_command_line_of_the_host() {
     let Some(guests) = Guests::find("what a host adds to generic firmware") else {
         return;
     };
     let file = guests.embedded(&guests.firmware[1], 1);
-    let [option, path] = kernel(&guests, &guests.oracles.uki("echo GUEST other\n", &[]));
-    let console = guests.boot(300, &file, 1, 1024, &[&option, &path]);
-    assert!(console.contains("GUEST other"), "{console}");
+    let [option, path] = kernel(&guests, &guests.uki);
+    let append = "console=ttyS0 panic=-1 evil=1";
+    let console = guests.boot(300, &file, 1, 1024, &[&option, &path, "-append", append]);
+    assert!(
+        console.contains(&format!("GUEST one cpus 0 cmdline {append}")),
+        "{console}"
+    );
 }
