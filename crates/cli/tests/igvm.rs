@@ -116,7 +116,7 @@ fn the_digest_is_that_of_the_file() {
     assert_eq!(document["size"], file.len());
     assert_eq!(
         document["minMemoryBytes"],
-        (512 << 20) + 0x3000 + (64 << 20)
+        (512 << 20) + 0x3000 + (128 << 20)
     );
 }
 
