@@ -98,18 +98,23 @@ pub fn check_files(environment: &Environment, name: &str, image: &str) -> Result
         seen.remove(&hex(path));
         wanted.remove(&hex(path));
     }
-    let mut differences = String::new();
+    let mut differences = Vec::new();
     for (path, file) in &wanted {
         let found = seen.remove(path);
         if found.as_ref() != Some(file) {
             let found = found.as_deref().unwrap_or("nothing");
-            differences += &format!("{}: {found} instead of {file}\n", text(path));
+            differences.push(format!("{}: {found} instead of {file}", text(path)));
         }
     }
     for (path, file) in seen {
-        differences += &format!("{}: {file}, which the image does not have\n", text(&path));
+        let path = text(&path);
+        differences.push(format!("{path}: {file}, which the image does not have"));
     }
-    ensure!(differences.is_empty(), "{name}:\n{differences}");
+    ensure!(
+        differences.is_empty(),
+        "{name}:\n{}",
+        differences.join("\n")
+    );
     println!("{name}: {} files are those of the image", wanted.len());
     Ok(())
 }

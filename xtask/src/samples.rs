@@ -51,7 +51,12 @@ pub(crate) fn store_all(cache: &Cache, to: &mut Destination) -> Result<SampleIma
     let serve = ["/server"];
     let python = ["/usr/bin/python3", "-I", "/srv/server.py"];
     Ok(SampleImages {
-        static_server: store(to, "static-server", run(&serve, None), &[program.clone()])?,
+        static_server: store(
+            to,
+            "static-server",
+            run(&serve, None),
+            std::slice::from_ref(&program),
+        )?,
         interpreter: store(
             to,
             "interpreter",
@@ -210,6 +215,8 @@ pub(crate) fn pack_interpreter(from: &Tree) -> Result<Tree> {
         root.symlink(link, target);
     }
     accounts(&mut root);
+    root.read("usr/bin/python3")
+        .context("there is no interpreter")?;
     Ok(root)
 }
 
@@ -225,5 +232,7 @@ pub(crate) fn pack_distroless(from: &Tree) -> Result<Tree> {
     });
     root.directory("home/nonroot", 0o700);
     accounts(&mut root);
+    root.read("etc/services")
+        .context("there are no names of services")?;
     Ok(root)
 }

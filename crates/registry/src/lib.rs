@@ -691,7 +691,7 @@ impl Registry {
         operation: RegistryOperation,
     ) -> Result<(), RegistryError> {
         let auth = self.auth(reference);
-        retried(|| self.client.auth(reference, &auth, operation.clone()))
+        retried(|| self.client.auth(reference, &auth, operation))
             .await
             .map_err(|source| RegistryError::Authenticate {
                 registry: reference.registry().to_owned(),

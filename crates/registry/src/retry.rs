@@ -54,7 +54,9 @@ pub(crate) fn is_wrong_content(error: &RegistryError) -> bool {
         return false;
     };
     let inner = source.get_ref();
-    inner.is_some_and(|inner| inner.is::<DigestError>())
+    inner
+        .and_then(|inner| inner.downcast_ref::<DigestError>())
+        .is_some()
 }
 
 fn is_transient(error: &OciDistributionError) -> bool {
