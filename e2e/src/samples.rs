@@ -21,8 +21,8 @@ const MOUNT_POINTS: [&str; 5] = ["/dev", "/proc", "/run", "/sys", "/tmp"];
 /// Files that the guest agent writes.
 const WRITTEN: [&str; 3] = ["/etc/hostname", "/etc/hosts", "/etc/resolv.conf"];
 
-/// Builds a guest image from `image`, and starts one guest of it; both are called
-/// `name`.
+/// Builds a guest image from `image` twice, and starts one guest of it; both are
+/// called `name`.
 ///
 /// # Errors
 /// When the API server refuses it.
@@ -43,6 +43,7 @@ pub fn start(environment: &Environment, name: &str, image: &str) -> Result<()> {
         json!({"source": {"type": "Build", "build": {
             "rootfs": {"image": image},
             "bootKit": {"image": environment.images.boot_kit},
+            "verifyRebuild": true,
             "output": {"repository": repository},
         }}}),
     ))?;

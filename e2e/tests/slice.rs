@@ -38,6 +38,7 @@ fn a_measured_image_runs_as_attested_pods() -> Result<()> {
     pods_are_unprivileged(&environment)?;
     the_service_answers_with_the_released_secret(&environment)?;
     records_verify_anywhere(&environment, &deployment)?;
+    the_node_shows_what_its_guests_proved(&environment)?;
     drift_is_repaired(&environment)?;
     an_image_without_a_disk_runs(&environment)?;
     images_of_every_kind_see_their_files(&environment)?;
@@ -275,6 +276,33 @@ fn go_sev_guest_accepts(
     Ok(())
 }
 
+/// A NodeTrust says of the node's processor what the records say, and goes with the
+/// Node.
+fn the_node_shows_what_its_guests_proved(environment: &Environment) -> Result<()> {
+    let kubectl = environment.kubectl();
+    let records = quickstart::records(environment, quickstart::DEPLOYMENT)?;
+    let record = records.first().context("no record")?;
+    let node = record["spec"]["nodeName"]
+        .as_str()
+        .context("the record names no node")?;
+    let trust = kubectl.json(&["get", "nodetrust", node])?;
+    let status = &trust["status"];
+    ensure!(
+        status["trustDomain"] == record["status"]["trustDomain"]
+            && status["tee"] == "SimulatedSNP"
+            && status["product"] == "Genoa",
+        "{status}"
+    );
+    let certificates = status["endorsement"]["certificates"].as_array();
+    ensure!(
+        certificates.is_some_and(|certificates| !certificates.is_empty()),
+        "no certificates: {status}"
+    );
+    let owner = &trust["metadata"]["ownerReferences"][0];
+    ensure!(owner["kind"] == "Node" && owner["name"] == node, "{owner}");
+    Ok(())
+}
+
 fn drift_is_repaired(environment: &Environment) -> Result<()> {
     let kubectl = environment.kubectl();
     let uid = |kubectl: &assay_e2e::Kubectl| -> Result<Option<Value>> {
@@ -440,7 +468,9 @@ fn images_of_every_kind_see_their_files(environment: &Environment) -> Result<()>
         ("distroless", &samples.distroless),
     ] {
         samples::start(environment, name, image)?;
-        quickstart::wait_for_image(environment, name)?;
+        let built = quickstart::wait_for_image(environment, name)?;
+        let reproducible = kubectl::condition(&built, "Reproducible").context("built once")?;
+        ensure!(reproducible["status"] == "True", "{reproducible}");
         quickstart::wait_for_guests(environment, name, 1)?;
         samples::check_files(environment, name, image)?;
         remove(environment, name)?;

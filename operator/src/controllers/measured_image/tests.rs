@@ -618,8 +618,8 @@ fn the_job_is_named_by_its_source_and_needs_nothing() {
     assert_eq!(
         container.args.as_ref().unwrap().join(" "),
         "build --recipe /etc/assay/recipe/recipe.json --agent /usr/lib/assay/assay-agent --push \
-         --builder-id oci://registry.test/assay-builder@sha256:ee --result-file \
-         /dev/termination-log --plain-http registry.test:5000 --docker-config \
+         --scratch /scratch --builder-id oci://registry.test/assay-builder@sha256:ee \
+         --result-file /dev/termination-log --plain-http registry.test:5000 --docker-config \
          /etc/assay/docker/config.json"
     );
 }
