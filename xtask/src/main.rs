@@ -86,7 +86,7 @@ enum ClusterCommand {
 enum ImagesCommand {
     /// Build, pack and push all images; prints their references by digest as JSON.
     Push {
-        /// Registry, with a path if need be, as `ghcr.io/me` [default: the local
+        /// Registry, with a path if need be, as `registry.example/me` [default: the local
         /// cluster's].
         #[arg(long)]
         registry: Option<String>,
