@@ -133,7 +133,7 @@ pub(crate) const INTERPRETER: Recipe = Recipe {
 /// What images without a distribution have.
 pub(crate) const DISTROLESS: Recipe = Recipe {
     name: "distroless",
-    revision: 1,
+    revision: 2,
     sources: &[Source {
         suite: pins::DEBIAN_SUITE,
         packages: &["base-files", "ca-certificates", "netbase", "tzdata"],

@@ -230,7 +230,7 @@ pub(crate) fn pack_distroless(from: &Tree) -> Result<Tree> {
             || path == "etc/services"
             || path == "etc/protocols"
     });
-    root.directory("home/nonroot", 0o700);
+    root.directory("home/nonroot", 0o755);
     accounts(&mut root);
     root.read("etc/services")
         .context("there are no names of services")?;
