@@ -1,6 +1,8 @@
 //! `assay collateral`: what AMD publishes about a processor, as a directory of
 //! files that verifiers use without a network.
 
+mod bundle;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -16,6 +18,7 @@ use assay_tee::{Product, Sha256Digest};
 use clap::Subcommand;
 use jiff::Timestamp;
 
+use self::bundle::{BundleArgs, bundle};
 use crate::stdout::write_line;
 use crate::verify::{certificate, read};
 
@@ -33,6 +36,8 @@ enum Command {
     /// AMD answers one request in ten seconds. What the directory has and is not
     /// due to be replaced is not fetched again.
     Fetch(FetchArgs),
+    /// Take what reports need out of directories, for verifiers without a network
+    Bundle(BundleArgs),
     /// Show what a directory has, and how long it is valid
     Show(ShowArgs),
 }
@@ -75,10 +80,11 @@ struct ShowArgs {
     now: Option<Timestamp>,
 }
 
-/// Fetches or shows.
+/// Fetches, bundles or shows.
 pub(crate) fn run(args: &Args) -> Result<()> {
     match &args.command {
         Command::Fetch(args) => fetch(args),
+        Command::Bundle(args) => bundle(args),
         Command::Show(args) => show(args),
     }
 }
@@ -116,9 +122,7 @@ fn fetch(args: &FetchArgs) -> Result<()> {
 
 fn requests(args: &FetchArgs, anchors: &TrustAnchors) -> Result<Vec<CollateralRequest>> {
     if let Some(path) = &args.report {
-        let evidence =
-            parse_evidence(read(path)?).with_context(|| format!("read {}", path.display()))?;
-        let requests = collateral_requests(&evidence, anchors);
+        let requests = requests_of(path, anchors)?;
         if requests.is_empty() {
             bail!(
                 "{} is no report of a known product: give --product, --chip and --tcb",
@@ -139,6 +143,13 @@ fn requests(args: &FetchArgs, anchors: &TrustAnchors) -> Result<Vec<CollateralRe
         CollateralRequest::RevocationList { product, kind },
         vcek,
     ])
+}
+
+/// What the evidence in a file needs.
+fn requests_of(path: &Path, anchors: &TrustAnchors) -> Result<Vec<CollateralRequest>> {
+    let evidence =
+        parse_evidence(read(path)?).with_context(|| format!("read {}", path.display()))?;
+    Ok(collateral_requests(&evidence, anchors))
 }
 
 fn show(args: &ShowArgs) -> Result<()> {

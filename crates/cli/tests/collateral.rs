@@ -129,6 +129,41 @@ fn a_bundle_verifies_a_report_without_a_network() {
 }
 
 #[test]
+fn a_bundle_is_whole_or_not_written() {
+    let world = World::new();
+    let bundle = |more: &[&str]| {
+        let common = ["collateral", "bundle", "--output", "carry"];
+        world.assay(&[&common, more].concat())
+    };
+    // What a report needs may be spread.
+    let (here, other) = (world.path().join("bundle"), world.path().join("other"));
+    fs::create_dir(&other).unwrap();
+    for name in ["vcek-Turin.crl", "vcek-Turin-chain.pem"] {
+        fs::copy(here.join(name), other.join(name)).unwrap();
+    }
+    fs::remove_file(here.join("vcek-Turin.crl")).unwrap();
+    fs::write(here.join("notes.txt"), "of no meaning").unwrap();
+
+    let lacking = bundle(&["--from", "bundle", "--report", "report.bin"]);
+    assert_eq!(lacking.status.code(), Some(1));
+    let said = text(&lacking.stderr);
+    assert!(said.contains("vcek-Turin.crl, for report.bin"), "{said}");
+    assert!(!world.path().join("carry").exists());
+
+    let both = ["--from", "bundle", "--from", "other"];
+    let whole = bundle(&[&both[..], &["--report", "report.bin"]].concat());
+    assert!(whole.status.success(), "{}", text(&whole.stderr));
+    assert_eq!(text(&whole.stdout).lines().count(), 3);
+    let with = world.verify(&["--collateral", "carry"]);
+    assert_eq!(with.status.code(), Some(0), "{}", text(&with.stdout));
+
+    // What has ended is of no use to anybody.
+    let ended = [&both[..], &["--now", "2100-01-01T00:00:00Z"]].concat();
+    let said = text(&bundle(&ended).stderr);
+    assert!(said.contains("nothing that is valid"), "{said}");
+}
+
+#[test]
 fn what_a_bundle_lacks_is_fetched_and_checked() {
     let world = World::new();
     let file = world.path().join("bundle/vcek-Turin.crl");
