@@ -78,7 +78,7 @@ fn collect(
     found: &mut BTreeMap<String, Found>,
 ) -> Result<()> {
     let context = || format!("read {}", directory.display());
-    let store = CollateralStore::offline(directory, anchors.clone(), Arc::new(move || now));
+    let store = CollateralStore::offline(directory, *anchors, Arc::new(move || now));
     for entry in fs::read_dir(directory).with_context(context)? {
         let name = entry.with_context(context)?.file_name();
         let Some(request) = name.to_str().and_then(CollateralRequest::from_file_name) else {
