@@ -494,31 +494,41 @@ fn a_broker_outside_writes_records_and_does_nothing_else() -> Result<()> {
     let uid = pod.as_ref().and_then(|pod| pod["metadata"]["uid"].as_str());
     let uid = uid.context("the pod has no UID")?;
     let absent = "7e2c6bcb-3c53-4f8c-9b5e-000000000001";
-    let apply = |object: &Value| {
+    let apply = |object: &Value, dry_run: &str| {
         let manager = "--field-manager=assay-broker";
         let args = [
             "apply",
             "--server-side",
             "--force-conflicts",
             manager,
+            dry_run,
             &user,
             "-f",
             "-",
         ];
         kubectl.output(&args, &object.to_string())
     };
+    // An API server learns of an admission policy some time after it is there.
+    let unowned_record = unowned(record("outside-1", uid, uid));
+    wait::until(
+        &kubectl,
+        "default",
+        "the admission policy to be in force",
+        Duration::from_mins(1),
+        || {
+            let refused = !apply(&unowned_record, "--dry-run=server")?.status.success();
+            Ok(refused.then_some(()))
+        },
+    )?;
     for (object, refusal) in [
         (record("outside-1", uid, uid), None),
         (record("outside-1", uid, absent), Some("owned by the pod")),
         (record("outside-1", absent, absent), Some("of another pod")),
-        (
-            unowned(record("outside-1", uid, uid)),
-            Some("owned by the pod"),
-        ),
+        (unowned_record.clone(), Some("owned by the pod")),
         // Nothing shows that there is no such pod: this one is collected.
         (record("outside-2", absent, absent), None),
     ] {
-        let output = apply(&object)?;
+        let output = apply(&object, "--dry-run=none")?;
         let error = String::from_utf8_lossy(&output.stderr);
         ensure!(
             output.status.success() == refusal.is_none()
