@@ -13,6 +13,7 @@ use assay_image::rope::Rope;
 use assay_image::tarball::{Owner, TarBuilder};
 use assay_image::uki::parse_uki;
 use assay_image::verity::{VerityParameters, append_verity};
+use assay_registry::LayoutWriter;
 use assay_tee::Sha256Digest;
 use bytes::Bytes;
 use serde_json::json;
@@ -109,9 +110,11 @@ impl Build {
         let directory = tempfile::tempdir_in(root.join("tmp")).context("create a directory")?;
         let at = |name: &str| directory.path().join(name);
         let layer = Layer::gzip(&tree(megabytes)).context("compress the layer")?;
-        let rootfs = store(&at("layout"), &layer, run_config())?;
+        let mut layout = LayoutWriter::create(&at("layout"))?;
+        let rootfs = store(&mut layout, "tree", &layer, run_config())?;
         let kit = fs::read(kit).with_context(|| format!("read {}", kit.display()))?;
-        let kit = store(&at("layout"), &Layer::tar(kit), RunConfig::default())?;
+        let kit = Layer::tar(kit);
+        let kit = store(&mut layout, "kit", &kit, RunConfig::default())?;
         let recipe = json!({
             "version": 1,
             "rootfs": { "image": format!("registry.example/tree@{rootfs}") },
@@ -216,24 +219,20 @@ fn run_config() -> RunConfig {
     }
 }
 
-/// Writes an image of one layer to an OCI layout, as far as it is read.
-fn store(layout: &Path, layer: &Layer, run: RunConfig) -> Result<Sha256Digest> {
-    let blobs = layout.join("blobs/sha256");
-    fs::create_dir_all(&blobs).with_context(|| format!("create {}", blobs.display()))?;
+/// Writes an image of one layer to an OCI layout.
+fn store(
+    layout: &mut LayoutWriter,
+    name: &str,
+    layer: &Layer,
+    run: RunConfig,
+) -> Result<Sha256Digest> {
     let options = ImageOptions {
         run,
         ..ImageOptions::default()
     };
     let image = OciImage::assemble(options, std::slice::from_ref(layer))?;
-    for blob in image.layers.iter().chain([&image.config]) {
-        write(
-            &blobs.join(blob.digest().to_hex()),
-            &blob.content().to_bytes(),
-        )?;
-    }
-    let digest = image.manifest_digest;
-    write(&blobs.join(digest.to_hex()), &image.manifest)?;
-    Ok(digest)
+    layout.add(name, &image)?;
+    Ok(image.manifest_digest)
 }
 
 /// Puts what is in a UKI where the pipeline by hand takes it from.

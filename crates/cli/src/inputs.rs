@@ -18,6 +18,7 @@ use tokio::runtime::Runtime;
 
 use crate::objects::full_name;
 use crate::progress::Progress;
+use crate::registry::read_credentials;
 use crate::scratch::ScratchArgs;
 
 /// Where the builder's image has the guest agent.
@@ -156,11 +157,6 @@ fn user_cache() -> Option<PathBuf> {
         .filter(|path| path.is_absolute())
         .or_else(|| Some(PathBuf::from(env::var_os("HOME")?).join(".cache")))?;
     Some(caches.join("assay/oci"))
-}
-
-fn read_credentials(path: &Path) -> Result<DockerConfig> {
-    let bytes = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
-    DockerConfig::parse(&bytes).with_context(|| path.display().to_string())
 }
 
 /// Registries, and what stands for them.

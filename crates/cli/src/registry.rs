@@ -1,6 +1,7 @@
 //! Options of commands that reach registries.
 
-use std::path::PathBuf;
+use std::fs;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 use assay_registry::{DockerConfig, Registry, RegistryOptions, Scratch};
@@ -29,15 +30,14 @@ pub(crate) struct Client {
 
 impl RegistryArgs {
     pub(crate) fn client(&self) -> Result<Client> {
-        let read = |path: &PathBuf| {
-            let bytes =
-                std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
-            DockerConfig::parse(&bytes).with_context(|| path.display().to_string())
-        };
         let scratch = self.scratch.open()?;
         let options = RegistryOptions {
             plain_http_hosts: self.plain_http.clone(),
-            docker_config: self.docker_config.as_ref().map(read).transpose()?,
+            docker_config: self
+                .docker_config
+                .as_deref()
+                .map(read_credentials)
+                .transpose()?,
             scratch: Some(scratch.clone()),
         };
         Ok(Client {
@@ -49,4 +49,10 @@ impl RegistryArgs {
             scratch,
         })
     }
+}
+
+/// Credentials in a file of a person's choice.
+pub(crate) fn read_credentials(path: &Path) -> Result<DockerConfig> {
+    let bytes = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+    DockerConfig::parse(&bytes).with_context(|| path.display().to_string())
 }

@@ -231,6 +231,26 @@ pub struct PulledManifest {
     pub manifest_bytes: Bytes,
 }
 
+impl PulledManifest {
+    /// The image, with the blobs of [`blobs_of`].
+    fn with_blobs(self, mut blobs: Vec<Bytes>) -> Pulled {
+        let layers = blobs.split_off(1);
+        Pulled {
+            digest: self.digest,
+            manifest_digest: self.manifest_digest,
+            manifest: self.manifest,
+            manifest_bytes: self.manifest_bytes,
+            config: blobs.pop().unwrap_or_default(),
+            layers,
+        }
+    }
+}
+
+/// What an image has besides its manifest: the configuration, then the layers.
+fn blobs_of(manifest: &ImageManifest) -> impl Iterator<Item = &Descriptor> {
+    std::iter::once(&manifest.config).chain(&manifest.layers)
+}
+
 /// An image that was pulled and verified.
 #[derive(Debug, Clone)]
 pub struct Pulled {
@@ -398,29 +418,14 @@ impl Registry {
     pub async fn pull(&self, reference: &str) -> Result<Pulled, RegistryError> {
         let parsed = parse_reference(reference)?;
         // This authenticates for the blobs too.
-        let PulledManifest {
-            digest,
-            manifest_digest,
-            manifest,
-            manifest_bytes,
-        } = self.pull_manifest(reference).await?;
-        check_config(reference, &manifest)?;
-        let descriptors = std::iter::once(&manifest.config).chain(&manifest.layers);
-        let mut blobs: Vec<Bytes> = stream::iter(descriptors)
+        let pulled = self.pull_manifest(reference).await?;
+        check_config(reference, &pulled.manifest)?;
+        let blobs = stream::iter(blobs_of(&pulled.manifest))
             .map(|descriptor| self.fetch_and_keep(&parsed, descriptor))
             .buffered(CONCURRENT_BLOBS)
             .try_collect()
             .await?;
-        let layers = blobs.split_off(1);
-        let config = blobs.pop().unwrap_or_default();
-        Ok(Pulled {
-            digest,
-            manifest_digest,
-            manifest,
-            manifest_bytes,
-            config,
-            layers,
-        })
+        Ok(pulled.with_blobs(blobs))
     }
 
     /// Pulls an image for linux/amd64 through a cache: what it has is
@@ -441,30 +446,15 @@ impl Registry {
             reference: &parsed,
             authenticated: OnceCell::new(),
         };
-        let PulledManifest {
-            digest,
-            manifest_digest,
-            manifest,
-            manifest_bytes,
-        } = self.resolve(reference, &session, Some(cache)).await?;
-        check_config(reference, &manifest)?;
-        let descriptors = std::iter::once(&manifest.config).chain(&manifest.layers);
-        progress.expect(descriptors.clone().map(|blob| blob.size).sum());
-        let mut blobs: Vec<Bytes> = stream::iter(descriptors)
+        let pulled = self.resolve(reference, &session, Some(cache)).await?;
+        check_config(reference, &pulled.manifest)?;
+        progress.expect(blobs_of(&pulled.manifest).map(|blob| blob.size).sum());
+        let blobs = stream::iter(blobs_of(&pulled.manifest))
             .map(|descriptor| session.blob(descriptor, cache, progress))
             .buffered(CONCURRENT_BLOBS)
             .try_collect()
             .await?;
-        let layers = blobs.split_off(1);
-        let config = blobs.pop().unwrap_or_default();
-        Ok(Pulled {
-            digest,
-            manifest_digest,
-            manifest,
-            manifest_bytes,
-            config,
-            layers,
-        })
+        Ok(pulled.with_blobs(blobs))
     }
 
     /// Fetches the manifest that `reference` names; from an index the one for
