@@ -10,7 +10,7 @@ use assay_e2e::Environment;
 use assay_e2e::environment::{Images, Samples};
 
 use crate::destination::Destination;
-use crate::{images, samples};
+use crate::{images, programs, samples};
 
 /// Builds and pushes the images, finds the programs and describes them all.
 /// With `oracles`, fetches other people's tools as well.
@@ -32,7 +32,7 @@ pub(crate) fn prepare(checkout: &Path, cluster: &Kubeconfig, oracles: bool) -> R
         logs: (cluster.path == layout.kubeconfig()).then(|| layout.path("logs")),
         kubectl: cache.kubectl()?,
         helm: cache.helm()?,
-        assay: images::release_directory().join("assay"),
+        assay: programs::directory().join("assay"),
         registry: cluster.registry.clone(),
         images: Images {
             assay: pushed.programs.assay,

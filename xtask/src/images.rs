@@ -3,13 +3,13 @@
 
 use crate::destination::Destination;
 use crate::layers;
+use crate::programs;
 use crate::tree::Tree;
 use anyhow::{Context, Result};
-use assay_cluster::{Cache, command, progress::say};
+use assay_cluster::{Cache, progress::say};
 use assay_image::oci::{ImageOptions, Layer, OciImage, RunConfig};
 use serde::{Deserialize, Serialize};
 use std::fs;
-use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 /// References by digest of everything that was stored.
@@ -47,15 +47,6 @@ pub(crate) struct ProgramImages {
     /// CLI and the guest agent that it packs.
     pub(crate) builder: String,
 }
-
-/// The packages that hold our programs.
-const PACKAGES: &[&str] = &[
-    "assay-agent",
-    "assay-broker",
-    "assay-cli",
-    "assay-operator",
-    "assay-supervisor",
-];
 
 /// Builds everything and stores it.
 pub(crate) fn store_all(cache: &Cache, to: &mut Destination) -> Result<Images> {
@@ -109,7 +100,7 @@ pub(crate) fn store_inputs(cache: &Cache, to: &mut Destination) -> Result<InputI
 
 /// Builds our programs, and packs and stores their images.
 fn store_programs(cache: &Cache, to: &mut Destination) -> Result<ProgramImages> {
-    let release = build()?;
+    let release = programs::build()?;
     let program = |name: &str| -> Result<Vec<u8>> {
         let path = release.join(name);
         fs::read(&path).with_context(|| format!("read {}", path.display()))
@@ -171,59 +162,6 @@ fn path_variable() -> String {
 
 fn strings(words: &[&str]) -> Vec<String> {
     words.iter().map(|&word| word.to_owned()).collect()
-}
-
-/// Where cargo puts what it builds.
-pub(crate) fn target_directory() -> PathBuf {
-    std::env::var_os("CARGO_TARGET_DIR")
-        .map_or_else(|| workspace_root().join("target"), PathBuf::from)
-}
-
-/// Where cargo puts release builds of our programs.
-pub(crate) fn release_directory() -> PathBuf {
-    target_directory().join("x86_64-unknown-linux-gnu/release")
-}
-
-/// Builds our programs for release and returns the directory with them.
-fn build() -> Result<PathBuf> {
-    build_packages(PACKAGES)
-}
-
-/// Builds the guest agent for release and returns it.
-pub(crate) fn build_agent() -> Result<PathBuf> {
-    const AGENT: &str = "assay-agent";
-    Ok(build_packages(&[AGENT])?.join(AGENT))
-}
-
-fn build_packages(packages: &[&str]) -> Result<PathBuf> {
-    say(format!("building {}", packages.join(", ")));
-    let start = Instant::now();
-    let root = workspace_root();
-    let mut cargo = command::with_args(
-        "cargo",
-        ["build", "--release", "--locked", "--quiet", "--bins"],
-    );
-    for package in packages {
-        cargo.args(["--package", package]);
-    }
-    // Cargo's own words are the best progress here.
-    let status = cargo.current_dir(&root).status().context("run cargo")?;
-    anyhow::ensure!(
-        status.success(),
-        "`{}` failed ({status})",
-        command::display(&cargo)
-    );
-    say(format!(
-        "built them in {:.1} s",
-        start.elapsed().as_secs_f64()
-    ));
-    Ok(release_directory())
-}
-
-/// The checkout.
-pub(crate) fn workspace_root() -> PathBuf {
-    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
-    here.parent().unwrap_or(here).to_owned()
 }
 
 /// Assembles an image and stores it.

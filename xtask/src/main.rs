@@ -12,6 +12,7 @@ mod environment;
 mod images;
 mod layers;
 mod oracles;
+mod programs;
 mod qemu;
 mod samples;
 mod test;
@@ -37,6 +38,8 @@ enum Command {
     /// A real Kubernetes cluster on this machine.
     #[command(subcommand)]
     Cluster(ClusterCommand),
+    /// Build our own programs as they are shipped; prints the directory with them.
+    Build,
     /// Fetch or build every program that the other commands need; prints where
     /// tests find those that give second opinions.
     Programs,
@@ -143,21 +146,25 @@ fn run(command: Command) -> Result<()> {
             Ok(())
         }
         Command::Demo => {
-            let checkout = images::workspace_root();
+            let checkout = programs::workspace_root();
             let cluster = assay_cluster::connect()?;
             let environment = environment::prepare(&checkout, &cluster, false)?;
             demo::run(&environment, &cluster)
         }
-        Command::Test { no_cluster } => test::run(&images::workspace_root(), !no_cluster),
-        Command::Bench { benchmarks } => bench::run(&images::workspace_root(), &benchmarks),
-        Command::Crdgen => crdgen::write(&images::workspace_root()),
+        Command::Test { no_cluster } => test::run(&programs::workspace_root(), !no_cluster),
+        Command::Bench { benchmarks } => bench::run(&programs::workspace_root(), &benchmarks),
+        Command::Crdgen => crdgen::write(&programs::workspace_root()),
         Command::Charts { bless } => {
-            let (checkout, cache) = (images::workspace_root(), Cache::open()?);
+            let (checkout, cache) = (programs::workspace_root(), Cache::open()?);
             if bless {
                 charts::bless(&checkout, &cache)
             } else {
                 charts::check(&checkout, &cache)
             }
+        }
+        Command::Build => {
+            println!("{}", programs::build()?.display());
+            Ok(())
         }
         Command::Programs => {
             let cache = Cache::open()?;

@@ -1,6 +1,6 @@
 //! Programs by others whose answers tests compare with ours, and what tests boot.
 
-use crate::{images, layers};
+use crate::{layers, programs};
 use anyhow::{Context, Result};
 use assay_cluster::Cache;
 use std::path::Path;
@@ -21,7 +21,7 @@ pub(crate) fn variables(cache: &Cache) -> Result<Vec<(&'static str, String)>> {
             "ASSAY_QUICKSTART_WEB",
             layers::archive(cache, &layers::WEB_SERVER)?,
         ),
-        ("ASSAY_AGENT", images::build_agent()?),
+        ("ASSAY_AGENT", programs::build_agent()?),
     ]
     .into_iter()
     .map(|(name, path)| Ok((name, text(&path)?)))

@@ -6,8 +6,8 @@
 //! machine.
 
 use crate::debian::{Package, Suite};
-use crate::images::{release_directory, workspace_root};
 use crate::layers::{self, Program};
+use crate::programs::{tools_directory, workspace_root};
 use crate::tree::Tree;
 use anyhow::{Context, Result, bail, ensure};
 use assay_cluster::{Cache, command, pins, progress::say};
@@ -224,7 +224,7 @@ fn library() -> Result<Vec<u8>> {
         "`{}` failed ({status})",
         command::display(&cargo)
     );
-    let path = release_directory().join("libassay_libigvm.a");
+    let path = tools_directory().join("libassay_libigvm.a");
     fs::read(&path).with_context(|| format!("read {}", path.display()))
 }
 

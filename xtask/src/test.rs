@@ -9,7 +9,7 @@ use assay_cluster::{Cache, Cluster};
 use assay_e2e::install;
 
 use crate::cargo::cargo;
-use crate::images;
+use crate::programs;
 
 /// A named part of the run.
 struct Stage {
@@ -79,7 +79,7 @@ fn run_stages(checkout: &Path, cluster: bool, stages: &mut Stages) -> Result<()>
     })?;
     stages.run("fuzz targets", || {
         // A workspace of its own, which would have a target directory of its own.
-        let target = [("CARGO_TARGET_DIR", text(&images::target_directory())?)];
+        let target = [("CARGO_TARGET_DIR", text(&programs::target_directory())?)];
         let check = ["check", "--quiet", "--locked"];
         cargo(&checkout.join("fuzz"), &check, &target)
     })?;

@@ -32,81 +32,168 @@ mod verify_image;
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use anyhow::Result;
+use clap::{ArgMatches, Args, FromArgMatches};
+use dlmalloc::GlobalDlmalloc;
 
-/// Measured images and attested guests, from the command line.
-#[derive(Debug, Parser)]
-#[command(
-    name = "assay",
-    version,
-    propagate_version = true,
-    arg_required_else_help = true
-)]
-struct Cli {
-    #[command(subcommand)]
-    command: Command,
+/// The allocator of musl maps a page here and a page there, a system call each.
+#[global_allocator]
+static ALLOCATOR: GlobalDlmalloc = GlobalDlmalloc;
+
+/// What may follow `assay`.
+static SUBCOMMANDS: [Subcommand; 16] = [
+    Subcommand::new::<audit::Args>("audit", "Verify the audit log of a broker", |matches| {
+        report(audit::run(&parse(matches)))
+    }),
+    Subcommand::new::<build::Args>("build", "Build a measured image", |matches| {
+        build::run(&parse(matches))
+    }),
+    Subcommand::new::<collateral::Args>(
+        "collateral",
+        "Fetch and show what AMD publishes about processors",
+        |matches| report(collateral::run(&parse(matches))),
+    ),
+    Subcommand::new::<explain::Args>(
+        "explain",
+        "Name the cause of a launch digest that was not expected",
+        |matches| explain::run(&parse(matches)),
+    ),
+    Subcommand::new::<id_block::Args>(
+        "id-block",
+        "Sign what may be launched, and verify such signatures",
+        |matches| report(id_block::run(&parse(matches))),
+    ),
+    Subcommand::new::<igvm::Args>(
+        "igvm",
+        "Make IGVM files, which hold everything that a guest starts from",
+        |matches| report(igvm::run(&parse(matches))),
+    ),
+    Subcommand::new::<inspect::Args>(
+        "inspect",
+        "Show what a firmware, UKI, IGVM file, report or certificate says",
+        |matches| report(inspect::run(&parse(matches))),
+    ),
+    Subcommand::new::<kit::Args>(
+        "kit",
+        "Pack, check and push boot kits: kernel, modules, stub and firmware",
+        |matches| kit::run(&parse(matches)),
+    ),
+    Subcommand::new::<measure::Args>(
+        "measure",
+        "Compute the launch digest of a guest from its files",
+        |matches| report(measure::run(&parse(matches))),
+    ),
+    Subcommand::new::<pcrs::Args>(
+        "pcrs",
+        "Predict the TPM PCRs that the boot of a UKI leaves",
+        |matches| report(pcrs::run(&parse(matches))),
+    ),
+    Subcommand::new::<policy::Args>(
+        "policy",
+        "Sign, verify and compare reference values outside the cluster",
+        |matches| policy::run(&parse(matches)),
+    ),
+    Subcommand::new::<pull::Args>(
+        "pull",
+        "Fetch the files of an artifact, verified",
+        |matches| report(pull::run(&parse(matches))),
+    ),
+    Subcommand::new::<run::Args>(
+        "run",
+        "Boot a guest on this machine, without Kubernetes, and attest it",
+        |matches| run::run(parse(matches)),
+    ),
+    Subcommand::new::<sign_uki::Args>(
+        "sign-uki",
+        "Sign unified kernel images for Secure Boot",
+        |matches| report(sign_uki::run(&parse(matches))),
+    ),
+    Subcommand::new::<verify::Args>("verify", "Appraise evidence again, from files", |matches| {
+        verify::run(&parse(matches))
+    }),
+    Subcommand::new::<verify_image::Args>(
+        "verify-image",
+        "Build an artifact again, and say whether every byte is the same",
+        |matches| verify_image::run(&parse(matches)),
+    ),
+];
+
+/// What a subcommand is called, takes and does.
+struct Subcommand {
+    name: &'static str,
+    about: &'static str,
+    /// Adds its arguments to an empty command.
+    describe: fn(clap::Command) -> clap::Command,
+    run: fn(&ArgMatches) -> ExitCode,
 }
 
-#[derive(Debug, Subcommand)]
-enum Command {
-    /// Verify the audit log of a broker
-    Audit(audit::Args),
-    /// Build a measured image
-    Build(build::Args),
-    /// Fetch and show what AMD publishes about processors
-    Collateral(collateral::Args),
-    /// Name the cause of a launch digest that was not expected
-    Explain(Box<explain::Args>),
-    /// Sign what may be launched, and verify such signatures
-    IdBlock(id_block::Args),
-    /// Make IGVM files, which hold everything that a guest starts from
-    Igvm(igvm::Args),
-    /// Show what a firmware, UKI, IGVM file, report or certificate says
-    Inspect(inspect::Args),
-    /// Pack, check and push boot kits: kernel, modules, stub and firmware
-    Kit(kit::Args),
-    /// Compute the launch digest of a guest from its files
-    Measure(measure::Args),
-    /// Predict the TPM PCRs that the boot of a UKI leaves
-    Pcrs(pcrs::Args),
-    /// Sign, verify and compare reference values outside the cluster
-    Policy(policy::Args),
-    /// Fetch the files of an artifact, verified
-    Pull(pull::Args),
-    /// Boot a guest on this machine, without Kubernetes, and attest it
-    Run(Box<run::Args>),
-    /// Sign unified kernel images for Secure Boot
-    SignUki(sign_uki::Args),
-    /// Appraise evidence again, from files
-    Verify(verify::Args),
-    /// Build an artifact again, and say whether every byte is the same
-    VerifyImage(verify_image::Args),
+impl Subcommand {
+    const fn new<A: Args>(
+        name: &'static str,
+        about: &'static str,
+        run: fn(&ArgMatches) -> ExitCode,
+    ) -> Self {
+        Self {
+            name,
+            about,
+            describe: describe::<A>,
+            run,
+        }
+    }
+
+    /// The arguments are described when the subcommand is called: to describe
+    /// those of all takes longer than many a launch digest.
+    fn to_command(&self) -> clap::Command {
+        clap::Command::new(self.name)
+            .about(self.about)
+            .defer(self.describe)
+    }
 }
 
-fn main() -> ExitCode {
-    let result = match Cli::parse().command {
-        Command::Audit(args) => audit::run(&args),
-        Command::Build(args) => return build::run(&args),
-        Command::Collateral(args) => collateral::run(&args),
-        Command::Explain(args) => return explain::run(&args),
-        Command::IdBlock(args) => id_block::run(&args),
-        Command::Igvm(args) => igvm::run(&args),
-        Command::Inspect(args) => inspect::run(&args),
-        Command::Kit(args) => return kit::run(&args),
-        Command::Measure(args) => measure::run(&args),
-        Command::Pcrs(args) => pcrs::run(&args),
-        Command::Policy(args) => return policy::run(&args),
-        Command::Pull(args) => pull::run(&args),
-        Command::Run(args) => return run::run(*args),
-        Command::SignUki(args) => sign_uki::run(&args),
-        Command::Verify(args) => return verify::run(&args),
-        Command::VerifyImage(args) => return verify_image::run(&args),
-    };
+/// Adds the arguments `A`, whose own description is not the subcommand's.
+fn describe<A: Args>(command: clap::Command) -> clap::Command {
+    let about = command.get_about().cloned().unwrap_or_default();
+    A::augment_args(command).about(about).long_about(None)
+}
+
+/// The arguments `A` among what was parsed.
+fn parse<A: FromArgMatches>(matches: &ArgMatches) -> A {
+    A::from_arg_matches(matches).unwrap_or_else(|error| error.exit())
+}
+
+fn report(result: Result<()>) -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error:#}");
             ExitCode::FAILURE
         }
+    }
+}
+
+fn command() -> clap::Command {
+    clap::Command::new("assay")
+        .version(env!("CARGO_PKG_VERSION"))
+        .about("Measured images and attested guests, from the command line")
+        .propagate_version(true)
+        .arg_required_else_help(true)
+        .subcommand_required(true)
+        .subcommands(SUBCOMMANDS.iter().map(Subcommand::to_command))
+}
+
+fn main() -> ExitCode {
+    let matches = command().get_matches();
+    let called = matches.subcommand().and_then(|(name, matches)| {
+        let known = SUBCOMMANDS.iter().find(|known| known.name == name)?;
+        Some((known.run)(matches))
+    });
+    called.unwrap_or(ExitCode::FAILURE)
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn every_subcommand_describes_itself_soundly() {
+        super::command().debug_assert();
     }
 }

@@ -8,7 +8,8 @@ use assay_tee::page_info::{PAGE_SIZE, PAGE_SIZE_U64, PageInfo, PageType};
 use assay_tee::{LaunchDigest, Sha384Digest};
 use zerocopy::IntoBytes as _;
 
-use crate::sha384::{Page, sha384, sha384_pages};
+use crate::pages::PageDigests;
+use crate::sha384::sha384;
 use crate::trace::{MeasuredRegion, RegionKind};
 
 /// Pages may still be added; there is no digest to compare with anything yet.
@@ -52,54 +53,6 @@ pub enum UpdateError {
         /// Guest physical address.
         gpa: u64,
     },
-}
-
-/// The digests of the contents of pages, one after another, ready to be chained.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct PageDigests {
-    /// Of each run of equal pages, how many they are and the digest of one. Four
-    /// of five pages of an OVMF image are empty, so runs are hashed once.
-    runs: Vec<(u64, Sha384Digest)>,
-}
-
-impl PageDigests {
-    /// Distinct pages that are hashed together: enough for any number of lanes,
-    /// and few enough to stay in the processor's cache.
-    const BATCH: usize = 64;
-
-    /// Hashes pages.
-    pub fn of<'a>(pages: impl IntoIterator<Item = &'a Page>) -> Self {
-        let mut digests = Self::default();
-        let mut batch = Vec::with_capacity(Self::BATCH);
-        let mut lengths = Vec::with_capacity(Self::BATCH);
-        for page in pages {
-            if batch.last() == Some(&page) {
-                if let Some(length) = lengths.last_mut() {
-                    *length += 1;
-                }
-                continue;
-            }
-            if batch.len() == Self::BATCH {
-                digests.hash(&mut batch, &mut lengths);
-            }
-            batch.push(page);
-            lengths.push(1);
-        }
-        digests.hash(&mut batch, &mut lengths);
-        digests
-    }
-
-    fn hash(&mut self, batch: &mut Vec<&Page>, lengths: &mut Vec<u64>) {
-        let hashed = sha384_pages(batch);
-        self.runs.extend(lengths.drain(..).zip(hashed));
-        batch.clear();
-    }
-
-    /// Length of the pages in bytes.
-    pub fn length(&self) -> u64 {
-        let pages: u64 = self.runs.iter().map(|(length, _)| length).sum();
-        pages.saturating_mul(PAGE_SIZE_U64)
-    }
 }
 
 impl Default for LaunchContext<Updating> {
@@ -174,14 +127,14 @@ impl LaunchContext<Updating> {
         let length = pages.length();
         count_pages(gpa, length)?;
         let mut page_gpa = gpa;
-        for (run, contents) in &pages.runs {
+        for (run, contents) in pages.runs() {
             for _ in 0..*run {
                 self.extend(PageType::Normal, page_gpa, contents.as_bytes());
                 page_gpa = page_gpa.wrapping_add(PAGE_SIZE_U64);
             }
         }
         let region = self.record(kind, PageType::Normal, gpa, length);
-        region.contents = match pages.runs.as_slice() {
+        region.contents = match pages.runs() {
             [(1, contents)] => Some(*contents),
             _ => None,
         };

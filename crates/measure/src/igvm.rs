@@ -22,7 +22,8 @@ use serde::{Deserialize, Serialize};
 use sha2::Digest as _;
 use zerocopy::IntoBytes as _;
 
-use crate::context::{LaunchContext, PageDigests, UpdateError, Updating};
+use crate::context::{LaunchContext, UpdateError, Updating};
+use crate::pages::PageDigests;
 use crate::sev::{Stream, StreamMeasurement};
 use crate::sha384::{Page, sha384};
 use crate::snp::Measurement;

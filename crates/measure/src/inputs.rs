@@ -11,7 +11,9 @@ use assay_tee::ovmf::{OvmfMetadata, ParseOvmfError, Section, SectionKind, parse_
 use assay_tee::page_info::PageType;
 use serde::{Deserialize, Serialize};
 
-use crate::context::{LaunchContext, PageDigests, UpdateError, Updating};
+use crate::context::{LaunchContext, UpdateError};
+use crate::pages::PageHasher;
+use crate::sha384::Page;
 use crate::trace::{MeasuredRegion, RegionKind};
 
 /// Everything that a launch digest depends on besides the launch shape.
@@ -66,36 +68,25 @@ pub enum FirmwareInputsError {
 }
 
 /// A measurement of firmware piece by piece, for images that are not in memory
-/// as a whole. Hashing pages and chaining their digests are apart: the first can
-/// be done for many at a time, the second cannot.
+/// as a whole.
 #[derive(Debug, Clone)]
 pub struct FirmwareMeasurement {
     metadata: OvmfMetadata,
-    context: LaunchContext<Updating>,
-    measured: u64,
+    pages: PageHasher,
 }
 
 impl FirmwareMeasurement {
     /// Nothing of the image that has this metadata is measured.
-    pub const fn new(metadata: OvmfMetadata) -> Self {
+    pub fn new(metadata: OvmfMetadata) -> Self {
         Self {
             metadata,
-            context: LaunchContext::new(),
-            measured: 0,
+            pages: PageHasher::default(),
         }
     }
 
     /// Measures the image's next pages.
-    ///
-    /// # Errors
-    /// When they go beyond the address space.
-    pub fn update(&mut self, pages: &PageDigests) -> Result<(), FirmwareInputsError> {
-        let gpa = self.metadata.base_gpa.saturating_add(self.measured);
-        self.context
-            .update_hashed(RegionKind::Firmware, gpa, pages)
-            .map_err(FirmwareInputsError::Update)?;
-        self.measured = self.measured.saturating_add(pages.length());
-        Ok(())
+    pub fn update(&mut self, pages: &[Page]) {
+        self.pages.update(pages);
     }
 
     /// What a launch digest depends on.
@@ -103,15 +94,19 @@ impl FirmwareMeasurement {
     /// # Errors
     /// When not exactly the whole image was measured.
     pub fn finish(self) -> Result<FirmwareInputs, FirmwareInputsError> {
-        let Self {
-            metadata,
-            context,
-            measured,
-        } = self;
-        let length = (1_u64 << 32).saturating_sub(metadata.base_gpa);
+        let Self { metadata, pages } = self;
+        let pages = pages.finish();
+        let (measured, length) = (
+            pages.length(),
+            (1_u64 << 32).saturating_sub(metadata.base_gpa),
+        );
         if measured != length {
             return Err(FirmwareInputsError::Incomplete { measured, length });
         }
+        let mut context = LaunchContext::new();
+        context
+            .update_hashed(RegionKind::Firmware, metadata.base_gpa, &pages)
+            .map_err(FirmwareInputsError::Update)?;
         Ok(FirmwareInputs {
             base_gpa: metadata.base_gpa,
             digest: context.finish().digest(),
@@ -131,7 +126,7 @@ impl FirmwareInputs {
         let metadata = parse_ovmf(firmware).map_err(FirmwareInputsError::Parse)?;
         let (pages, _) = firmware.as_chunks();
         let mut measurement = FirmwareMeasurement::new(metadata);
-        measurement.update(&PageDigests::of(pages))?;
+        measurement.update(pages);
         measurement.finish()
     }
 
@@ -215,8 +210,7 @@ mod tests {
             let mut measurement = measurement.clone();
             image
                 .chunks(piece)
-                .try_for_each(|pages| measurement.update(&PageDigests::of(pages)))
-                .unwrap();
+                .for_each(|pages| measurement.update(pages));
             measurement.finish().unwrap()
         };
         let whole = in_pieces(200);
@@ -228,16 +222,16 @@ mod tests {
     #[test]
     fn a_part_of_an_image_has_no_digest() {
         let mut measurement = FirmwareMeasurement::new(metadata((1 << 32) - 3 * 4096));
-        measurement.update(&PageDigests::of(&pages(2))).unwrap();
+        measurement.update(&pages(2));
         let error = FirmwareInputsError::Incomplete {
             measured: 0x2000,
             length: 0x3000,
         };
         assert_eq!(measurement.clone().finish(), Err(error));
-        let last = PageDigests::of(&pages(1));
-        measurement.update(&last).unwrap();
+        let last = pages(1);
+        measurement.update(&last);
         assert!(measurement.clone().finish().is_ok());
-        measurement.update(&last).unwrap();
+        measurement.update(&last);
         assert!(measurement.finish().is_err());
     }
 }

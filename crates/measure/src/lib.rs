@@ -12,6 +12,7 @@
 //! - [`sev`]: SEV and SEV-ES, the digest inside their launch measurement;
 //! - [`igvm`]: all of them for guests that start from an IGVM file;
 //! - [`vcpus`]: the save areas, the last pages of every launch;
+//! - [`pages`]: the digests of pages, which it is made of;
 //! - [`context`]: the running SEV-SNP digest, page by page;
 //! - [`trace`]: what was measured, for people and for comparison.
 //!
@@ -23,6 +24,7 @@ pub mod explain;
 pub mod igvm;
 pub mod inputs;
 pub mod matrix;
+pub mod pages;
 pub mod sev;
 mod sha384;
 pub mod snp;

@@ -32,6 +32,9 @@ pub const CLUSTER: &[Tool] = &[
 /// What packing Debian's packages into images calls.
 pub const PACKING: &[Tool] = &[tool("depmod", "kmod"), tool("dpkg-deb", "dpkg")];
 
+/// What compiles the C code of our programs' dependencies.
+pub const COMPILING: &[Tool] = &[tool("musl-gcc", "musl-tools")];
+
 /// What benchmarks compare with.
 pub const PEERS: &[Tool] = &[tool("openssl", "openssl")];
 
