@@ -11,12 +11,14 @@ mod gpt;
 
 use assay_tee::Sha256Digest;
 use assay_tee::guest_config::RootFs;
+use assay_tee::guid::Guid;
+use assay_tee::root_partition::{ROOT, ROOT_VERITY, root_partition_ids};
 
 use crate::artifact::Artifact;
 use crate::manifest::{ROOT_DISK_PATH, UKI_PATH};
 use crate::rope::Rope;
 
-use gpt::{Guid, Partition, encode_table};
+use gpt::{Partition, encode_table};
 
 /// Bytes of a sector.
 const SECTOR: u64 = 512;
@@ -24,26 +26,7 @@ const SECTOR: u64 = 512;
 const ALIGNMENT: u64 = 2048;
 
 /// EFI system partition.
-const ESP: Guid = Guid::from_fields(
-    0xc12a_7328,
-    0xf81f,
-    0x11d2,
-    [0xba, 0x4b, 0x00, 0xa0, 0xc9, 0x3e, 0xc9, 0x3b],
-);
-/// SD_GPT_ROOT_X86_64.
-const ROOT: Guid = Guid::from_fields(
-    0x4f68_bce3,
-    0xe8cd,
-    0x4db1,
-    [0x96, 0xe7, 0xfb, 0xca, 0xf9, 0x84, 0xb7, 0x09],
-);
-/// SD_GPT_ROOT_X86_64_VERITY.
-const ROOT_VERITY: Guid = Guid::from_fields(
-    0x2c73_57ed,
-    0xebd2,
-    0x46d9,
-    [0xae, 0xc1, 0x23, 0xd4, 0x37, 0xec, 0x2b, 0xf5],
-);
+const ESP: Guid = Guid::new(0xc12a_7328_f81f_11d2_ba4b_00a0_c93e_c93b);
 /// SD_GPT_FLAG_READ_ONLY.
 const READ_ONLY: u64 = 1 << 60;
 
@@ -73,7 +56,7 @@ pub fn encode_disk(artifact: &Artifact) -> Result<Rope, EncodeDiskError> {
     let identity = derive("assay disk guid v1", artifact.manifest.uki.sha256);
     let mut partitions = vec![Partition {
         kind: ESP,
-        id: Guid::of_content(derive("assay esp guid v1", artifact.manifest.uki.sha256)),
+        id: guid_of_content(derive("assay esp guid v1", artifact.manifest.uki.sha256)),
         flags: 0,
         name: "esp",
         content: fat::encode_esp(uki, identity)?,
@@ -92,30 +75,31 @@ pub fn encode_disk(artifact: &Artifact) -> Result<Rope, EncodeDiskError> {
         let (data, tree) = len
             .and_then(|len| file(ROOT_DISK_PATH).map(|disk| disk.split_at(len)).ok()?)
             .ok_or(EncodeDiskError::RootDisk)?;
-        let [first, last] = root_hash_halves(*root_hash);
+        let [data_id, tree_id] = root_partition_ids(*root_hash);
         partitions.push(Partition {
             kind: ROOT,
-            id: first,
+            id: data_id,
             flags: READ_ONLY,
             name: "root-x86-64",
             content: data,
         });
         partitions.push(Partition {
             kind: ROOT_VERITY,
-            id: last,
+            id: tree_id,
             flags: READ_ONLY,
             name: "root-x86-64-verity",
             content: tree,
         });
     }
-    Ok(encode_table(Guid::of_content(identity), &partitions))
+    Ok(encode_table(guid_of_content(identity), &partitions))
 }
 
-/// The identifiers of data and tree: the first and the last 128 bits of the root
-/// hash, as text.
-fn root_hash_halves(root_hash: Sha256Digest) -> [Guid; 2] {
-    let (first, last) = root_hash.as_bytes().split_at(16);
-    [first, last].map(|half| Guid::from_text_order(half.first_chunk().copied().unwrap_or_default()))
+/// A GUID of version 8 (RFC 9562, §5.8): its bits follow from content.
+fn guid_of_content(digest: Sha256Digest) -> Guid {
+    const VERSION: u128 = 0xf << 76;
+    const VARIANT: u128 = 0b11 << 62;
+    let text = u128::from_be_bytes(digest.as_bytes().first_chunk().copied().unwrap_or_default());
+    Guid::new(text & !(VERSION | VARIANT) | 8 << 76 | 0b10 << 62)
 }
 
 fn derive(label: &str, content: Sha256Digest) -> Sha256Digest {

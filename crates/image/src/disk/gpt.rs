@@ -1,6 +1,6 @@
 //! The GUID partition table, twice, and the protective MBR before it.
 
-use assay_tee::Sha256Digest;
+use assay_tee::guid::Guid;
 
 use crate::rope::Rope;
 
@@ -20,38 +20,6 @@ const REVISION: u32 = 0x1_0000;
 const FIRST_USABLE: u64 = 2 + ARRAY_SECTORS;
 /// MBR partition type of a disk that has a GPT.
 const PROTECTIVE: u8 = 0xee;
-
-/// A GUID in the byte order of the disk: the first three fields little-endian.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Guid([u8; 16]);
-
-#[expect(clippy::many_single_char_names, reason = "bytes in order")]
-impl Guid {
-    /// From the fields of its text.
-    pub(super) const fn from_fields(first: u32, second: u16, third: u16, rest: [u8; 8]) -> Self {
-        let ([a, b, c, d], [e, f], [g, h]) = (
-            first.to_le_bytes(),
-            second.to_le_bytes(),
-            third.to_le_bytes(),
-        );
-        let [i, j, k, l, m, n, o, p] = rest;
-        Self([a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p])
-    }
-
-    /// The one whose text has these bytes in order.
-    pub(super) const fn from_text_order(bytes: [u8; 16]) -> Self {
-        let [d, c, b, a, f, e, h, g, i, j, k, l, m, n, o, p] = bytes;
-        Self([a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p])
-    }
-
-    /// A GUID of version 8 (RFC 9562, §5.8): its bits follow from content.
-    pub(super) fn of_content(digest: Sha256Digest) -> Self {
-        let mut bytes: [u8; 16] = digest.as_bytes().first_chunk().copied().unwrap_or_default();
-        bytes[6] = (bytes[6] & 0x0f) | 0x80;
-        bytes[8] = (bytes[8] & 0x3f) | 0x80;
-        Self::from_text_order(bytes)
-    }
-}
 
 /// A partition and what is on it.
 #[derive(Debug, Clone)]
@@ -108,7 +76,7 @@ pub(super) fn encode_table(disk: Guid, partitions: &[Partition]) -> Rope {
 }
 
 fn encode_entry(partition: &Partition, first: u64, last: u64) -> Vec<u8> {
-    let mut entry = [partition.kind.0, partition.id.0].concat();
+    let mut entry = [*partition.kind.as_bytes(), *partition.id.as_bytes()].concat();
     for number in [first, last, partition.flags] {
         entry.extend(number.to_le_bytes());
     }
@@ -136,7 +104,7 @@ fn encode_header(header: &Header) -> Vec<u8> {
         for number in [header.own, header.other, FIRST_USABLE, header.last_usable] {
             out.extend(number.to_le_bytes());
         }
-        out.extend(header.disk.0);
+        out.extend(header.disk.as_bytes());
         out.extend(header.array_at.to_le_bytes());
         for number in [ENTRY_COUNT, ENTRY_LEN, header.array_crc] {
             out.extend(number.to_le_bytes());
