@@ -308,8 +308,8 @@ fn hide(path: &str) -> io::Result<()> {
 }
 
 fn open_verity(disk: &VerityDisk) -> Result<(), StepCause> {
-    let device = devices::disk_by_serial(&disk.serial)?;
-    let number = verity::open(disk, &device)?;
+    let devices = devices::root_devices(&disk.serial, disk.root_hash)?;
+    let number = verity::open(disk, &devices)?;
     symlink(
         format!("../dm-{number}"),
         Path::new("/dev/mapper").join(&disk.name),

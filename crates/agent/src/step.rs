@@ -183,13 +183,15 @@ pub struct Carry {
 pub struct VerityDisk {
     /// Name of the device below `/dev/mapper`.
     pub name: String,
-    /// Serial of the virtio disk.
+    /// Serial of the virtio disk. Without it the root is two partitions, which are
+    /// known from the root hash.
     pub serial: String,
     /// Size of data and hash blocks in bytes.
     pub block_size: u32,
     /// Number of data blocks.
     pub data_blocks: u64,
-    /// First block of the hash tree, in blocks from the start of the disk.
+    /// First block of the hash tree, in blocks from the start of the data: on a
+    /// device of its own the tree begins as many blocks after the data's end.
     pub hash_start_block: u64,
     /// Root hash of the tree.
     pub root_hash: Sha256Digest,

@@ -8,6 +8,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::AsFd as _;
 
+use crate::devices::RootDevices;
 use crate::step::VerityDisk;
 use crate::sys::{self, DM_IOCTL_LEN, DmCommand};
 
@@ -47,8 +48,9 @@ fn sectors(disk: &VerityDisk) -> Option<u64> {
 }
 
 /// The target's parameters. A block that fails verification stops the kernel:
-/// a workload must not go on with a disk that someone changes.
-fn parameters(disk: &VerityDisk, device: &str) -> String {
+/// a workload must not go on with a disk that someone changes. `None` when the tree
+/// would begin before the data end.
+fn parameters(disk: &VerityDisk, devices: &RootDevices) -> Option<String> {
     let VerityDisk {
         block_size,
         data_blocks,
@@ -57,12 +59,18 @@ fn parameters(disk: &VerityDisk, device: &str) -> String {
         salt,
         ..
     } = disk;
+    let after_data = hash_start_block.checked_sub(*data_blocks)?;
+    let (data, tree, tree_start) = match devices {
+        RootDevices::Appended { disk } => (disk, disk, *hash_start_block),
+        // What is before the tree on one device is before it on its own.
+        RootDevices::Separate { data, tree } => (data, tree, after_data),
+    };
     let salt = if salt.is_empty() { "-" } else { salt };
-    format!(
-        "1 {device} {device} {block_size} {block_size} {data_blocks} {hash_start_block} \
-         sha256 {root} {salt} 1 panic_on_corruption",
+    Some(format!(
+        "1 {data} {tree} {block_size} {block_size} {data_blocks} {tree_start} sha256 {root} {salt} \
+         1 panic_on_corruption",
         root = root_hash.to_hex()
-    )
+    ))
 }
 
 /// A buffer that starts with `struct dm_ioctl` version 4.0.0.
@@ -82,9 +90,9 @@ fn header(name: &str, flags: u32, targets: u32) -> Option<Vec<u8>> {
 }
 
 /// The buffer of DM_TABLE_LOAD with one verity target.
-fn table(disk: &VerityDisk, device: &str) -> Option<Vec<u8>> {
+fn table(disk: &VerityDisk, devices: &RootDevices) -> Option<Vec<u8>> {
     let mut bytes = header(&disk.name, READ_ONLY, 1)?;
-    let parameters = parameters(disk, device);
+    let parameters = parameters(disk, devices)?;
     // The next target would be aligned to eight bytes; there must be a NUL.
     let padded = (parameters.len() + 1).next_multiple_of(8);
     bytes.extend_from_slice(&0u64.to_ne_bytes());
@@ -104,14 +112,14 @@ fn minor(header: &[u8]) -> Option<u64> {
     Some((dev & 0xff) | ((dev >> 12) & 0xfff_ff00))
 }
 
-/// Makes the verity device of `device` and returns the number N of its node
+/// Makes the verity device of `devices` and returns the number N of its node
 /// `/dev/dm-N`.
 ///
 /// # Errors
 /// When the device mapper refuses.
-pub fn open(disk: &VerityDisk, device: &str) -> Result<u64, VerityError> {
+pub fn open(disk: &VerityDisk, devices: &RootDevices) -> Result<u64, VerityError> {
     let mut create = header(&disk.name, 0, 0).ok_or(VerityError::Parameters)?;
-    let mut load = table(disk, device).ok_or(VerityError::Parameters)?;
+    let mut load = table(disk, devices).ok_or(VerityError::Parameters)?;
     let mut resume = header(&disk.name, 0, 0).ok_or(VerityError::Parameters)?;
 
     let control = File::options()
@@ -147,23 +155,41 @@ mod tests {
         }
     }
 
+    fn appended() -> RootDevices {
+        RootDevices::Appended {
+            disk: "/dev/vda".to_owned(),
+        }
+    }
+
     #[test]
     fn the_table_line_is_that_of_the_documentation() {
         let root = "ab".repeat(32);
         assert_eq!(
-            parameters(&disk(), "/dev/vda"),
+            parameters(&disk(), &appended()).expect("line"),
             format!("1 /dev/vda /dev/vda 4096 4096 100 101 sha256 {root} - 1 panic_on_corruption")
         );
         let salted = VerityDisk {
             salt: "00ff".to_owned(),
             ..disk()
         };
-        assert!(parameters(&salted, "/dev/vda").ends_with(" 00ff 1 panic_on_corruption"));
+        let line = parameters(&salted, &appended()).expect("line");
+        assert!(line.ends_with(" 00ff 1 panic_on_corruption"));
+    }
+
+    #[test]
+    fn a_tree_on_its_own_device_begins_after_its_superblock() {
+        let separate = RootDevices::Separate {
+            data: "/dev/vda2".to_owned(),
+            tree: "/dev/vdb1".to_owned(),
+        };
+        let line = parameters(&disk(), &separate).expect("line");
+        let start = "1 /dev/vda2 /dev/vdb1 4096 4096 100 1 sha256 ";
+        assert!(line.starts_with(start), "{line}");
     }
 
     #[test]
     fn the_table_buffer_has_the_layout_of_the_header() {
-        let bytes = table(&disk(), "/dev/vda").expect("table");
+        let bytes = table(&disk(), &appended()).expect("table");
         let word = |at: usize| u32::from_ne_bytes(bytes[at..at + 4].try_into().expect("word"));
         let long = |at: usize| u64::from_ne_bytes(bytes[at..at + 8].try_into().expect("long"));
         assert_eq!(
@@ -192,15 +218,15 @@ mod tests {
     fn what_does_not_fit_is_refused() {
         assert!(header("", 0, 0).is_none());
         assert!(header(&"x".repeat(128), 0, 0).is_none());
-        assert!(
-            table(
-                &VerityDisk {
-                    data_blocks: u64::MAX,
-                    ..disk()
-                },
-                "/dev/vda"
-            )
-            .is_none()
-        );
+        let table = |data_blocks| {
+            let disk = VerityDisk {
+                data_blocks,
+                ..disk()
+            };
+            table(&disk, &appended())
+        };
+        assert!(table(101).is_some());
+        // The tree would be among the data.
+        assert!(table(102).is_none());
     }
 }

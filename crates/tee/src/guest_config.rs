@@ -47,7 +47,8 @@ impl GuestConfig {
 )]
 pub enum RootFs {
     /// An erofs image on a read-only virtio disk, its dm-verity hash tree
-    /// appended. A tmpfs overlay takes writes.
+    /// appended; or both on partitions of their own, which are known from the root
+    /// hash ([`crate::root_partition`]). A tmpfs overlay takes writes.
     DmVerity {
         /// Serial of the virtio disk (at most 20 bytes).
         serial: String,

@@ -7,6 +7,7 @@
 )]
 
 mod build;
+mod disk;
 mod memory;
 mod registry;
 mod run;
@@ -90,9 +91,14 @@ impl Prepared {
 
     /// QEMU out of the oracles' root directory, as a program of this machine.
     fn qemu(&self, directory: &Path) -> PathBuf {
+        self.qemu_after(directory, "")
+    }
+
+    /// The same, after shell commands that change its arguments.
+    fn qemu_after(&self, directory: &Path, commands: &str) -> PathBuf {
         let root = self.oracles.to_str().unwrap();
         let libraries = format!("{root}/usr/lib/x86_64-linux-gnu");
-        let mut script = "#!/bin/sh\n".to_owned();
+        let mut script = format!("#!/bin/sh\n{commands}");
         writeln!(
             script,
             "exec {root}/usr/lib64/ld-linux-x86-64.so.2 --library-path {libraries} \
@@ -108,10 +114,18 @@ impl Prepared {
     }
 
     /// The quickstart's artifact, built once.
-    fn artifact(&self) -> &'static Path {
-        static ARTIFACT: OnceLock<TempDir> = OnceLock::new();
-        static PATH: OnceLock<PathBuf> = OnceLock::new();
-        let directory = ARTIFACT.get_or_init(|| {
+    fn artifact(&self) -> PathBuf {
+        self.built().join("artifact")
+    }
+
+    /// The disk image that was made with it.
+    fn disk_image(&self) -> PathBuf {
+        self.built().join("disk.img")
+    }
+
+    fn built(&self) -> &'static Path {
+        static BUILT: OnceLock<TempDir> = OnceLock::new();
+        let directory = BUILT.get_or_init(|| {
             let directory = tempfile::tempdir().unwrap();
             let layout = directory.path().join("layout");
             self.layout(&layout);
@@ -122,6 +136,8 @@ impl Prepared {
                 .arg(image)
                 .arg("-o")
                 .arg(directory.path().join("artifact"))
+                .arg("--disk-image")
+                .arg(directory.path().join("disk.img"))
                 .arg("--rootfs-layout")
                 .arg(&layout)
                 .arg("--kit-layout")
@@ -133,7 +149,7 @@ impl Prepared {
             assert_well(&built);
             directory
         });
-        PATH.get_or_init(|| directory.path().join("artifact"))
+        directory.path()
     }
 }
 

@@ -11,7 +11,7 @@ use crate::{Prepared, assay, prepared, quickstart, stderr};
 
 /// A guest under emulation on a loaded machine takes minutes.
 const DEADLINE: Duration = Duration::from_mins(10);
-const TIMEOUT_SECONDS: &str = "600";
+pub(crate) const TIMEOUT_SECONDS: &str = "600";
 
 fn run(prepared: &Prepared, scratch: &Path, file: &Path) -> Command {
     let mut command = assay();
@@ -44,14 +44,14 @@ fn changed(directory: &Path, file: &str, from: &str, to: &str) {
 }
 
 /// A started command, killed if the test does not wait for it.
-struct Running {
-    child: Child,
+pub(crate) struct Running {
+    pub(crate) child: Child,
     lines: Receiver<String>,
-    said: String,
+    pub(crate) said: String,
 }
 
 impl Running {
-    fn start(command: &mut Command) -> Self {
+    pub(crate) fn start(command: &mut Command) -> Self {
         let mut child = command
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -81,7 +81,7 @@ impl Running {
     }
 
     /// The first line with these words. The two streams come in any order.
-    fn wait_for(&mut self, words: &str) -> String {
+    pub(crate) fn wait_for(&mut self, words: &str) -> String {
         let start = Instant::now();
         loop {
             if let Some(line) = self.said.lines().find(|line| line.contains(words)) {
@@ -96,7 +96,7 @@ impl Running {
         }
     }
 
-    fn interrupt(&self) {
+    pub(crate) fn interrupt(&self) {
         let pid = self.child.id().to_string();
         assert!(
             Command::new("kill")
@@ -131,6 +131,26 @@ fn get(address: &str, user: Option<&str>) -> io::Result<String> {
     Ok(answer)
 }
 
+/// Asks the guest's web server without and with the password of its secret.
+pub(crate) fn serves(address: &str) {
+    // nginx listens a moment after it was started.
+    let start = Instant::now();
+    let refused = loop {
+        match get(address, None) {
+            Ok(answer) if !answer.is_empty() => break answer,
+            failed => assert!(start.elapsed() < DEADLINE, "{failed:?}"),
+        }
+    };
+    assert!(refused.starts_with("HTTP/1.1 401"), "{refused}");
+    // visitor:measured, the password of the secret.
+    let page = get(address, Some("dmlzaXRvcjptZWFzdXJlZA==")).unwrap();
+    assert!(page.starts_with("HTTP/1.1 200"), "{page}");
+    assert!(
+        page.contains("Hello from inside a measured guest"),
+        "{page}"
+    );
+}
+
 fn temporary_directories(scratch: &Path) -> Vec<String> {
     let entries = fs::read_dir(scratch).unwrap();
     let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
@@ -156,23 +176,7 @@ fn the_quickstart_runs_attests_and_serves_without_a_cluster() {
     running.wait_for("its workload runs");
     assert_eq!(temporary_directories(scratch.path()).len(), 1);
 
-    // nginx listens a moment after it was started.
-    let start = Instant::now();
-    let refused = loop {
-        match get(&address, None) {
-            Ok(answer) if !answer.is_empty() => break answer,
-            failed => assert!(start.elapsed() < DEADLINE, "{failed:?}"),
-        }
-    };
-    assert!(refused.starts_with("HTTP/1.1 401"), "{refused}");
-    // visitor:measured, the password of the secret.
-    let page = get(&address, Some("dmlzaXRvcjptZWFzdXJlZA==")).unwrap();
-    assert!(page.starts_with("HTTP/1.1 200"), "{page}");
-    assert!(
-        page.contains("Hello from inside a measured guest"),
-        "{page}"
-    );
-
+    serves(&address);
     running.interrupt();
     running.wait_for("the guest is stopped");
     let status = running.child.wait().unwrap();
@@ -249,9 +253,10 @@ fn nothing_starts_that_cannot_be_attested() {
         return;
     };
     let scratch = tempfile::tempdir().unwrap();
+    let whole = prepared.artifact();
     let artifact = scratch.path().join("artifact");
     fs::create_dir(&artifact).unwrap();
-    for entry in fs::read_dir(prepared.artifact()).unwrap() {
+    for entry in fs::read_dir(&whole).unwrap() {
         let path = entry.unwrap().path();
         fs::copy(&path, artifact.join(path.file_name().unwrap())).unwrap();
     }
@@ -264,28 +269,28 @@ fn nothing_starts_that_cannot_be_attested() {
             "policy.yaml",
             "tees: [SimulatedSNP]",
             "tees: [SNP]",
-            prepared.artifact(),
+            whole.as_path(),
             "TeeNotAllowed: AttestationPolicy quickstart does not name SimulatedSNP in spec.tees",
         ),
         (
             "deployment.yaml",
             "memory: 512Mi",
             "memory: 64Mi",
-            prepared.artifact(),
+            whole.as_path(),
             "SpecInvalid: spec.machine.memory: 64Mi must be between",
         ),
         (
             "secret.yaml",
             "name: web-users",
             "name: other",
-            prepared.artifact(),
+            whole.as_path(),
             "spec.secrets[htpasswd]: there is no Secret quickstart/web-users",
         ),
         (
             "deployment.yaml",
             "name: web-1",
             "name: web-2",
-            prepared.artifact(),
+            whole.as_path(),
             "spec.imageRef: there is no MeasuredImage quickstart/web-2; there is quickstart/web-1",
         ),
         ("policy.yaml", "20s", "20s", &artifact, "uki.sha256"),
