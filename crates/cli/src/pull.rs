@@ -10,6 +10,7 @@ use assay_image::read::read_artifact;
 use assay_registry::{Pulled, Registry, RegistryOptions, Scratch};
 use assay_tee::canonical::encode_canonical;
 
+use crate::output_file;
 use crate::scratch::ScratchArgs;
 
 /// Options of `assay pull`.
@@ -62,7 +63,7 @@ pub(crate) fn write_artifact(pulled: &Pulled, scratch: &Scratch, directory: &Pat
     for (name, bytes) in files {
         let Some(bytes) = bytes else { continue };
         let path = directory.join(name);
-        fs::write(&path, bytes).with_context(|| format!("write {}", path.display()))?;
+        output_file::write(&path, &bytes.into())?;
     }
     Ok(())
 }

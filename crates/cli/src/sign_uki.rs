@@ -13,7 +13,7 @@ use assay_image::authenticode::{
 use assay_tee::Sha256Digest;
 use zeroize::Zeroizing;
 
-use crate::stdout;
+use crate::{output_file, stdout};
 
 /// What a person may type.
 #[derive(Debug, clap::Args)]
@@ -142,12 +142,9 @@ fn prepare(args: &PrepareArgs) -> Result<()> {
     let path = args.uki.display();
     let attributes = signed_attributes(&read("UKI", &args.uki)?)
         .with_context(|| format!("cannot tell what to sign of {path}"))?;
-    write(&args.output, &attributes)?;
-    stdout::write_line(format_args!(
-        "{}  {} bytes",
-        args.output.display(),
-        attributes.len()
-    ))?;
+    let len = attributes.len();
+    write(&args.output, attributes)?;
+    stdout::write_line(format_args!("{}  {len} bytes", args.output.display(),))?;
     eprintln!(
         "note: sign these bytes with RSA (PKCS #1 v1.5) and SHA-256, then run `assemble`, or \
          `assay build` again with --secure-boot-signature"
@@ -159,12 +156,11 @@ fn sign(uki: &Path, signer: &ImageSigner, output: &Path) -> Result<()> {
     let signed = signer
         .sign(&read("UKI", uki)?)
         .with_context(|| format!("cannot sign {}", uki.display()))?;
-    write(output, &signed)?;
+    let (len, digest) = (signed.len(), Sha256Digest::of(&signed));
+    write(output, signed)?;
     stdout::write_line(format_args!(
-        "{}  {} bytes\ndigest              {}\ncertificate digest  {}",
+        "{}  {len} bytes\ndigest              {digest}\ncertificate digest  {}",
         output.display(),
-        signed.len(),
-        Sha256Digest::of(&signed),
         signer.certificate.digest()
     ))?;
     Ok(())
@@ -174,8 +170,8 @@ fn read(what: &str, path: &Path) -> Result<Vec<u8>> {
     fs::read(path).with_context(|| format!("{what} {}", path.display()))
 }
 
-fn write(path: &Path, bytes: &[u8]) -> Result<()> {
-    fs::write(path, bytes).with_context(|| format!("--output {}", path.display()))
+fn write(path: &Path, bytes: Vec<u8>) -> Result<()> {
+    output_file::write(path, &bytes.into()).context("--output")
 }
 
 fn read_certificate(option: &str, path: &Path) -> Result<SigningCertificate> {

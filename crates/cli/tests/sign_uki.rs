@@ -94,6 +94,47 @@ fn a_key_elsewhere_gives_the_same_file_as_a_key_at_hand() {
     assert!(why.contains("cannot sign other.efi"), "{why}");
 }
 
+/// A limit on the length of files ends the program while it writes.
+#[test]
+fn what_cannot_be_written_whole_leaves_the_file_that_was_there() {
+    let directory = tempfile::tempdir().unwrap();
+    let directory = directory.path();
+    fs::write(directory.join("uki.efi"), image()).unwrap();
+    fs::write(directory.join("signed"), "before").unwrap();
+    let create = |limit| {
+        Command::new("sh")
+            .current_dir(directory)
+            .args(["-c", "ulimit -f \"$0\" && exec \"$@\"", limit])
+            .args([env!("CARGO_BIN_EXE_assay"), "sign-uki", "create", "uki.efi"])
+            .args(["--key", &key("secure-boot.key.pem")])
+            .args(["--certificate", &key("secure-boot.pem"), "-o", "signed"])
+            .output()
+            .unwrap()
+    };
+    assert!(!create("1").status.success());
+    assert_eq!(fs::read(directory.join("signed")).unwrap(), b"before");
+    assert!(create("100").status.success());
+    assert!(
+        fs::read(directory.join("signed"))
+            .unwrap()
+            .starts_with(b"MZ")
+    );
+    assert!(!directory.join("signed.partial").exists());
+}
+
+#[test]
+fn a_pipe_is_no_file_to_replace() {
+    let directory = tempfile::tempdir().unwrap();
+    let directory = directory.path();
+    fs::write(directory.join("uki.efi"), image()).unwrap();
+    let prepare = ["sign-uki", "prepare", "uki.efi", "-o", "/dev/stdout"];
+    let printed = assay(directory, &prepare);
+    assert!(printed.status.success());
+    succeed(directory, &["sign-uki", "prepare", "uki.efi", "-o", "todo"]);
+    let todo = fs::read(directory.join("todo")).unwrap();
+    assert!(printed.stdout.starts_with(&todo));
+}
+
 #[test]
 fn inspect_says_who_signed() {
     let directory = tempfile::tempdir().unwrap();
