@@ -20,7 +20,7 @@ use assay_crds::v1alpha1::confidential_deployment::{
 use assay_crds::v1alpha1::measured_image::{
     ArtifactFile, ArtifactStatus, BuildOutput, BuildSource, Compression, DigestState, Hardening,
     ImageByDigest, ImageSource, LaunchDigestRow, LaunchShapes, Layout, Lifecycle, LifecycleState,
-    OciSource, RootDiskStatus, SourceType,
+    OciSource, RootDiskStatus, SourceType, UkiFiles,
 };
 use assay_crds::v1alpha1::{
     AttestationPolicy, AttestationRecord, BootMethod, ConfidentialDeployment, LocalReference,
@@ -137,6 +137,7 @@ pub(crate) fn build_source() -> BuildSource {
         layout: Layout::DmVerity,
         compression: Compression::None,
         extra_cmdline: None,
+        uki: UkiFiles::default(),
         hardening: Hardening::default(),
         git: None,
         verify_rebuild: false,

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context as _, Result, bail};
-use assay_image::artifact::{Artifact, BuildError, BuildInputs, build_signed};
+use assay_image::artifact::{Artifact, BuildError, BuildInputs, Signers, build_signed};
 use assay_image::disk::encode_disk;
 use assay_image::oci::OciImage;
 use assay_image::recipe::{
@@ -20,6 +20,7 @@ use serde_json::json;
 use self::provenance::ProvenanceArgs;
 use crate::inputs::{Builder, InputArgs, NoCredentials, image_recipe};
 use crate::objects::{Objects, choose};
+use crate::pcr_signature::PcrSignatureArgs;
 use crate::progress::{Progress, ProgressMode};
 use crate::sign_uki::SecureBootArgs;
 use crate::{output_file, stdout};
@@ -64,6 +65,8 @@ pub(crate) struct Args {
     disk_image: Option<PathBuf>,
     #[command(flatten)]
     secure_boot: SecureBootArgs,
+    #[command(flatten)]
+    pcr_signature: PcrSignatureArgs,
     #[command(flatten)]
     provenance: ProvenanceArgs,
     /// Where to write {"reference", "manifestDigest"} or {"error"} as JSON
@@ -132,13 +135,18 @@ struct Built {
 fn build_and_publish(args: &Args) -> Result<Built> {
     let progress = Progress::new(args.progress);
     let (recipe, builder) = read_recipe(args)?;
-    let signer = args.secure_boot.signer()?;
+    let secure_boot = args.secure_boot.signer()?;
+    let pcrs = args.pcr_signature.signer()?;
     let provenance = args.provenance.open()?;
     let sources = args.inputs.open(builder)?;
     let inputs = sources.inputs(recipe, args.inputs.layouts(), &progress)?;
 
     let step = progress.step("build");
-    let artifact = build_signed(&inputs, signer.as_ref())?;
+    let signers = Signers {
+        secure_boot: secure_boot.as_ref(),
+        pcrs: pcrs.as_ref(),
+    };
+    let artifact = build_signed(&inputs, signers)?;
     step.done();
     let BuildInputs { recipe, .. } = inputs;
     let step = progress.step("pack");

@@ -18,6 +18,7 @@ mod kit;
 mod measure;
 mod objects;
 mod output_file;
+mod pcr_signature;
 mod pcrs;
 mod policy;
 mod progress;

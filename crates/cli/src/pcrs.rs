@@ -6,10 +6,11 @@ use std::path::PathBuf;
 
 use anyhow::{Context as _, Result};
 use assay_image::pcr::{BootPath, PcrPrediction, predict_pcrs};
+use assay_image::pcr_signature::policy_digest;
 use assay_tee::Sha256Digest;
 use serde::Serialize;
 
-use crate::stdout;
+use crate::{output_file, stdout};
 
 /// Options of `assay pcrs`.
 #[derive(Debug, clap::Args)]
@@ -25,6 +26,10 @@ pub(crate) struct Args {
     /// Print every event and the values as JSON
     #[arg(long)]
     json: bool,
+    /// Write the 32 bytes that a signature for `assay build --pcr-signature` is of: the
+    /// digest of the TPM policy that PCR 11 has its value in this phase
+    #[arg(long, value_name = "FILE", conflicts_with = "json")]
+    policy_digest: Option<PathBuf>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -56,7 +61,19 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         .filter(|word| !word.is_empty())
         .cloned()
         .collect();
-    let prediction = predict_pcrs(&uki.into(), boot, &phases).with_context(|| path.to_string())?;
+    let uki = uki.into();
+    if let Some(output) = &args.policy_digest {
+        let policy = policy_digest(&uki, &phases.join(":")).with_context(|| path.to_string())?;
+        output_file::write(output, &policy.as_bytes().to_vec().into())
+            .context("--policy-digest")?;
+        stdout::write_line(format_args!("{}  {}", output.display(), policy.to_hex()))?;
+        eprintln!(
+            "note: sign these bytes with RSA (PKCS #1 v1.5) and SHA-256, then run `assay build` \
+             again with --pcr-signature"
+        );
+        return Ok(());
+    }
+    let prediction = predict_pcrs(&uki, boot, &phases).with_context(|| path.to_string())?;
     let values: BTreeMap<_, _> = PcrPrediction::PCRS
         .into_iter()
         .filter_map(|pcr| Some((pcr, prediction.value(pcr)?)))

@@ -166,7 +166,7 @@ fn sign(uki: &Path, signer: &ImageSigner, output: &Path) -> Result<()> {
     Ok(())
 }
 
-fn read(what: &str, path: &Path) -> Result<Vec<u8>> {
+pub(crate) fn read(what: &str, path: &Path) -> Result<Vec<u8>> {
     fs::read(path).with_context(|| format!("{what} {}", path.display()))
 }
 
@@ -179,7 +179,7 @@ fn read_certificate(option: &str, path: &Path) -> Result<SigningCertificate> {
         .with_context(|| format!("{option} {}", path.display()))
 }
 
-fn read_key(option: &str, path: &Path) -> Result<SigningKey> {
+pub(crate) fn read_key(option: &str, path: &Path) -> Result<SigningKey> {
     let text = Zeroizing::new(read(option, path)?);
     SigningKey::from_pem(&text).with_context(|| format!("{option} {}", path.display()))
 }

@@ -121,7 +121,9 @@ fn verify(args: &Args) -> Result<Report> {
         recipe,
         agent: agent.clone(),
     };
-    let built = build_signed_as(&inputs, &found.content.uki).with_context(|| {
+    let signatures = manifest.uki.pcr_signatures.as_ref();
+    let phases = signatures.map_or(&[][..], |signatures| &signatures.phases);
+    let built = build_signed_as(&inputs, &found.content.uki, phases).with_context(|| {
         format!(
             "the artifact's recipe gives nothing with assay {}; it was built with {}",
             env!("CARGO_PKG_VERSION"),

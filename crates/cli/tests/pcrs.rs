@@ -10,7 +10,7 @@ use std::path::Path;
 use std::process::{Command, Output};
 
 use assay_image::rope::Rope;
-use assay_image::uki::{UkiParts, encode_uki};
+use assay_image::uki::{OptionalSections, UkiParts, encode_uki};
 
 fn pcrs(arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_assay"))
@@ -42,6 +42,7 @@ fn values_are_printed_like_systemd_measure_prints_them() {
         initrd: &Rope::from(b"initrd".to_vec()),
         cmdline: "quiet",
         uname: "6.12",
+        optional: OptionalSections::default(),
     })
     .unwrap();
     let directory = tempfile::tempdir().unwrap();

@@ -30,13 +30,19 @@ use crate::manifest::{
 use crate::oci::{ImageConfig, ImageOptions, Layer, OciImage};
 use crate::packages::{Package, distribution, installed_packages};
 use crate::pcr::{BootPath, PcrPrediction, PredictPcrError, predict_pcrs};
+use crate::pcr_signature::{
+    PcrSigner, SignPcrsError, VerifyPcrSignaturesError, copy_pcr_sections, verify_pcr_signatures,
+};
 use crate::pe::PeImage;
 use crate::process::{ProcessError, resolve_process, writable_directories};
 use crate::read::ArtifactContent;
-use crate::recipe::{Compression, Layout, ValidRecipe};
+use crate::recipe::{Compression, Layout, UkiFiles, ValidRecipe};
 use crate::rope::Rope;
 use crate::tarball::{Owner, TarBuilder};
-use crate::uki::{EncodeUkiError, ParseUkiError, UkiParts, encode_uki, parse_uki};
+use crate::tree::Tree;
+use crate::uki::{
+    EncodeUkiError, OptionalSections, ParseUkiError, UkiParts, encode_uki, parse_uki,
+};
 use crate::verity::{self, VerityError, VerityParameters, append_verity};
 
 /// An OCI image as it was pulled: configuration and layers, verified against
@@ -115,6 +121,20 @@ pub enum BuildError {
     /// The UKI cannot be signed.
     #[error("cannot sign the UKI")]
     Sign(#[source] SignImageError),
+    /// A file of the boot kit that the UKI is to have is not there.
+    #[error("{field}: the boot kit has no file {path}")]
+    UkiFile {
+        /// Path of the recipe's field.
+        field: &'static str,
+        /// Its value.
+        path: String,
+    },
+    /// The PCR values cannot be signed.
+    #[error("cannot sign the PCR values of the UKI")]
+    SignPcrs(#[source] SignPcrsError),
+    /// The signatures of PCR values cannot be read back.
+    #[error("cannot read back the signatures of the UKI's PCR values")]
+    PcrSignatures(#[source] VerifyPcrSignaturesError),
     /// The UKI's signatures cannot be read back.
     #[error("cannot read back the UKI's signatures")]
     Signers(#[source] ReadSignersError),
@@ -183,40 +203,120 @@ impl Artifact {
 
 /// Builds an artifact.
 pub fn build(inputs: &BuildInputs) -> Result<Artifact, BuildError> {
-    build_signed(inputs, None)
+    build_signed(inputs, Signers::default())
 }
 
-/// Builds an artifact whose UKI is signed for Secure Boot, where there is a
-/// signer. The launch digest is that of the signed file.
-pub fn build_signed(
+/// What signs an artifact's UKI.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Signers<'a> {
+    /// For Secure Boot.
+    pub secure_boot: Option<&'a ImageSigner>,
+    /// The PCR values that it leaves.
+    pub pcrs: Option<&'a PcrSigner>,
+}
+
+/// Builds an artifact whose UKI is signed. The launch digest is that of the signed
+/// file.
+pub fn build_signed(inputs: &BuildInputs, signers: Signers<'_>) -> Result<Artifact, BuildError> {
+    build_with(inputs, Signing::By(signers))
+}
+
+/// Builds an artifact whose UKI has the signatures of another, where they are of this
+/// one: how one builds again what somebody else has signed. `phases` are those of the
+/// boot for which its PCR values are signed.
+pub fn build_signed_as(
     inputs: &BuildInputs,
-    signer: Option<&ImageSigner>,
+    signed: &Bytes,
+    phases: &[String],
 ) -> Result<Artifact, BuildError> {
-    build_with(inputs, |uki| match signer {
-        Some(signer) => signer.sign(&uki.to_bytes()).map(Rope::from),
-        None => Ok(uki),
-    })
+    build_with(
+        inputs,
+        Signing::As {
+            uki: signed,
+            phases,
+        },
+    )
 }
 
-/// Builds an artifact whose UKI has the signatures of another, which must be the
-/// same UKI: how one builds again what somebody else has signed.
-pub fn build_signed_as(inputs: &BuildInputs, signed: &[u8]) -> Result<Artifact, BuildError> {
-    build_with(inputs, |uki| {
-        copy_signatures(signed, &uki.to_bytes()).map(|copy| copy.map_or(uki, Rope::from))
-    })
+/// Where the signatures of a UKI come from.
+#[derive(Clone, Copy)]
+enum Signing<'a> {
+    By(Signers<'a>),
+    As {
+        uki: &'a Bytes,
+        phases: &'a [String],
+    },
 }
 
-fn build_with(
-    inputs: &BuildInputs,
-    sign: impl FnOnce(Rope) -> Result<Rope, SignImageError>,
-) -> Result<Artifact, BuildError> {
+impl Signing<'_> {
+    /// The UKI with all that is signed.
+    fn encode_uki(self, parts: &mut UkiParts<'_>) -> Result<Rope, BuildError> {
+        self.add_pcr_sections(parts)?;
+        let uki = encode_uki(parts).map_err(BuildError::Uki)?;
+        match self {
+            Self::By(Signers {
+                secure_boot: None, ..
+            }) => Ok(uki),
+            Self::By(Signers {
+                secure_boot: Some(signer),
+                ..
+            }) => signer.sign(&uki.to_bytes()).map(Rope::from),
+            Self::As { uki: signed, .. } => {
+                copy_signatures(signed, &uki.to_bytes()).map(|copy| copy.map_or(uki, Rope::from))
+            }
+        }
+        .map_err(BuildError::Sign)
+    }
+
+    /// The key is measured and the signatures are of what is measured, so they are
+    /// made for a UKI that has the key.
+    fn add_pcr_sections(self, parts: &mut UkiParts<'_>) -> Result<(), BuildError> {
+        let encode = |parts: &UkiParts<'_>| {
+            let uki = encode_uki(parts).map_err(BuildError::Uki)?;
+            Ok(uki.to_bytes())
+        };
+        match self {
+            Self::By(Signers {
+                pcrs: Some(signer), ..
+            }) => {
+                parts.optional.pcr_public_key = Some(signer.key.to_pem().into());
+                let signatures = signer.sign(&encode(parts)?);
+                let signatures = signatures.map_err(BuildError::SignPcrs)?;
+                parts.optional.pcr_signatures = signatures.map(|it| it.encode().into());
+            }
+            Self::By(_) => {}
+            Self::As { uki, phases } => {
+                let copied = copy_pcr_sections(uki);
+                parts.optional.pcr_public_key = copied.pcr_public_key;
+                if copied.pcr_signatures.is_some() {
+                    parts.optional.pcr_signatures = copied.pcr_signatures;
+                    if verify_pcr_signatures(&encode(parts)?, phases).is_err() {
+                        parts.optional.pcr_signatures = None;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn phases(&self) -> &[String] {
+        match self {
+            Self::By(signers) => signers.pcrs.map_or(&[], |signer| &signer.phases),
+            Self::As { phases, .. } => phases,
+        }
+    }
+}
+
+fn build_with(inputs: &BuildInputs, signing: Signing<'_>) -> Result<Artifact, BuildError> {
     let BuildInputs {
         recipe,
         rootfs,
         boot_kit,
         agent,
     } = inputs;
-    let kit = BootKit::from_tree(&open("bootKit", boot_kit)?.0).map_err(BuildError::BootKit)?;
+    let (kit_tree, _) = open("bootKit", boot_kit)?;
+    let kit = BootKit::from_tree(&kit_tree).map_err(BuildError::BootKit)?;
+    let optional = optional_sections(&kit_tree, &recipe.uki)?;
     kit.check(recipe.compression, &recipe.hardening)
         .map_err(BuildError::BootKit)?;
     if !agent.starts_with(b"\x7fELF\x02\x01") {
@@ -257,15 +357,14 @@ fn build_with(
     let rootfs_inside = (recipe.layout == Layout::Initramfs).then_some(&tree);
     let initrd =
         encode_initramfs(agent, &config, &modules, rootfs_inside).map_err(BuildError::Initramfs)?;
-    let uki = encode_uki(&UkiParts {
+    let uki = signing.encode_uki(&mut UkiParts {
         stub: &kit.stub,
         kernel: &kit.kernel,
         initrd: &initrd,
         cmdline: &recipe.cmdline,
         uname: &kit.release,
-    })
-    .map_err(BuildError::Uki)?;
-    let uki = sign(uki).map_err(BuildError::Sign)?;
+        optional,
+    })?;
 
     let firmware = Rope::from(kit.firmware);
     let entry = |path: &str, content: &Rope| FileEntry {
@@ -297,6 +396,8 @@ fn build_with(
             uname: kit.release,
             pcrs: uki_pcrs(&uki_bytes).map_err(BuildError::Pcrs)?,
             signers: uki_signers(&uki_bytes).map_err(BuildError::Signers)?,
+            pcr_signatures: verify_pcr_signatures(&uki_bytes, signing.phases())
+                .map_err(BuildError::PcrSignatures)?,
         },
         firmware: entry(FIRMWARE_PATH, &firmware),
         layout: recipe.layout,
@@ -307,6 +408,7 @@ fn build_with(
             rootfs: recipe.rootfs.clone(),
             boot_kit: recipe.boot_kit.clone(),
             agent: Sha256Digest::of(agent),
+            uki: recipe.uki.clone(),
             git: recipe.git.clone(),
         },
         builder: Builder {
@@ -416,10 +518,29 @@ pub(crate) fn uki_pcrs(uki: &Bytes) -> Result<BTreeMap<u8, Sha256Digest>, Predic
         .collect())
 }
 
-fn open(
-    image: &'static str,
-    source: &SourceImage,
-) -> Result<(crate::tree::Tree, ImageConfig), BuildError> {
+/// The sections that the recipe takes from the boot kit.
+fn optional_sections(kit: &Tree, files: &UkiFiles) -> Result<OptionalSections, BuildError> {
+    let file = |field, path: &Option<String>| {
+        let Some(path) = path else {
+            return Ok(None);
+        };
+        let found = kit.file(path.as_bytes());
+        let found = found.map_err(|source| BuildError::BootKit(BootKitError::Resolve(source)))?;
+        let missing = || BuildError::UkiFile {
+            field,
+            path: path.clone(),
+        };
+        found.cloned().ok_or_else(missing).map(Some)
+    };
+    Ok(OptionalSections {
+        os_release: file("uki.osRelease", &files.os_release)?,
+        splash: file("uki.splash", &files.splash)?,
+        microcode: file("uki.microcode", &files.microcode)?,
+        ..OptionalSections::default()
+    })
+}
+
+fn open(image: &'static str, source: &SourceImage) -> Result<(Tree, ImageConfig), BuildError> {
     let config: ImageConfig = serde_json::from_slice(&source.config)
         .map_err(|source| BuildError::Config { image, source })?;
     if (config.os.as_str(), config.architecture.as_str()) != ("linux", "amd64") {
@@ -434,7 +555,7 @@ fn open(
 /// The root disk and what the guest must know about it. Salt and identifiers
 /// follow from the image's digest.
 fn dm_verity_disk(
-    tree: &crate::tree::Tree,
+    tree: &Tree,
     image: Sha256Digest,
     compression: Compression,
 ) -> Result<(Rope, RootFs), BuildError> {
@@ -468,5 +589,7 @@ fn derive(label: &str, image: Sha256Digest) -> Sha256Digest {
     Sha256Digest::of(&[label.as_bytes(), b"\0", image.as_bytes()].concat())
 }
 
+#[cfg(test)]
+mod optional_tests;
 #[cfg(test)]
 pub(crate) mod tests;

@@ -185,6 +185,7 @@ fn uki(name: &str, expected: &Bytes, actual: &Bytes) -> Vec<Difference> {
     let mut found = Vec::new();
     for (section, content) in &before.sections {
         let Some(other) = after.section(section) else {
+            found.push(difference(&[name, section], "is missing".to_owned()));
             continue;
         };
         if content == other {
@@ -208,6 +209,12 @@ fn uki(name: &str, expected: &Bytes, actual: &Bytes) -> Vec<Difference> {
             found.push(difference(&place, said));
         } else {
             found.extend(explained);
+        }
+    }
+    for (section, _) in &after.sections {
+        if before.section(section).is_none() {
+            let said = "ought not to be there".to_owned();
+            found.push(difference(&[name, section], said));
         }
     }
     if found.is_empty() {

@@ -26,6 +26,7 @@ pub mod oci;
 mod oracles;
 pub mod packages;
 pub mod pcr;
+pub mod pcr_signature;
 pub mod pe;
 pub mod process;
 pub mod provenance;

@@ -11,7 +11,8 @@ use assay_tee::guest_config::RootFs;
 use serde::{Deserialize, Serialize};
 
 use crate::hardening::{Setting, SettingState};
-use crate::recipe::{Compression, GitSource, Layout, PinnedReference};
+use crate::pcr_signature::PcrSignatureSummary;
+use crate::recipe::{Compression, GitSource, Layout, PinnedReference, UkiFiles};
 
 /// File name of the manifest in an artifact.
 pub const MANIFEST_PATH: &str = "manifest.json";
@@ -91,6 +92,10 @@ pub struct Uki {
     /// order of the signatures. Whether they are to be trusted is for the firmware.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub signers: Vec<Sha256Digest>,
+    /// Who signed the values that PCR 11 has in which phases of the boot. Whether
+    /// the key is to be trusted is for who seals secrets to it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pcr_signatures: Option<PcrSignatureSummary>,
 }
 
 /// A PE section.
@@ -135,6 +140,9 @@ pub struct Inputs {
     pub boot_kit: PinnedReference,
     /// SHA-256 of the guest agent.
     pub agent: Sha256Digest,
+    /// Files of the boot kit that the UKI has as sections of their own.
+    #[serde(default, skip_serializing_if = "UkiFiles::is_empty")]
+    pub uki: UkiFiles,
     /// Where the recipe comes from, as it says.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub git: Option<GitSource>,

@@ -11,7 +11,7 @@ use tempfile::TempDir;
 
 use crate::newc::NewcBuilder;
 use crate::tarball::Owner;
-use crate::uki::{UkiParts, encode_uki};
+use crate::uki::{OptionalSections, UkiParts, encode_uki};
 
 /// `timeout` of a guest that has nothing but what arguments give it.
 const QEMU: [&str; 2] = ["300", "qemu-system-x86_64"];
@@ -118,6 +118,7 @@ impl Oracles {
             initrd: &initrd.finish(),
             cmdline: "console=ttyS0 panic=-1",
             uname: "6.12.0-test",
+            optional: OptionalSections::default(),
         };
         encode_uki(&parts).unwrap().to_bytes()
     }

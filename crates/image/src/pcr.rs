@@ -17,17 +17,23 @@ use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 
 use crate::pe::{ParsePeError, PeImage, PeSection};
-use crate::uki::{CMDLINE, INITRD, LINUX};
+use crate::uki::{CMDLINE, INITRD, LINUX, OSREL, PCRPKEY, PCRSIG, SPLASH, UCODE, UNAME};
 
 /// The sections that the stub measures, in its order (systemd,
 /// `src/fundamental/uki.h`); `.pcrsig` holds signatures over the result.
 const MEASURED_SECTIONS: [&str; 14] = [
-    LINUX, ".osrel", CMDLINE, INITRD, ".ucode", ".splash", ".dtb", ".uname", ".sbat", ".pcrpkey",
-    ".profile", ".dtbauto", ".hwids", ".efifw",
+    LINUX, OSREL, CMDLINE, INITRD, UCODE, SPLASH, ".dtb", UNAME, ".sbat", PCRPKEY, ".profile",
+    ".dtbauto", ".hwids", ".efifw",
 ];
 
-/// The sections for which the stub appends archives of its own to the initrd.
-const INITRD_EXTENDING: [&str; 4] = [".osrel", ".pcrsig", ".pcrpkey", ".profile"];
+/// The sections that the stub hands to the kernel as archives of its own after the
+/// initrd, in its order, and the names of the files in them.
+const INITRD_EXTENDING: [(&str, &str); 4] = [
+    (PCRSIG, "tpm2-pcr-signature.json"),
+    (PCRPKEY, "tpm2-pcr-public-key.pem"),
+    (OSREL, "os-release"),
+    (".profile", "profile"),
+];
 
 /// The section in which the stub says what it is.
 const STUB_MAGIC: &str = ".sdmagic";
@@ -37,6 +43,8 @@ const STUB_NAME: &str = "LoaderInfo: systemd-stub ";
 const FIRST_LOADING_STUB: u32 = 252;
 /// The first version that calls the kernel directly.
 const FIRST_CALLING_STUB: u32 = 258;
+/// The first version that hands all of [`INITRD_EXTENDING`] on.
+const FIRST_EXTENDING_STUB: u32 = 257;
 
 /// What a firmware measures before it starts a boot option.
 const BOOT_ACTION: &[u8] = b"Calling EFI Application from Boot Option";
@@ -163,25 +171,34 @@ impl PcrPrediction {
 struct Sections {
     /// Name and content of those that the stub measures, in its order.
     measured: Vec<(&'static str, Bytes)>,
-    /// The first section there is that extends the initrd.
-    initrd_extending: Option<&'static str>,
+    /// Those that go with the initrd: name, and what the stub makes of it.
+    initrd_extending: Vec<(&'static str, Vec<u8>)>,
     /// systemd's version, when the stub says one.
     stub_version: Option<u32>,
 }
 
 impl Sections {
     fn new(uki: &Bytes, image: &PeImage) -> Result<Self, PredictPcrError> {
-        let mut measured = Vec::new();
-        for name in MEASURED_SECTIONS {
+        let content = |name: &'static str| {
             let mut found = image.sections.iter().filter(|section| section.name == name);
             let Some(section) = found.next() else {
-                continue;
+                return Ok(None);
             };
             if found.next().is_some() {
                 return Err(PredictPcrError::Duplicate(name));
             }
             let content = loaded(section, uki).ok_or(PredictPcrError::Missing(name))?;
-            measured.push((name, content));
+            Ok(Some(content))
+        };
+        let mut measured = Vec::new();
+        for name in MEASURED_SECTIONS {
+            measured.extend(content(name)?.map(|content| (name, content)));
+        }
+        let mut initrd_extending = Vec::new();
+        for (name, file) in INITRD_EXTENDING {
+            if let Some(content) = content(name)? {
+                initrd_extending.push((name, stub_archive(file, &content)));
+            }
         }
         let stub_version = image
             .section(STUB_MAGIC)
@@ -189,20 +206,79 @@ impl Sections {
             .and_then(|content| stub_version(&content));
         Ok(Self {
             measured,
-            initrd_extending: INITRD_EXTENDING
-                .into_iter()
-                .find(|name| image.section(name).is_some()),
+            initrd_extending,
             stub_version,
         })
     }
 
-    fn get(&self, name: &'static str) -> Result<&Bytes, PredictPcrError> {
-        self.measured
-            .iter()
+    fn find(&self, name: &str) -> Option<&Bytes> {
+        let mut measured = self.measured.iter();
+        measured
             .find(|(known, _)| *known == name)
             .map(|(_, content)| content)
-            .ok_or(PredictPcrError::Missing(name))
     }
+
+    fn get(&self, name: &'static str) -> Result<&Bytes, PredictPcrError> {
+        self.find(name).ok_or(PredictPcrError::Missing(name))
+    }
+
+    /// Digest of what the kernel gets as its initrd: microcode, the initrd, and the
+    /// stub's archives, each of whole words where there are several.
+    fn initrd_digest(&self) -> Result<Sha256Digest, PredictPcrError> {
+        const WORD: usize = 4;
+        let initrd = self.get(INITRD)?;
+        let archives = self.initrd_extending.iter().map(|(_, archive)| archive);
+        let parts: Vec<&[u8]> = self
+            .find(UCODE)
+            .into_iter()
+            .chain([initrd])
+            .map(AsRef::as_ref)
+            .chain(archives.map(AsRef::as_ref))
+            .collect();
+        if let [only] = parts.as_slice() {
+            return Ok(Sha256Digest::of(only));
+        }
+        let mut digest = Sha256::new();
+        for part in parts {
+            digest.update(part);
+            let padding = part.len().next_multiple_of(WORD) - part.len();
+            digest.update([0_u8; WORD].get(..padding).unwrap_or_default());
+        }
+        Ok(Sha256Digest::new(digest.finalize().into()))
+    }
+}
+
+/// The cpio archive (`newc`) that the stub makes of a section: the directory
+/// `.extra` with one file, which everybody may read.
+fn stub_archive(file: &str, content: &[u8]) -> Vec<u8> {
+    const DIRECTORY: u32 = 0o040_555;
+    const FILE: u32 = 0o100_444;
+    let mut trailer = stub_entry(0, 0, "TRAILER!!!", &[]);
+    // Its digits are capital ones, those of the others small.
+    trailer.make_ascii_uppercase();
+    [
+        stub_entry(1, DIRECTORY, ".extra", &[]),
+        stub_entry(2, FILE, &format!(".extra/{file}"), content),
+        trailer,
+    ]
+    .concat()
+}
+
+fn stub_entry(inode: u32, mode: u32, name: &str, content: &[u8]) -> Vec<u8> {
+    let len = u32::try_from(content.len()).unwrap_or(u32::MAX);
+    let name_len = u32::try_from(name.len() + 1).unwrap_or(u32::MAX);
+    let mut out = b"070701".to_vec();
+    // Inode, mode, owner, group, links, time, length, four numbers of devices,
+    // length of the name with its NUL, checksum.
+    for field in [inode, mode, 0, 0, 1, 0, len, 0, 0, 0, 0, name_len, 0] {
+        out.extend(format!("{field:08x}").into_bytes());
+    }
+    out.extend_from_slice(name.as_bytes());
+    out.push(0);
+    out.resize(out.len().next_multiple_of(4), 0);
+    out.extend_from_slice(content);
+    out.resize(out.len().next_multiple_of(4), 0);
+    out
 }
 
 /// A section as it is in memory: zeros follow what the file has of it.
@@ -279,11 +355,17 @@ fn predict_kernel_inputs(
         .flat_map(u16::to_le_bytes)
         .collect();
     prediction.measure(PCR, "load options", &options);
-    prediction.measure(PCR, "initrd", sections.get(INITRD)?);
-    if let Some(section) = sections.initrd_extending {
+    prediction.extend(PCR, "initrd", sections.initrd_digest()?);
+    let known = sections
+        .stub_version
+        .is_some_and(|version| version >= FIRST_EXTENDING_STUB);
+    if let Some((section, _)) = sections.initrd_extending.first().filter(|_| !known) {
         prediction.give_up(
             PCR,
-            format!("because of section {section} the stub appends to the initrd"),
+            format!(
+                "section {section} goes to the kernel with the initrd, and how is known of stubs \
+                 from systemd {FIRST_EXTENDING_STUB} on"
+            ),
         );
     } else if !cmdline.contains("console=") {
         prediction.give_up(

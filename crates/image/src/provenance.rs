@@ -131,6 +131,7 @@ pub fn recipe_of(manifest: &Manifest, repository: &str) -> Result<Recipe, NoReci
         hardening: hardening.to_recipe(),
         git: manifest.inputs.git.clone(),
         cmdline,
+        uki: manifest.inputs.uki.clone(),
         output: Output {
             repository: repository.to_owned(),
         },

@@ -24,10 +24,13 @@ use crate::manifest::{
 use crate::newc::{NewcEntry, ParseNewcError, parse_newc};
 use crate::oci::ImageConfig;
 use crate::pcr::PredictPcrError;
+use crate::pcr_signature::{VerifyPcrSignaturesError, verify_pcr_signatures};
 use crate::recipe::{Layout, RecipeError, full_cmdline};
 use crate::rope::Rope;
 use crate::tree::ResolveError;
-use crate::uki::{CMDLINE, INITRD, LINUX, ParseUkiError, UNAME, UkiContent, parse_uki};
+use crate::uki::{
+    CMDLINE, INITRD, LINUX, OSREL, ParseUkiError, SPLASH, UCODE, UNAME, UkiContent, parse_uki,
+};
 use crate::verity::{self, VerityError, VerityParameters, append_verity};
 
 /// An artifact whose manifest was found to be true.
@@ -105,6 +108,9 @@ pub enum ReadArtifactError {
     /// The UKI is signed by nobody who can be named.
     #[error("artifact: cannot tell who signed the UKI")]
     Signers(#[source] ReadSignersError),
+    /// PCR values are signed by nobody, or other ones.
+    #[error("artifact: the UKI's signatures of PCR values are not what the manifest says")]
+    PcrSignatures(#[source] VerifyPcrSignaturesError),
     /// The kernel does not say its release.
     #[error("artifact: cannot read the kernel's release")]
     Kernel(#[source] ParseKernelReleaseError),
@@ -272,6 +278,19 @@ fn check_uki(
     same("uki.pcrs", &manifest.uki.pcrs, &pcrs)?;
     let signers = uki_signers(&content.uki).map_err(ReadArtifactError::Signers)?;
     same("uki.signers", &manifest.uki.signers, &signers)?;
+    let claimed = manifest.uki.pcr_signatures.as_ref();
+    let phases = claimed.map_or(&[][..], |claimed| &claimed.phases);
+    let found = verify_pcr_signatures(&content.uki, phases);
+    let found = found.map_err(ReadArtifactError::PcrSignatures)?;
+    same("uki.pcrSignatures", &claimed, &found.as_ref())?;
+    for (name, given) in [
+        (OSREL, &manifest.inputs.uki.os_release),
+        (SPLASH, &manifest.inputs.uki.splash),
+        (UCODE, &manifest.inputs.uki.microcode),
+    ] {
+        let found = presence(uki.section(name));
+        same("inputs.uki", &presence(given.as_ref()), &found)?;
+    }
     same(
         "uki.cmdline",
         &manifest.uki.cmdline.as_bytes(),

@@ -56,6 +56,9 @@ pub struct Recipe {
     /// Parameters that follow the constant ones ([`ValidHardening::cmdline`]).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cmdline: Option<String>,
+    /// Files of the boot kit that the UKI has as sections of their own.
+    #[serde(default, skip_serializing_if = "UkiFiles::is_empty")]
+    pub uki: UkiFiles,
     /// Where the artifact goes.
     pub output: Output,
 }
@@ -95,6 +98,50 @@ impl GitSource {
         let hex = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
         if !matches!(self.commit.len(), 40 | 64) || !self.commit.bytes().all(hex) {
             return Err(RecipeError::GitCommit(self.commit.clone()));
+        }
+        Ok(())
+    }
+}
+
+/// Files that a UKI has as sections of their own: absolute paths in the boot kit's
+/// image.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct UkiFiles {
+    /// What the image says that it is, os-release(5): `.osrel`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub os_release: Option<String>,
+    /// A BMP image to show while the kernel boots: `.splash`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub splash: Option<String>,
+    /// A cpio archive with microcode in `kernel/x86/microcode` alone: `.ucode`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub microcode: Option<String>,
+}
+
+impl UkiFiles {
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+
+    fn validate(&self) -> Result<(), RecipeError> {
+        let plain = |path: &str| {
+            let bad = |part: &str| matches!(part, "" | "." | "..");
+            path.strip_prefix('/')
+                .is_some_and(|rest| !rest.contains('\0') && !rest.split('/').any(bad))
+        };
+        for (field, path) in [
+            ("uki.osRelease", &self.os_release),
+            ("uki.splash", &self.splash),
+            ("uki.microcode", &self.microcode),
+        ] {
+            if let Some(got) = path.as_ref().filter(|path| !plain(path)) {
+                return Err(RecipeError::UkiFile {
+                    field,
+                    got: got.clone(),
+                });
+            }
         }
         Ok(())
     }
@@ -271,6 +318,8 @@ pub struct ValidRecipe {
     pub git: Option<GitSource>,
     /// The complete kernel command line.
     pub cmdline: String,
+    /// Files of the boot kit that become sections of the UKI.
+    pub uki: UkiFiles,
     /// `host/repository` for the artifact.
     pub output_repository: String,
 }
@@ -313,6 +362,14 @@ pub enum RecipeError {
     /// The commit is none.
     #[error("git.commit: {0:?} must be the 40 or 64 lower-case hex digits of a commit")]
     GitCommit(String),
+    /// A file that is named other than by a plain absolute path.
+    #[error("{field}: {got:?} must be the absolute path of a file in the boot kit, without `..`")]
+    UkiFile {
+        /// Path of the field.
+        field: &'static str,
+        /// Its value.
+        got: String,
+    },
     /// The command line has a character that the kernel or the stub would read
     /// differently.
     #[error("cmdline: must be printable ASCII without quotes, words separated by one space")]
@@ -361,6 +418,7 @@ impl Recipe {
         if let Some(git) = &self.git {
             git.validate()?;
         }
+        self.uki.validate()?;
         Ok(ValidRecipe {
             rootfs: reference("rootfs.image", &self.rootfs)?,
             boot_kit: reference("bootKit.image", &self.boot_kit)?,
@@ -369,6 +427,7 @@ impl Recipe {
             cmdline: full_cmdline(&hardening, self.cmdline.as_deref())?,
             hardening,
             git: self.git.clone(),
+            uki: self.uki.clone(),
             output_repository: self.output.repository.clone(),
         })
     }
@@ -431,6 +490,7 @@ mod tests {
             hardening: Hardening::default(),
             git: None,
             cmdline: None,
+            uki: UkiFiles::default(),
             output: Output {
                 repository: "registry.example/team/web-guest".to_owned(),
             },
@@ -468,6 +528,13 @@ mod tests {
                 repository: repository.to_owned(),
                 commit: commit.to_owned(),
             }),
+            ..good()
+        };
+        let splash = |path: &str| Recipe {
+            uki: UkiFiles {
+                splash: Some(path.to_owned()),
+                ..UkiFiles::default()
+            },
             ..good()
         };
         let repository = |text: &str| Recipe {
@@ -531,6 +598,9 @@ mod tests {
                 "git.repository: ",
             ),
             (git("", &"0".repeat(40)), "git.repository: "),
+            (splash("usr/splash.bmp"), "uki.splash: "),
+            (splash("/usr/../splash.bmp"), "uki.splash: "),
+            (splash("/"), "uki.splash: "),
             (cmdline("init_on_alloc=0"), "cmdline: "),
             (repository("registry.example/x:tag"), "output.repository: "),
             (repository("nohost"), "output.repository: "),

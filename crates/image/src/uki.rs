@@ -1,36 +1,50 @@
 //! Unified kernel images (UAPI group, *Unified Kernel Image*): a PE executable
 //! made of systemd-stub with kernel, initrd and command line as sections.
 //!
-//! The bytes are those that `ukify` 262 writes for the same parts. `.osrel` is
-//! left out on purpose: with it the stub appends cpio archives of its own to
-//! the initrd.
+//! The bytes are those that `ukify` 262 writes for the same parts. What is optional
+//! is left out unless somebody asks for it: of `.osrel`, `.pcrpkey` and `.pcrsig`
+//! the stub makes cpio archives of its own, which it appends to the initrd.
 
 use bytes::Bytes;
 
+use crate::newc::{NewcEntry, parse_newc};
+use crate::pcr_signature::{PcrKey, PcrSignatures};
 use crate::pe::{
     NX_COMPAT, ParsePeError, PeImage, PeSection, READ_CODE, READ_DATA, SECTION_HEADER_LEN, field,
 };
 use crate::rope::Rope;
 
-/// The sections of our UKIs, in file order. `.sbat` is the stub's own.
+/// The sections that each of our UKIs has, in file order. `.sbat` is the stub's own.
 pub const SECTIONS: [&str; 5] = [SBAT, CMDLINE, UNAME, LINUX, INITRD];
+
+/// Those and the optional ones, in file order.
+const ALL_SECTIONS: [&str; 10] = [
+    SBAT, OSREL, CMDLINE, UNAME, SPLASH, PCRPKEY, LINUX, INITRD, UCODE, PCRSIG,
+];
 
 /// SBAT revocation data.
 pub const SBAT: &str = ".sbat";
+/// What the image says that it is: os-release(5).
+pub const OSREL: &str = ".osrel";
 /// The command line.
 pub const CMDLINE: &str = ".cmdline";
 /// The kernel's release.
 pub const UNAME: &str = ".uname";
+/// A picture to show while the kernel boots.
+pub const SPLASH: &str = ".splash";
+/// The public key that expected PCR values are signed with.
+pub const PCRPKEY: &str = ".pcrpkey";
 /// The kernel.
 pub const LINUX: &str = ".linux";
 /// The initrd.
 pub const INITRD: &str = ".initrd";
+/// An initrd with processor microcode, which the kernel must find first.
+pub const UCODE: &str = ".ucode";
+/// Signatures of expected PCR values. The only section that is not measured.
+pub const PCRSIG: &str = ".pcrsig";
 
 /// Sections that the stub acts on and that our UKIs never have.
-const FOREIGN: [&str; 10] = [
-    ".osrel", ".dtb", ".dtbauto", ".hwids", ".splash", ".pcrpkey", ".pcrsig", ".efifw", ".ucode",
-    ".profile",
-];
+const FOREIGN: [&str; 5] = [".dtb", ".dtbauto", ".hwids", ".efifw", ".profile"];
 
 const SBAT_HEADER: &str =
     "sbat,1,SBAT Version,sbat,1,https://github.com/rhboot/shim/blob/main/SBAT.md";
@@ -50,6 +64,23 @@ pub struct UkiParts<'a> {
     pub cmdline: &'a str,
     /// The kernel's release.
     pub uname: &'a str,
+    /// What only some UKIs have.
+    pub optional: OptionalSections,
+}
+
+/// Sections that a UKI has where somebody asks for them.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct OptionalSections {
+    /// [`OSREL`].
+    pub os_release: Option<Bytes>,
+    /// [`SPLASH`]: a BMP image.
+    pub splash: Option<Bytes>,
+    /// [`UCODE`]: a cpio archive with files in `kernel/x86/microcode` alone.
+    pub microcode: Option<Bytes>,
+    /// [`PCRPKEY`]: PEM.
+    pub pcr_public_key: Option<Bytes>,
+    /// [`PCRSIG`]: JSON.
+    pub pcr_signatures: Option<Bytes>,
 }
 
 /// Parts that do not make a UKI.
@@ -78,6 +109,14 @@ pub enum EncodeUkiError {
     /// A section is too large for the format.
     #[error("section {0} is too large")]
     TooLarge(&'static str),
+    /// An optional section is not what its readers expect.
+    #[error("section {name}: {problem}")]
+    Content {
+        /// The section.
+        name: &'static str,
+        /// What is wrong.
+        problem: &'static str,
+    },
 }
 
 /// Writes a UKI.
@@ -87,12 +126,7 @@ pub fn encode_uki(parts: &UkiParts<'_>) -> Result<Rope, EncodeUkiError> {
     check_stub(&stub)?;
     let sbat = merge_sbat(parts, &stub, &kernel)?;
 
-    let added: [(&'static str, Rope, u32); 4] = [
-        (CMDLINE, parts.cmdline.as_bytes().to_vec().into(), READ_DATA),
-        (UNAME, parts.uname.as_bytes().to_vec().into(), READ_DATA),
-        (LINUX, parts.kernel.clone().into(), READ_CODE),
-        (INITRD, parts.initrd.clone(), READ_DATA),
-    ];
+    let added = added_sections(parts)?;
     let layout = Layout::new(&stub, parts.stub.len(), &added)?;
 
     let mut head = parts.stub.to_vec();
@@ -106,6 +140,105 @@ pub fn encode_uki(parts: &UkiParts<'_>) -> Result<Rope, EncodeUkiError> {
         out.pad_to(alignment);
     }
     Ok(out)
+}
+
+/// What follows the stub's own sections, in file order: name, content, and the
+/// characteristics of the section.
+fn added_sections(parts: &UkiParts<'_>) -> Result<Vec<(&'static str, Rope, u32)>, EncodeUkiError> {
+    let optional = &parts.optional;
+    let text = |text: &str| Some(Rope::from(text.as_bytes().to_vec()));
+    let file = |name: &'static str, content: &Option<Bytes>| {
+        let content = content.clone();
+        if let Some(content) = &content {
+            check_content(name, content)
+                .map_err(|problem| EncodeUkiError::Content { name, problem })?;
+        }
+        Ok((name, content.map(Rope::from), READ_DATA))
+    };
+    let all = [
+        file(OSREL, &optional.os_release)?,
+        (CMDLINE, text(parts.cmdline), READ_DATA),
+        (UNAME, text(parts.uname), READ_DATA),
+        file(SPLASH, &optional.splash)?,
+        file(PCRPKEY, &optional.pcr_public_key)?,
+        (LINUX, Some(parts.kernel.clone().into()), READ_CODE),
+        (INITRD, Some(parts.initrd.clone()), READ_DATA),
+        file(UCODE, &optional.microcode)?,
+        file(PCRSIG, &optional.pcr_signatures)?,
+    ];
+    let present = all
+        .into_iter()
+        .filter_map(|(name, content, kind)| Some((name, content?, kind)));
+    Ok(present.collect())
+}
+
+/// Checks that an optional section is what its readers expect, and no more than it
+/// says. Other sections pass.
+fn check_content(name: &str, content: &Bytes) -> Result<(), &'static str> {
+    match name {
+        OSREL => check_os_release(content),
+        SPLASH => check_splash(content),
+        UCODE => check_microcode(content),
+        PCRPKEY => match PcrKey::from_pem(content) {
+            Ok(key) if key.to_pem().as_bytes() == content.as_ref() => Ok(()),
+            Ok(_) => Err("is not the one PEM form of its key"),
+            Err(_) => Err("is no public RSA key in PEM"),
+        },
+        PCRSIG => PcrSignatures::parse(content)
+            .map(drop)
+            .map_err(|_| "is no JSON as `systemd-measure sign` writes it"),
+        _ => Ok(()),
+    }
+}
+
+fn check_os_release(content: &[u8]) -> Result<(), &'static str> {
+    let text = std::str::from_utf8(content).map_err(|_| "is not UTF-8")?;
+    if text.contains('\0') {
+        return Err("has a NUL, at which readers stop");
+    }
+    let names_itself = text.lines().any(|line| line.starts_with("ID="));
+    names_itself.then_some(()).ok_or("has no line with ID=")
+}
+
+/// BITMAPFILEHEADER and BITMAPINFOHEADER, as far as the stub looks.
+fn check_splash(content: &[u8]) -> Result<(), &'static str> {
+    const HEADERS_LEN: u32 = 54;
+    if !content.starts_with(b"BM") {
+        return Err("is no BMP image");
+    }
+    let number = |at| crate::pe::u32_at(content, at).ok_or("ends in its header");
+    let (len, pixels) = (number(2)?, number(10)?);
+    let sensible = HEADERS_LEN <= pixels && pixels < len && len as usize <= content.len();
+    sensible
+        .then_some(())
+        .ok_or("is a BMP image of which a part is missing")
+}
+
+/// An archive of microcode, and of nothing else: what it held would become part of
+/// the guest.
+fn check_microcode(content: &Bytes) -> Result<(), &'static str> {
+    const DIRECTORIES: [&[u8]; 4] = [b".", b"kernel", b"kernel/x86", b"kernel/x86/microcode"];
+    let entries = parse_newc(content)
+        .map_err(|_| "is no uncompressed cpio archive (newc) with nothing after it")?;
+    let file_name = |entry: &NewcEntry| {
+        let name = entry.path.strip_prefix(b"kernel/x86/microcode/")?;
+        (entry.is_file() && entry.links == 1 && !name.contains(&b'/')).then(|| name.to_vec())
+    };
+    let expected = |entry: &NewcEntry| {
+        let directory = DIRECTORIES.contains(&entry.path.as_ref());
+        directory && entry.is_directory() || file_name(entry).is_some()
+    };
+    if !entries.iter().all(expected) {
+        return Err("has more than plain files in kernel/x86/microcode");
+    }
+    let names: Vec<_> = entries.iter().filter_map(file_name).collect();
+    let known =
+        |name: &Vec<u8>| matches!(name.as_slice(), b"AuthenticAMD.bin" | b"GenuineIntel.bin");
+    names
+        .iter()
+        .any(known)
+        .then_some(())
+        .ok_or("has neither kernel/x86/microcode/AuthenticAMD.bin nor GenuineIntel.bin there")
 }
 
 fn check_stub(stub: &PeImage) -> Result<(), EncodeUkiError> {
@@ -125,7 +258,7 @@ fn check_stub(stub: &PeImage) -> Result<(), EncodeUkiError> {
     }
     let taken = |section: &PeSection| {
         section.name != SBAT
-            && (SECTIONS.contains(&section.name.as_str())
+            && (ALL_SECTIONS.contains(&section.name.as_str())
                 || FOREIGN.contains(&section.name.as_str()))
     };
     if stub.sections.iter().any(taken) {
@@ -334,12 +467,12 @@ fn replace_sbat(image: &mut [u8], stub: &PeImage, sbat: &[u8]) -> Result<(), Enc
 /// The parts of a UKI that this crate wrote.
 #[derive(Debug, Clone)]
 pub struct UkiContent {
-    /// Name and content of [`SECTIONS`], in that order.
+    /// Name and content of [`SECTIONS`] and the optional ones, in file order.
     pub sections: Vec<(&'static str, Bytes)>,
 }
 
 impl UkiContent {
-    /// Content of one of [`SECTIONS`].
+    /// Content of a section of ours.
     pub fn section(&self, name: &str) -> Option<&Bytes> {
         self.sections
             .iter()
@@ -360,12 +493,21 @@ pub enum ParseUkiError {
     /// A section is there twice: the stub and a reader could take different ones.
     #[error("the UKI has section {0} more than once")]
     Duplicate(&'static str),
-    /// A section that the stub acts on, such as a second initrd.
+    /// A section that the stub acts on, such as a profile.
     #[error("the UKI has section {0}, which our images never have")]
     Foreign(&'static str),
+    /// An optional section is not what its readers expect.
+    #[error("the UKI's section {name} {problem}")]
+    Content {
+        /// The section.
+        name: &'static str,
+        /// What is wrong.
+        problem: &'static str,
+    },
 }
 
-/// Reads a UKI, strictly: exactly our sections, each once.
+/// Reads a UKI, strictly: exactly our sections, each once. Whether signatures are of
+/// its PCR values is for [`crate::pcr_signature::verify_pcr_signatures`].
 pub fn parse_uki(image: &Bytes) -> Result<UkiContent, ParseUkiError> {
     let pe = PeImage::parse(image).map_err(ParseUkiError::Pe)?;
     let count = |name: &str| {
@@ -378,14 +520,18 @@ pub fn parse_uki(image: &Bytes) -> Result<UkiContent, ParseUkiError> {
         return Err(ParseUkiError::Foreign(foreign));
     }
     let mut sections = Vec::new();
-    for name in SECTIONS {
-        if count(name) > 1 {
-            return Err(ParseUkiError::Duplicate(name));
+    for name in ALL_SECTIONS {
+        match count(name) {
+            0 if !SECTIONS.contains(&name) => continue,
+            0 | 1 => {}
+            _ => return Err(ParseUkiError::Duplicate(name)),
         }
         let content = pe
             .section(name)
             .and_then(|section| section.content(image))
             .ok_or(ParseUkiError::Missing(name))?;
+        check_content(name, &content)
+            .map_err(|problem| ParseUkiError::Content { name, problem })?;
         sections.push((name, content));
     }
     Ok(UkiContent { sections })

@@ -2,7 +2,7 @@
 
 use assay_crds::v1alpha1::measured_image::{self, BuildSource};
 use assay_image::hardening::{Exception, Hardening, Setting};
-use assay_image::recipe::{Compression, GitSource, ImageSource, Layout, Output, Recipe};
+use assay_image::recipe::{Compression, GitSource, ImageSource, Layout, Output, Recipe, UkiFiles};
 
 /// The recipe of a build.
 pub fn build_recipe(source: &BuildSource) -> Recipe {
@@ -29,6 +29,11 @@ pub fn build_recipe(source: &BuildSource) -> Recipe {
             commit: git.commit.clone(),
         }),
         cmdline: source.extra_cmdline.clone(),
+        uki: UkiFiles {
+            os_release: source.uki.os_release.clone(),
+            splash: source.uki.splash.clone(),
+            microcode: source.uki.microcode.clone(),
+        },
         output: Output {
             repository: source.output.repository.clone(),
         },

@@ -122,6 +122,10 @@ pub struct BuildSource {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 1024), regex(pattern = "^[ -~]*$"))]
     pub extra_cmdline: Option<String>,
+    /// Files of the boot kit that the unified kernel image has as sections of their
+    /// own. They are measured.
+    #[serde(default, skip_serializing_if = "UkiFiles::is_empty")]
+    pub uki: UkiFiles,
     /// What keeps the guest from doing more than its image asks for is on unless
     /// an exception gives a reason.
     #[serde(default, skip_serializing_if = "Hardening::is_default")]
@@ -142,6 +146,34 @@ pub struct BuildSource {
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde wants it so")]
 fn is_false(value: &bool) -> bool {
     !value
+}
+
+/// Files that the unified kernel image has as sections of their own: absolute paths
+/// in the boot kit's image.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct UkiFiles {
+    /// What the image says that it is (os-release), such as `/usr/lib/os-release`.
+    /// Boot menus list only images that have it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 1024), regex(pattern = "^/"))]
+    pub os_release: Option<String>,
+    /// A BMP image to show while the kernel boots.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 1024), regex(pattern = "^/"))]
+    pub splash: Option<String>,
+    /// A cpio archive (newc, not compressed) with processor microcode in
+    /// `kernel/x86/microcode`, and nothing else.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 1024), regex(pattern = "^/"))]
+    pub microcode: Option<String>,
+}
+
+impl UkiFiles {
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// What is switched off.

@@ -145,3 +145,83 @@ fn what_cannot_be_built_is_named_with_the_remedy() {
         assert!(said.contains(words), "{words}: {said}");
     }
 }
+
+/// With a key at hand in one step, or with one elsewhere in three.
+#[test]
+fn signed_pcr_values_are_the_same_wherever_the_key_is() {
+    let Some(prepared) = prepared("build --pcr-private-key") else {
+        return;
+    };
+    let directory = tempfile::tempdir().unwrap();
+    let path = |name: &str| directory.path().join(name);
+    prepared.layout(&path("layout"));
+    fs::write(path("image.yaml"), prepared.image_yaml("registry.invalid")).unwrap();
+    let key = format!(
+        "{}/../image/tests/keys/secure-boot.key.pem",
+        env!("CARGO_MANIFEST_DIR")
+    );
+    let build = |output: &str, arguments: &[&str]| {
+        let mut command = assay();
+        command
+            .current_dir(directory.path())
+            .args(["build", "-f", "image.yaml", "--progress", "plain"])
+            .args(["--rootfs-layout", "layout", "--kit-layout", "layout"])
+            .arg("--agent")
+            .arg(&prepared.agent)
+            .args(["-o", output])
+            .args(arguments);
+        command.output().unwrap()
+    };
+    let run = |program: &str, arguments: &[&str]| {
+        let mut command = std::process::Command::new(program);
+        let output = command
+            .current_dir(directory.path())
+            .args(arguments)
+            .output()
+            .unwrap();
+        assert_well(&output);
+        output
+    };
+    let openssl = |arguments: &[&str]| run("openssl", arguments);
+    let assay_program = env!("CARGO_BIN_EXE_assay");
+    let phases = ["--pcr-phase", "", "--pcr-phase", "enter-initrd"];
+    let here = [&["--pcr-private-key", &key], &phases[..]].concat();
+    assert_well(&build("here", &here));
+
+    openssl(&["pkey", "-in", &key, "-pubout", "-out", "public.pem"]);
+    let public = [&["--pcr-public-key", "public.pem"], &phases[..]].concat();
+    assert_well(&build("unsigned", &public));
+    for (phase, todo, signature) in [("", "todo-0", "sig-0"), ("enter-initrd", "todo-1", "sig-1")] {
+        let uki = "unsigned/uki.efi";
+        let policy = ["pcrs", uki, "--phase", phase, "--policy-digest", todo];
+        run(assay_program, &policy);
+        openssl(&["dgst", "-sha256", "-sign", &key, "-out", signature, todo]);
+    }
+    let given = ["--pcr-signature", "sig-0", "--pcr-signature", "sig-1"];
+    assert_well(&build("there", &[&public[..], &given].concat()));
+    same_files(&path("here"), &path("there"));
+    let pcrs = |artifact: &str| {
+        let output = run(assay_program, &["pcrs", &format!("{artifact}/uki.efi")]);
+        let text = String::from_utf8(output.stdout).unwrap();
+        let pcr_11 = text.lines().find(|line| line.starts_with("11:"));
+        pcr_11.unwrap().to_owned()
+    };
+    assert_eq!(pcrs("here"), pcrs("unsigned"));
+
+    let reversed = ["--pcr-signature", "sig-1", "--pcr-signature", "sig-0"];
+    let refused = build("refused", &[&public[..], &reversed].concat());
+    assert_eq!(refused.status.code(), Some(65));
+    let said = stderr(&refused);
+    assert!(
+        said.contains("the signature for phase \"\" is not"),
+        "{said}"
+    );
+    assert!(!path("refused").exists());
+
+    let verified = run(
+        assay_program,
+        &["verify-image", "here", "--inputs", "layout"],
+    );
+    let said = String::from_utf8(verified.stdout).unwrap();
+    assert!(said.starts_with("reproduced"), "{said}");
+}

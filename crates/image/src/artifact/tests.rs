@@ -12,6 +12,14 @@ use crate::uki::tests::{pe_image, stub};
 
 pub(crate) const RELEASE: &str = "6.12.1-test";
 
+/// A signer for Secure Boot alone.
+pub(crate) fn secure_boot(signer: &ImageSigner) -> Signers<'_> {
+    Signers {
+        secure_boot: Some(signer),
+        pcrs: None,
+    }
+}
+
 /// A GUID in the byte order of the wire.
 fn guid(text: &str) -> Vec<u8> {
     let bytes = hex::decode(text.replace('-', "")).unwrap();
@@ -57,9 +65,9 @@ pub(crate) fn kernel() -> Bytes {
     kernel.into()
 }
 
-type Files = BTreeMap<String, Bytes>;
+pub(super) type Files = BTreeMap<String, Bytes>;
 
-fn kit_files() -> Files {
+pub(super) fn kit_files() -> Files {
     let modules = format!("usr/lib/modules/{RELEASE}");
     let mut files: Files = [
         (format!("{modules}/vmlinuz"), kernel()),
@@ -109,7 +117,7 @@ fn image(tar: Rope, run: RunConfig) -> SourceImage {
     }
 }
 
-fn kit(files: &Files) -> SourceImage {
+pub(super) fn kit(files: &Files) -> SourceImage {
     let mut tar = TarBuilder::new();
     for (path, content) in files {
         tar.file(path, 0o644, Owner::ROOT, content.clone());
@@ -145,7 +153,7 @@ pub(crate) fn web_with(mode: u32, program: &[u8], more: &[&str]) -> SourceImage 
 const PASSWD: &[u8] = b"web:x:101:102::/:/\n";
 
 /// The recipe of [`inputs`].
-fn recipe() -> Recipe {
+pub(super) fn recipe() -> Recipe {
     let reference = |name: &str| ImageSource {
         image: format!(
             "registry.example/{name}@{}",
@@ -161,6 +169,7 @@ fn recipe() -> Recipe {
         hardening: Hardening::default(),
         git: None,
         cmdline: Some("test=1".to_owned()),
+        uki: UkiFiles::default(),
         output: Output {
             repository: "registry.example/guest".to_owned(),
         },
@@ -378,18 +387,24 @@ fn a_setting_that_is_off_says_why_and_changes_the_launch_digest() {
 #[test]
 fn what_somebody_signed_can_be_built_again() {
     let signer = crate::authenticode::tests::signer();
-    let signed = build_signed(&inputs(), Some(&signer)).unwrap().content();
-    let again = build_signed_as(&inputs(), &signed.uki).unwrap().content();
+    let signed = build_signed(&inputs(), secure_boot(&signer))
+        .unwrap()
+        .content();
+    let again = build_signed_as(&inputs(), &signed.uki, &[])
+        .unwrap()
+        .content();
     assert_eq!(again.uki, signed.uki);
     assert_eq!(again.manifest, signed.manifest);
     // Signatures of another UKI are not put to this one.
     let mut other = inputs();
     other.agent = Bytes::from_static(b"\x7fELF\x02\x01other");
     let unsigned = build(&other).unwrap().content();
-    let again = build_signed_as(&other, &signed.uki).unwrap().content();
+    let again = build_signed_as(&other, &signed.uki, &[]).unwrap().content();
     assert_eq!(again.uki, unsigned.uki);
     let plain = build(&inputs()).unwrap().content();
-    let again = build_signed_as(&inputs(), &plain.uki).unwrap().content();
+    let again = build_signed_as(&inputs(), &plain.uki, &[])
+        .unwrap()
+        .content();
     assert_eq!(again.uki, plain.uki);
 }
 

@@ -4,9 +4,12 @@
 use std::fmt;
 
 use assay_tee::Sha256Digest;
+use aws_lc_rs::encoding::AsDer as _;
 use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::rsa::KeyPair;
-use aws_lc_rs::signature::{RSA_PKCS1_2048_8192_SHA256, RSA_PKCS1_SHA256, UnparsedPublicKey};
+use aws_lc_rs::signature::{
+    KeyPair as _, RSA_PKCS1_2048_8192_SHA256, RSA_PKCS1_SHA256, UnparsedPublicKey,
+};
 use der::asn1::{ObjectIdentifier, UintRef};
 use der::{Decode as _, Sequence, pem};
 use x509_cert::Certificate;
@@ -190,8 +193,14 @@ impl SigningKey {
         Ok(Self(key))
     }
 
+    /// The public key: SubjectPublicKeyInfo, DER.
+    pub(crate) fn public_key(&self) -> Option<Vec<u8>> {
+        let der = self.0.public_key().as_der().ok()?;
+        Some(der.as_ref().to_vec())
+    }
+
     /// Signs with SHA-256. The same message gives the same signature.
-    pub(super) fn sign(&self, message: &[u8]) -> Option<Vec<u8>> {
+    pub(crate) fn sign(&self, message: &[u8]) -> Option<Vec<u8>> {
         let mut signature = vec![0; self.0.public_modulus_len()];
         // PKCS #1 v1.5 takes no random numbers.
         let random = SystemRandom::new();

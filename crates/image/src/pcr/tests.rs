@@ -1,7 +1,7 @@
 use super::*;
 use crate::rope::Rope;
 use crate::uki::tests::{STUB_SBAT, pe_image};
-use crate::uki::{UkiParts, encode_uki};
+use crate::uki::{OptionalSections, UkiParts, encode_uki};
 
 fn stub(magic: &str) -> Bytes {
     pe_image(
@@ -22,6 +22,7 @@ fn uki(magic: &str, cmdline: &str) -> Bytes {
         initrd: &initrd,
         cmdline,
         uname: "6.12",
+        optional: OptionalSections::default(),
     };
     encode_uki(&parts).unwrap().to_bytes()
 }
@@ -96,19 +97,60 @@ fn a_pcr_that_the_bytes_do_not_decide_has_a_reason_and_no_value() {
         assert!(only.pcr == pcr && only.reason.contains(reason), "{only:?}");
         assert!(prediction.value(11).is_some() && prediction.value(12).is_some());
     }
-    let with_osrel = pe_image(
-        true,
-        &[
+    let with_osrel = |stub: &str| {
+        let sections: [(&str, &[u8]); 5] = [
+            (".sdmagic", stub.as_bytes()),
+            (OSREL, b"ID=x\n"),
+            (CMDLINE, CMDLINE_TEXT.as_bytes()),
+            (LINUX, &pe_image(true, &[])),
+            (INITRD, b"initrd"),
+        ];
+        predict(&pe_image(true, &sections), BootPath::Disk)
+    };
+    let older = "#### LoaderInfo: systemd-stub 256.7-1 ####";
+    for stub in ["stub", older] {
+        let prediction = with_osrel(stub);
+        assert_eq!(prediction.value(9), None);
+        let reason = |it: &Unpredictable| it.pcr == 9 && it.reason.contains(".osrel");
+        assert!(prediction.unpredictable.iter().any(reason), "{stub}");
+    }
+    assert!(with_osrel(STUB_262).value(9).is_some());
+}
+
+#[test]
+fn the_kernel_gets_microcode_first_and_the_stubs_archives_last() {
+    let digest = |sections: &[(&str, &[u8])]| {
+        let mut all: Vec<(&str, &[u8])> = vec![
             (".sdmagic", STUB_262.as_bytes()),
-            (".osrel", b"ID=x\n"),
             (CMDLINE, CMDLINE_TEXT.as_bytes()),
             (LINUX, b"kernel"),
             (INITRD, b"initrd"),
-        ],
+        ];
+        all.extend(sections);
+        let prediction = predict(&pe_image(true, &all), BootPath::Disk);
+        let initrd = prediction.events.iter().find(|it| it.what == "initrd");
+        initrd.unwrap().digest
+    };
+    assert_eq!(digest(&[]), Sha256Digest::of(b"initrd"));
+    assert_eq!(
+        digest(&[(UCODE, b"micro")]),
+        Sha256Digest::of(b"micro\0\0\0initrd\0\0")
     );
-    let prediction = predict(&with_osrel, BootPath::Disk);
-    assert_eq!(prediction.value(9), None);
-    assert!(prediction.unpredictable[0].reason.contains(".osrel"));
+    let archive = stub_archive("os-release", b"ID=x\n");
+    let entries = crate::newc::parse_newc(&archive.clone().into()).unwrap();
+    let seen: Vec<_> = entries
+        .iter()
+        .map(|entry| (entry.path.as_ref(), entry.mode, entry.content.as_ref()))
+        .collect();
+    let directory = (b".extra".as_slice(), 0o040_555, b"".as_slice());
+    let file = (
+        b".extra/os-release".as_slice(),
+        0o100_444,
+        b"ID=x\n".as_slice(),
+    );
+    assert_eq!(seen, [directory, file]);
+    let all = [b"initrd\0\0".as_slice(), &archive].concat();
+    assert_eq!(digest(&[(OSREL, b"ID=x\n")]), Sha256Digest::of(&all));
 }
 
 #[test]

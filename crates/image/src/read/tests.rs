@@ -1,4 +1,5 @@
 use super::*;
+use crate::artifact::tests::secure_boot;
 use crate::artifact::tests::{initramfs_inputs, inputs};
 use crate::artifact::{Artifact, build, build_signed};
 use crate::hardening::SettingState;
@@ -343,7 +344,7 @@ fn a_file_that_another_name_could_change_is_refused() {
 #[test]
 fn who_signed_is_read_from_the_uki() {
     let signer = crate::authenticode::tests::signer();
-    let artifact = build_signed(&inputs(), Some(&signer)).unwrap();
+    let artifact = build_signed(&inputs(), secure_boot(&signer)).unwrap();
     let good = content(&artifact);
     let read = read_artifact_content(&good).unwrap();
     assert_eq!(read.manifest.uki.signers, [signer.certificate.digest()]);

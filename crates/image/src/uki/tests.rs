@@ -4,6 +4,8 @@ use object::{Object as _, ObjectSection as _};
 use proptest::prelude::*;
 
 use super::*;
+use crate::newc::NewcBuilder;
+use crate::tarball::Owner;
 
 /// A small PE32+ image: the given sections at 0x1000, 0x2000, and so on, one
 /// file block of headers.
@@ -59,6 +61,44 @@ pub(crate) fn pe_image(nx: bool, sections: &[(&str, &[u8])]) -> Bytes {
     out.into()
 }
 
+/// A BMP image of 2×2 pixels, 24 bits each.
+pub(crate) fn splash() -> Bytes {
+    let mut out = b"BM".to_vec();
+    for number in [
+        70_u32,
+        0,
+        54,
+        40,
+        2,
+        2,
+        1 | 24 << 16,
+        0,
+        16,
+        2835,
+        2835,
+        0,
+        0,
+    ] {
+        out.extend(number.to_le_bytes());
+    }
+    out.extend([0xff; 16]);
+    out.into()
+}
+
+/// An archive of microcode with these files.
+pub(crate) fn microcode(files: &[&str]) -> Bytes {
+    let mut archive = NewcBuilder::new();
+    for directory in ["kernel", "kernel/x86", "kernel/x86/microcode"] {
+        archive.directory(directory, 0o755, Owner::ROOT).unwrap();
+    }
+    for file in files {
+        let path = format!("kernel/x86/microcode/{file}");
+        let content = Bytes::from_static(b"microcode");
+        archive.file(path, 0o644, Owner::ROOT, content).unwrap();
+    }
+    archive.finish().to_bytes()
+}
+
 pub(crate) const STUB_SBAT: &[u8] =
     b"sbat,1,SBAT Version,sbat,1,https://github.com/rhboot/shim/blob/main/SBAT.md\nstub,1,x\n\0\0";
 
@@ -81,6 +121,19 @@ fn encode(stub: &Bytes, kernel: &Bytes) -> Result<Bytes, EncodeUkiError> {
         initrd: &initrd,
         cmdline: "console=ttyS0",
         uname: "6.12",
+        optional: OptionalSections::default(),
+    };
+    encode_uki(&parts).map(|rope| rope.to_bytes())
+}
+
+fn encode_with(optional: OptionalSections) -> Result<Bytes, EncodeUkiError> {
+    let parts = UkiParts {
+        stub: &stub(),
+        kernel: &kernel(),
+        initrd: &Rope::from(vec![3; 1500]),
+        cmdline: "console=ttyS0",
+        uname: "6.12",
+        optional,
     };
     encode_uki(&parts).map(|rope| rope.to_bytes())
 }
@@ -205,13 +258,84 @@ fn a_reader_refuses_what_the_stub_could_read_differently() {
         ParseUkiError::Duplicate(".initrd")
     );
     assert_eq!(
-        parse_uki(&pe_image(true, &with(".ucode"))).unwrap_err(),
-        ParseUkiError::Foreign(".ucode")
+        parse_uki(&pe_image(true, &with(".profile"))).unwrap_err(),
+        ParseUkiError::Foreign(".profile")
     );
     assert_eq!(
         parse_uki(&pe_image(true, &complete[..4])).unwrap_err(),
         ParseUkiError::Missing(".initrd")
     );
+}
+
+/// A good section of each kind, and what each must not be.
+#[test]
+fn optional_sections_are_what_their_readers_expect() {
+    let signer = crate::pcr_signature::tests::signer(&["", "enter-initrd"]);
+    let key = signer.key.to_pem();
+    let good = OptionalSections {
+        os_release: Some("NAME=x\nID=x\n".into()),
+        splash: Some(splash()),
+        microcode: Some(microcode(&[".enuineIntel.align.0123", "GenuineIntel.bin"])),
+        pcr_public_key: Some(key.clone().into()),
+        pcr_signatures: Some(Bytes::from_static(b"{\"sha256\": []}")),
+    };
+    let uki = encode_with(good.clone()).unwrap();
+    let read = parse_uki(&uki).unwrap();
+    let names: Vec<_> = read.sections.iter().map(|(name, _)| *name).collect();
+    assert_eq!(names, ALL_SECTIONS);
+    assert_eq!(read.section(SPLASH), good.splash.as_ref());
+    assert_eq!(read.section(PCRPKEY), good.pcr_public_key.as_ref());
+
+    let beside = |path: &str| {
+        let mut archive = NewcBuilder::new();
+        let content = Bytes::from_static(b"x");
+        archive.file(path, 0o755, Owner::ROOT, content).unwrap();
+        archive.finish().to_bytes()
+    };
+    let linked = {
+        let mut archive = NewcBuilder::new();
+        let target = Bytes::from_static(b"/init");
+        let path = "kernel/x86/microcode/AuthenticAMD.bin";
+        archive.symlink(path, 0o777, Owner::ROOT, target).unwrap();
+        archive.finish().to_bytes()
+    };
+    let two = [microcode(&["GenuineIntel.bin"]), beside("init")].concat();
+    let rows: Vec<(&str, Bytes, &str)> = vec![
+        (OSREL, "NAME=x\n".into(), "ID="),
+        (OSREL, "ID=x\0\n".into(), "NUL"),
+        (OSREL, Bytes::from_static(b"ID=\xff\n"), "UTF-8"),
+        (SPLASH, Bytes::from_static(b"\x89PNG"), "no BMP"),
+        (SPLASH, splash().slice(..12), "header"),
+        (SPLASH, splash().slice(..69), "missing"),
+        (UCODE, Bytes::from_static(b"\x1f\x8b"), "newc"),
+        (UCODE, two.into(), "nothing after it"),
+        (UCODE, beside("init"), "more than"),
+        (UCODE, beside("kernel/x86/microcode/a/b"), "more than"),
+        (UCODE, linked, "more than"),
+        (UCODE, microcode(&["other.bin"]), "neither"),
+        (PCRPKEY, "-----BEGIN".into(), "no public RSA key"),
+        (PCRPKEY, key.replace('\n', "\r\n").into(), "PEM form"),
+        (PCRSIG, Bytes::from_static(b"{}"), "JSON"),
+    ];
+    for (name, content, words) in rows {
+        let mut bad = good.clone();
+        let place = match name {
+            OSREL => &mut bad.os_release,
+            SPLASH => &mut bad.splash,
+            UCODE => &mut bad.microcode,
+            PCRPKEY => &mut bad.pcr_public_key,
+            _ => &mut bad.pcr_signatures,
+        };
+        *place = Some(content.clone());
+        let error = encode_with(bad).unwrap_err().to_string();
+        assert!(error.contains(name) && error.contains(words), "{error}");
+        // A reader is as strict as the writer.
+        let mut sections: Vec<(&str, &[u8])> =
+            SECTIONS.map(|name| (name, b"x".as_slice())).to_vec();
+        sections.push((name, &content));
+        let error = parse_uki(&pe_image(true, &sections)).unwrap_err();
+        assert!(error.to_string().contains(words), "{name}: {error}");
+    }
 }
 
 proptest! {
