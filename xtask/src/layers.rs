@@ -156,6 +156,8 @@ const IMAGE_ORACLES: Recipe = Recipe {
                 "cpio",
                 "cryptsetup-bin",
                 "erofs-utils",
+                // Another date for a program that is not to care.
+                "libfaketime",
                 // What systemd-measure signs with, which is no dependency of it.
                 "libtss2-esys-3.0.2-0t64",
                 "libtss2-mu-4.0.1-0t64",

@@ -17,7 +17,7 @@ fn recipe(yaml: &str) -> Vec<u8> {
     encode_canonical(&build_recipe(image.spec.source.build.as_ref().unwrap())).unwrap()
 }
 
-fn same_files(a: &Path, b: &Path) {
+pub(crate) fn same_files(a: &Path, b: &Path) {
     let names = |directory: &Path| {
         let entries = fs::read_dir(directory).unwrap();
         let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name()).collect();

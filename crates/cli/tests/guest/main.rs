@@ -10,6 +10,7 @@ mod build;
 mod disk;
 mod memory;
 mod registry;
+mod reproducible;
 mod run;
 
 use std::env;
@@ -36,24 +37,10 @@ struct Prepared {
 fn prepared(test: &str) -> Option<&'static Prepared> {
     static PREPARED: OnceLock<Option<Prepared>> = OnceLock::new();
     let prepared = PREPARED.get_or_init(|| {
-        let image = |variable: &str, run| {
-            let layer = Layer::tar(fs::read(env::var_os(variable)?).unwrap());
-            let options = ImageOptions {
-                run,
-                ..ImageOptions::default()
-            };
-            Some(OciImage::assemble(options, &[layer]).unwrap())
-        };
-        let words = |words: &[&str]| Some(words.iter().map(|&word| word.to_owned()).collect());
-        let web = RunConfig {
-            user: Some("65532:65532".to_owned()),
-            entrypoint: words(&["/usr/sbin/nginx", "-e", "stderr", "-g", "daemon off;"]),
-            stop_signal: Some("SIGQUIT".to_owned()),
-            ..RunConfig::default()
-        };
+        let layer = |variable: &str| Some(fs::read(env::var_os(variable)?).unwrap());
         Some(Prepared {
-            kit: image("ASSAY_BOOT_KIT", RunConfig::default())?,
-            web: image("ASSAY_QUICKSTART_WEB", web)?,
+            kit: image(layer("ASSAY_BOOT_KIT")?, RunConfig::default()),
+            web: image(layer("ASSAY_QUICKSTART_WEB")?, web_config()),
             agent: env::var_os("ASSAY_AGENT")?.into(),
             oracles: env::var_os("ASSAY_IMAGE_ORACLES")?.into(),
         })
@@ -66,6 +53,26 @@ fn prepared(test: &str) -> Option<&'static Prepared> {
         );
     }
     prepared.as_ref()
+}
+
+/// An image of one layer, which is a tar archive.
+fn image(layer: Vec<u8>, run: RunConfig) -> OciImage {
+    let options = ImageOptions {
+        run,
+        ..ImageOptions::default()
+    };
+    OciImage::assemble(options, &[Layer::tar(layer)]).unwrap()
+}
+
+/// How the quickstart's web server is run.
+fn web_config() -> RunConfig {
+    let words = |words: &[&str]| Some(words.iter().map(|&word| word.to_owned()).collect());
+    RunConfig {
+        user: Some("65532:65532".to_owned()),
+        entrypoint: words(&["/usr/sbin/nginx", "-e", "stderr", "-g", "daemon off;"]),
+        stop_signal: Some("SIGQUIT".to_owned()),
+        ..RunConfig::default()
+    }
 }
 
 impl Prepared {
