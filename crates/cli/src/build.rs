@@ -10,6 +10,7 @@ use std::process::ExitCode;
 use anyhow::{Context as _, Result, bail};
 use assay_image::artifact::{Artifact, BuildError, BuildInputs, Signers, build_signed};
 use assay_image::disk::encode_disk;
+use assay_image::erofs::EncodeErofsError;
 use assay_image::oci::OciImage;
 use assay_image::recipe::{
     EXIT_NO_CREDENTIALS, EXIT_UNBUILDABLE, Recipe, RecipeError, ValidRecipe,
@@ -92,7 +93,7 @@ pub(crate) fn run(args: &Args) -> ExitCode {
 fn exit_code(error: &anyhow::Error) -> ExitCode {
     let unbuildable = match error.downcast_ref() {
         // Another recipe would not help.
-        Some(BuildError::Agent) => false,
+        Some(BuildError::Agent | BuildError::Erofs(EncodeErofsError::Keep { .. })) => false,
         Some(_) => true,
         None => {
             error.is::<RecipeError>()

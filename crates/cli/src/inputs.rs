@@ -4,6 +4,7 @@ use std::env;
 use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::{Context as _, Result, ensure};
 use assay_crds::v1alpha1::MeasuredImage;
@@ -187,6 +188,7 @@ impl Sources<'_> {
             boot_kit: source("boot kit", &recipe.boot_kit, layouts.boot_kit)?,
             recipe,
             agent,
+            keep: Arc::new(self.scratch.clone()),
         })
     }
 

@@ -6,6 +6,7 @@ mod provenance;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use anyhow::{Context as _, Result, bail};
 use assay_image::artifact::{BuildInputs, SourceImage, build_signed_as};
@@ -120,6 +121,7 @@ fn verify(args: &Args) -> Result<Report> {
         boot_kit: input("boot kit", &recipe.boot_kit, args, &client)?,
         recipe,
         agent: agent.clone(),
+        keep: Arc::new(client.scratch.clone()),
     };
     let signatures = manifest.uki.pcr_signatures.as_ref();
     let phases = signatures.map_or(&[][..], |signatures| &signatures.phases);

@@ -5,6 +5,7 @@
 //! order in which the layers' archives list their files.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use assay_measure::MeasurementInputs;
 use assay_measure::inputs::FirmwareInputsError;
@@ -37,7 +38,7 @@ use crate::pe::PeImage;
 use crate::process::{ProcessError, resolve_process, writable_directories};
 use crate::read::ArtifactContent;
 use crate::recipe::{Compression, Layout, UkiFiles, ValidRecipe};
-use crate::rope::Rope;
+use crate::rope::{Keep, Rope};
 use crate::tarball::{Owner, TarBuilder};
 use crate::tree::Tree;
 use crate::uki::{
@@ -66,6 +67,8 @@ pub struct BuildInputs {
     pub boot_kit: SourceImage,
     /// The guest agent: a static executable for linux/amd64.
     pub agent: Bytes,
+    /// Where compressed content goes. It is no part of the artifact's identity.
+    pub keep: Arc<dyn Keep>,
 }
 
 /// Inputs that give no artifact.
@@ -313,6 +316,7 @@ fn build_with(inputs: &BuildInputs, signing: Signing<'_>) -> Result<Artifact, Bu
         rootfs,
         boot_kit,
         agent,
+        keep,
     } = inputs;
     let (kit_tree, _) = open("bootKit", boot_kit)?;
     let kit = BootKit::from_tree(&kit_tree).map_err(BuildError::BootKit)?;
@@ -331,7 +335,7 @@ fn build_with(inputs: &BuildInputs, signing: Signing<'_>) -> Result<Artifact, Bu
     prepare_root(&mut tree);
     let (root_disk, root) = match recipe.layout {
         Layout::DmVerity => {
-            let (disk, root) = dm_verity_disk(&tree, recipe.rootfs.digest(), recipe.compression)?;
+            let (disk, root) = dm_verity_disk(&tree, recipe, keep.as_ref())?;
             (Some(disk), root)
         }
         Layout::Initramfs => (None, RootFs::Initramfs),
@@ -556,9 +560,10 @@ fn open(image: &'static str, source: &SourceImage) -> Result<(Tree, ImageConfig)
 /// follow from the image's digest.
 fn dm_verity_disk(
     tree: &Tree,
-    image: Sha256Digest,
-    compression: Compression,
+    recipe: &ValidRecipe,
+    keep: &dyn Keep,
 ) -> Result<(Rope, RootFs), BuildError> {
+    let image = recipe.rootfs.digest();
     let salt = *derive("assay dm-verity salt v1", image).as_bytes();
     let uuid = |label| {
         derive(label, image)
@@ -568,7 +573,8 @@ fn dm_verity_disk(
             .unwrap_or_default()
     };
     let uuid_of_files = uuid("assay erofs uuid v1");
-    let mut disk = encode_erofs(tree, uuid_of_files, compression).map_err(BuildError::Erofs)?;
+    let disk = encode_erofs(tree, uuid_of_files, recipe.compression, keep);
+    let mut disk = disk.map_err(BuildError::Erofs)?;
     let parameters = VerityParameters {
         salt,
         uuid: uuid("assay dm-verity uuid v1"),

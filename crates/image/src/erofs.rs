@@ -6,7 +6,8 @@
 //! needs no decompressor to mount them. With it they depend on the codec's
 //! version too, which `Cargo.lock` pins.
 //!
-//! File content is not copied: the image refers to the tree's bytes.
+//! File content is not copied: the image refers to the tree's bytes, and what is
+//! compressed to bytes that somebody else keeps.
 
 mod compress;
 pub(crate) mod walk;
@@ -17,7 +18,7 @@ use bytes::Bytes;
 
 use self::compress::{Features, Packed};
 use crate::recipe::Compression;
-use crate::rope::Rope;
+use crate::rope::{Keep, Rope};
 use crate::tree::{Content, Entries, Inode, InodeId, Tree};
 
 /// Block size.
@@ -81,6 +82,12 @@ pub enum EncodeErofsError {
         /// What it says.
         reason: String,
     },
+    /// There is no room for what is compressed.
+    #[error("cannot keep compressed content: {reason}")]
+    Keep {
+        /// Why.
+        reason: String,
+    },
 }
 
 fn narrow<T, U: TryFrom<T>>(value: T, what: &'static str) -> Result<U, EncodeErofsError> {
@@ -89,13 +96,15 @@ fn narrow<T, U: TryFrom<T>>(value: T, what: &'static str) -> Result<U, EncodeEro
 
 /// Writes a tree as an erofs image. Its length is a multiple of [`BLOCK`].
 ///
-/// Every timestamp is zero. `uuid` is the file system's identifier.
+/// Every timestamp is zero. `uuid` is the file system's identifier. Compressed content
+/// goes to `keep`, a part at a time.
 pub fn encode_erofs(
     tree: &Tree,
     uuid: [u8; 16],
     compression: Compression,
+    keep: &dyn Keep,
 ) -> Result<Rope, EncodeErofsError> {
-    Layout::new(tree, compression)?.emit(tree, uuid)
+    Layout::new(tree, compression, keep)?.emit(tree, uuid)
 }
 
 /// How an image says that its files are compressed; `None` for a superblock that
@@ -146,7 +155,11 @@ struct Layout {
 }
 
 impl Layout {
-    fn new(tree: &Tree, compression: Compression) -> Result<Self, EncodeErofsError> {
+    fn new(
+        tree: &Tree,
+        compression: Compression,
+        keep: &dyn Keep,
+    ) -> Result<Self, EncodeErofsError> {
         let mut layout = Self {
             placed: Vec::new(),
             index: HashMap::new(),
@@ -155,7 +168,7 @@ impl Layout {
             compression,
         };
         layout.collect(tree)?;
-        layout.pack(tree)?;
+        layout.pack(tree, keep)?;
         layout.place_inodes(tree)?;
         layout.place_content()?;
         Ok(layout)
@@ -202,7 +215,7 @@ impl Layout {
         Ok(())
     }
 
-    fn pack(&mut self, tree: &Tree) -> Result<(), EncodeErofsError> {
+    fn pack(&mut self, tree: &Tree, keep: &dyn Keep) -> Result<(), EncodeErofsError> {
         let (mut files, mut contents) = (Vec::new(), Vec::new());
         for placed in &mut self.placed {
             if let Content::File(content) = &tree.inode(placed.id).content {
@@ -210,7 +223,7 @@ impl Layout {
                 contents.push(content);
             }
         }
-        let packed = compress::pack(&contents, self.compression)?;
+        let packed = compress::pack(&contents, self.compression, keep)?;
         for (placed, packed) in files.into_iter().zip(packed) {
             placed.packed = packed;
         }

@@ -8,6 +8,25 @@ use assay_tee::Sha256Digest;
 use bytes::Bytes;
 use sha2::{Digest as _, Sha256};
 
+/// Where bytes go that are made on the way and are too many for memory.
+pub trait Keep: std::fmt::Debug + Send + Sync {
+    /// The same bytes, for as long as something refers to them.
+    ///
+    /// # Errors
+    /// When there is no room for them.
+    fn keep(&self, bytes: Vec<u8>) -> std::io::Result<Bytes>;
+}
+
+/// Memory after all: for who builds small images.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct InMemory;
+
+impl Keep for InMemory {
+    fn keep(&self, bytes: Vec<u8>) -> std::io::Result<Bytes> {
+        Ok(bytes.into())
+    }
+}
+
 /// A block of zeros that padding refers to.
 static ZEROS: [u8; 4096] = [0; 4096];
 

@@ -13,6 +13,7 @@ use std::sync::Arc;
 
 use assay_image::flatten::{FlattenError, StoredLayer};
 use assay_image::oci::LayerCompression;
+use assay_image::rope::Keep;
 use bytes::Bytes;
 
 use maps::Maps;
@@ -117,6 +118,12 @@ impl Scratch {
             directory: self.directory.clone(),
             source,
         }
+    }
+}
+
+impl Keep for Scratch {
+    fn keep(&self, bytes: Vec<u8>) -> io::Result<Bytes> {
+        Self::keep(self, &mut bytes.as_slice())
     }
 }
 

@@ -8,6 +8,7 @@ use crate::kernel_config::complete;
 use crate::modules::info::module_file;
 use crate::oci::{LayerCompression, RunConfig};
 use crate::recipe::{ImageSource, Output, Recipe};
+use crate::rope::InMemory;
 use crate::uki::tests::{pe_image, stub};
 
 pub(crate) const RELEASE: &str = "6.12.1-test";
@@ -204,6 +205,7 @@ pub(crate) fn inputs() -> BuildInputs {
         }),
         boot_kit: kit(&kit_files()),
         agent: Bytes::from_static(b"\x7fELF\x02\x01agent"),
+        keep: Arc::new(InMemory),
     }
 }
 

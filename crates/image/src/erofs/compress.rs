@@ -13,12 +13,15 @@ use bytes::Bytes;
 
 use super::{BLOCK, BLOCK_LEN, EncodeErofsError, narrow};
 use crate::recipe::Compression;
-use crate::rope::Rope;
+use crate::rope::{Keep, Rope};
 
 /// Bytes of a piece. A guest that reads one byte uncompresses one piece.
 const PIECE_LEN: usize = 64 * 1024;
 /// Blocks of a piece, and so most blocks of a physical cluster.
 const PIECE_BLOCKS: u16 = 16;
+/// Pieces that are compressed before the result is put away: 32 MiB of content, which
+/// bounds the memory that it takes.
+const BATCH: usize = 512;
 /// Highest level of lz4hc: builds are rare, boots are many.
 const LZ4HC_LEVEL: i32 = 12;
 /// Highest level of zstd that needs no memory beyond the piece's window.
@@ -116,30 +119,38 @@ pub(super) struct Packed {
 enum Piece {
     /// Bytes as they are.
     Plain(Bytes),
-    /// Compressed bytes, and how many logical blocks they stand for.
-    Compressed { bytes: Vec<u8>, clusters: u16 },
+    /// Whole blocks that end with the compressed bytes, and how many logical blocks
+    /// they stand for.
+    Compressed { blocks: Bytes, clusters: u16 },
 }
 
 impl Piece {
     fn blocks(&self) -> usize {
         match self {
             Self::Plain(bytes) => bytes.len().div_ceil(BLOCK_LEN),
-            Self::Compressed { bytes, .. } => bytes.len().div_ceil(BLOCK_LEN),
+            Self::Compressed { blocks, .. } => blocks.len() / BLOCK_LEN,
         }
     }
 }
 
-/// Packs files; a file without a compressed piece gives nothing.
+/// Packs files; a file without a compressed piece gives nothing. What is compressed
+/// goes to `keep`.
 pub(super) fn pack(
     files: &[&Bytes],
     compression: Compression,
+    keep: &dyn Keep,
 ) -> Result<Vec<Option<Packed>>, EncodeErofsError> {
     let Some(algorithm) = algorithm(compression) else {
         return Ok(files.iter().map(|_| None).collect());
     };
     let pieces: Vec<Bytes> = files.iter().flat_map(|file| pieces(file)).collect();
     let threads = thread::available_parallelism().map_or(1, usize::from);
-    let mut packed = pack_pieces(&pieces, compression, threads)?.into_iter();
+    let mut packed = Vec::with_capacity(pieces.len());
+    for batch in pieces.chunks(BATCH) {
+        let compressed = compress_pieces(batch, compression, threads)?;
+        packed.extend(keep_pieces(batch, &compressed, keep)?);
+    }
+    let mut packed = packed.into_iter();
     files
         .iter()
         .map(|file| {
@@ -159,19 +170,43 @@ pub(super) fn pack(
         .collect()
 }
 
+/// Puts away what is compressed, all at once.
+fn keep_pieces(
+    pieces: &[Bytes],
+    compressed: &[Option<Vec<u8>>],
+    keep: &dyn Keep,
+) -> Result<Vec<Piece>, EncodeErofsError> {
+    let all: Vec<&[u8]> = compressed.iter().flatten().map(Vec::as_slice).collect();
+    let kept = keep.keep(all.concat());
+    let mut kept = kept.map_err(|error| EncodeErofsError::Keep {
+        reason: error.to_string(),
+    })?;
+    pieces
+        .iter()
+        .zip(compressed)
+        .map(|(piece, compressed)| match compressed {
+            None => Ok(Piece::Plain(piece.clone())),
+            Some(bytes) => Ok(Piece::Compressed {
+                blocks: kept.split_to(bytes.len()),
+                clusters: narrow(piece.len().div_ceil(BLOCK_LEN), "blocks of a piece")?,
+            }),
+        })
+        .collect()
+}
+
 fn pieces(file: &Bytes) -> impl Iterator<Item = Bytes> + '_ {
     (0..file.len())
         .step_by(PIECE_LEN)
         .map(|start| file.slice(start..file.len().min(start + PIECE_LEN)))
 }
 
-/// Packs every piece, on so many threads. The result is in the order of the
-/// pieces.
-fn pack_pieces(
+/// Compresses every piece into whole blocks, on so many threads; nothing where that
+/// saves none. The result is in the order of the pieces.
+fn compress_pieces(
     pieces: &[Bytes],
     compression: Compression,
     threads: usize,
-) -> Result<Vec<Piece>, EncodeErofsError> {
+) -> Result<Vec<Option<Vec<u8>>>, EncodeErofsError> {
     let next = AtomicUsize::new(0);
     let work = || {
         let mut done = Vec::new();
@@ -180,7 +215,7 @@ fn pack_pieces(
             let Some(piece) = pieces.get(index) else {
                 return done;
             };
-            done.push((index, pack_piece(piece, compression)));
+            done.push((index, compress_piece(piece, compression)));
         }
     };
     let mut done = thread::scope(|scope| {
@@ -198,13 +233,15 @@ fn pack_pieces(
     done.into_iter().map(|(_, piece)| piece).collect()
 }
 
-fn pack_piece(piece: &Bytes, compression: Compression) -> Result<Piece, EncodeErofsError> {
-    let plain = Piece::Plain(piece.clone());
+fn compress_piece(
+    piece: &Bytes,
+    compression: Compression,
+) -> Result<Option<Vec<u8>>, EncodeErofsError> {
     if piece.len() <= BLOCK_LEN {
-        return Ok(plain);
+        return Ok(None);
     }
     let bytes = match compression {
-        Compression::None => return Ok(plain),
+        Compression::None => return Ok(None),
         Compression::Lz4hc => {
             let mode = lz4::block::CompressionMode::HIGHCOMPRESSION(LZ4HC_LEVEL);
             lz4::block::compress(piece, Some(mode), false)
@@ -215,15 +252,13 @@ fn pack_piece(piece: &Bytes, compression: Compression) -> Result<Piece, EncodeEr
         codec: compression,
         reason: error.to_string(),
     })?;
-    let packed = Piece::Compressed {
-        clusters: narrow(plain.blocks(), "blocks of a piece")?,
-        bytes,
-    };
-    Ok(if packed.blocks() < plain.blocks() {
-        packed
-    } else {
-        plain
-    })
+    if bytes.len().div_ceil(BLOCK_LEN) >= piece.len().div_ceil(BLOCK_LEN) {
+        return Ok(None);
+    }
+    // Compressed bytes end with their last block.
+    let mut blocks = vec![0; bytes.len().next_multiple_of(BLOCK_LEN) - bytes.len()];
+    blocks.extend(bytes);
+    Ok(Some(blocks))
 }
 
 /// Bytes that follow an inode of a packed file, which ends at `end`.
@@ -271,7 +306,7 @@ impl Packed {
         Ok(())
     }
 
-    /// Appends the blocks. Compressed bytes end with their last block.
+    /// Appends the blocks.
     pub(super) fn emit(&self, out: &mut Rope) {
         for piece in &self.pieces {
             match piece {
@@ -279,11 +314,7 @@ impl Packed {
                     out.push(bytes.clone());
                     out.pad_to(BLOCK);
                 }
-                Piece::Compressed { bytes, .. } => {
-                    let len = bytes.len() as u64;
-                    out.push_zeros(len.next_multiple_of(BLOCK) - len);
-                    out.push(bytes.clone());
-                }
+                Piece::Compressed { blocks, .. } => out.push(blocks.clone()),
             }
         }
     }
@@ -307,11 +338,70 @@ mod tests {
         let pieces: Vec<Bytes> = pieces(&text.into()).collect();
         assert!(pieces.len() > 10);
         for codec in [Compression::Lz4hc, Compression::Zstd] {
-            let alone = pack_pieces(&pieces, codec, 1).unwrap();
-            assert!(matches!(alone[0], Piece::Compressed { clusters: 16, .. }));
+            let alone = compress_pieces(&pieces, codec, 1).unwrap();
+            assert!(alone[0].as_ref().unwrap().len().is_multiple_of(BLOCK_LEN));
             for threads in [2, 7, 64] {
-                assert_eq!(pack_pieces(&pieces, codec, threads).unwrap(), alone);
+                assert_eq!(compress_pieces(&pieces, codec, threads).unwrap(), alone);
             }
         }
+    }
+
+    /// Counts what it is given and keeps it.
+    #[derive(Debug, Default)]
+    struct Counting(std::sync::Mutex<Vec<usize>>);
+
+    impl Keep for Counting {
+        fn keep(&self, bytes: Vec<u8>) -> std::io::Result<Bytes> {
+            self.0.lock().unwrap().push(bytes.len());
+            Ok(bytes.into())
+        }
+    }
+
+    #[test]
+    fn a_batch_at_a_time_is_put_away_and_changes_nothing() {
+        // Two files that share a batch, the second longer than one.
+        let line = |i: u32| format!("{i:07}\n");
+        let small: Bytes = (0..20_000).map(line).collect::<String>().into();
+        let large: Bytes = (0..5_000_000).map(line).collect::<String>().into();
+        let files = [&small, &large];
+        let count: usize = files
+            .iter()
+            .map(|file| file.len().div_ceil(PIECE_LEN))
+            .sum();
+        assert!(BATCH < count && count < 2 * BATCH, "{count} pieces");
+        let keep = Counting::default();
+        let packed = pack(&files, Compression::Lz4hc, &keep).unwrap();
+        let kept = keep.0.into_inner().unwrap();
+        assert_eq!(kept.len(), 2);
+        assert!(kept.iter().all(|len| (1..BATCH * PIECE_LEN).contains(len)));
+        let mut whole = Rope::new();
+        for packed in packed.iter().flatten() {
+            packed.emit(&mut whole);
+        }
+        assert_eq!(kept.iter().sum::<usize>() as u64, whole.len());
+        // Each piece by itself.
+        let all: Vec<Bytes> = files.iter().flat_map(|file| pieces(file)).collect();
+        let alone = compress_pieces(&all, Compression::Lz4hc, 1).unwrap();
+        let expected: Vec<u8> = alone.into_iter().flatten().flatten().collect();
+        assert!(whole.to_bytes() == expected, "the blocks are others");
+    }
+
+    /// Where nothing can be put.
+    #[derive(Debug)]
+    struct Full;
+
+    impl Keep for Full {
+        fn keep(&self, _: Vec<u8>) -> std::io::Result<Bytes> {
+            Err(std::io::ErrorKind::StorageFull.into())
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_put_away_is_said() {
+        let file: Bytes = vec![b'x'; PIECE_LEN].into();
+        let Err(error) = pack(&[&file], Compression::Zstd, &Full) else {
+            panic!("it was kept")
+        };
+        assert!(error.to_string().contains("no storage space"), "{error}");
     }
 }

@@ -5,6 +5,7 @@ use assay_tee::Sha256Digest;
 use super::*;
 use crate::newc::NewcBuilder;
 use crate::oracles::Oracles;
+use crate::rope::InMemory;
 use crate::tarball::Owner;
 use crate::tree::Metadata;
 
@@ -75,7 +76,13 @@ pub(crate) fn rich_tree() -> Tree {
 #[test]
 fn the_bytes_are_pinned() {
     // Changing this changes the launch digest of every image: see CHANGELOG, MEASUREMENT.
-    let image = encode_erofs(&rich_tree(), *b"0123456789abcdef", Compression::None).unwrap();
+    let image = encode_erofs(
+        &rich_tree(),
+        *b"0123456789abcdef",
+        Compression::None,
+        &InMemory,
+    )
+    .unwrap();
     assert_eq!(image.len() % BLOCK, 0);
     assert_eq!(
         image.sha256().to_string(),
@@ -118,7 +125,7 @@ fn nesting_deeper_than_a_stack_is_no_problem() {
     for _ in 0..100_000 {
         directory = tree.make_directory(directory, &Bytes::from_static(b"d"), 0o755);
     }
-    encode_erofs(&tree, [0; 16], Compression::None).unwrap();
+    encode_erofs(&tree, [0; 16], Compression::None, &InMemory).unwrap();
 }
 
 #[test]
@@ -128,7 +135,7 @@ fn fsck_finds_nothing_and_extracts_the_same_tree() {
     let Some(oracles) = Oracles::find("fsck.erofs") else {
         return;
     };
-    let image = encode_erofs(&rich_tree(), [7; 16], Compression::None)
+    let image = encode_erofs(&rich_tree(), [7; 16], Compression::None, &InMemory)
         .unwrap()
         .to_bytes();
     let image = oracles.write("image", &image);
@@ -224,9 +231,9 @@ fn compressed_bytes_are_pinned() {
         "sha256:af3fa1f4a8894f414a1195b73bc58ed8bf2e774307a3b366e01a4ff7e6e53528",
         "sha256:4bbe1ffb2e2aa25c94c24fe7bc5352f0fa597ecfcde453f2b2378d0377cc6bd9",
     ];
-    let plain = encode_erofs(&packable_tree(), [7; 16], Compression::None).unwrap();
+    let plain = encode_erofs(&packable_tree(), [7; 16], Compression::None, &InMemory).unwrap();
     for (codec, expected) in CODECS.into_iter().zip(expected) {
-        let image = encode_erofs(&packable_tree(), [7; 16], codec).unwrap();
+        let image = encode_erofs(&packable_tree(), [7; 16], codec, &InMemory).unwrap();
         assert_eq!(image.len() % BLOCK, 0);
         assert!(
             image.len() < plain.len() * 3 / 4,
@@ -250,7 +257,7 @@ fn fsck_extracts_what_was_compressed() {
     };
     for codec in CODECS {
         let name = format!("{codec:?}");
-        let image = encode_erofs(&packable_tree(), [7; 16], codec).unwrap();
+        let image = encode_erofs(&packable_tree(), [7; 16], codec, &InMemory).unwrap();
         let bytes = image.to_bytes();
         let image = oracles.write(&name, &bytes);
         let out = format!("{name}-out");
@@ -313,7 +320,7 @@ fn the_kernel_reads_what_was_compressed() {
     let initrd = oracles.write("initrd", &initrd.finish().to_bytes());
     let kernel = oracles.write("kernel", &oracles.kernel());
     for codec in CODECS {
-        let image = encode_erofs(&packable_tree(), [7; 16], codec).unwrap();
+        let image = encode_erofs(&packable_tree(), [7; 16], codec, &InMemory).unwrap();
         let image = oracles.write("image", &image.to_bytes());
         let drive = format!("file={image},format=raw,if=none,id=root,readonly=on");
         let console = oracles.boot(&[

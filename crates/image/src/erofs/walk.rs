@@ -145,13 +145,14 @@ mod tests {
     use crate::erofs::encode_erofs;
     use crate::erofs::tests::rich_tree;
     use crate::recipe::Compression;
+    use crate::rope::InMemory;
     use crate::tree::{Content, Tree};
 
     #[test]
     fn what_was_written_is_found() {
         let tree = rich_tree();
         for compression in [Compression::None, Compression::Zstd] {
-            let image = encode_erofs(&tree, [7; 16], compression)
+            let image = encode_erofs(&tree, [7; 16], compression, &InMemory)
                 .unwrap()
                 .to_bytes();
             let found = walk(&image).unwrap();
@@ -193,7 +194,7 @@ mod tests {
 
     #[test]
     fn damaged_images_end_the_walk() {
-        let image = encode_erofs(&rich_tree(), [7; 16], Compression::Lz4hc);
+        let image = encode_erofs(&rich_tree(), [7; 16], Compression::Lz4hc, &InMemory);
         let image = image.unwrap().to_bytes();
         for cut in (0..image.len()).step_by(509) {
             let _ = walk(&image[..cut]);

@@ -2,6 +2,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::oci::Layer;
+use crate::rope::InMemory;
 use crate::tarball::TarBuilder;
 
 const R: Owner = Owner::ROOT;
@@ -277,7 +278,7 @@ proptest! {
         bytes.splice(at.min(end)..end, with);
         if let Ok(mut tree) = flatten_tars(&[bytes.into()]) {
             prepare_root(&mut tree);
-            crate::erofs::encode_erofs(&tree, [0; 16], crate::recipe::Compression::None).unwrap();
+            crate::erofs::encode_erofs(&tree, [0; 16], crate::recipe::Compression::None, &InMemory).unwrap();
         }
     }
 }
