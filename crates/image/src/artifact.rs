@@ -29,7 +29,9 @@ use crate::manifest::{
     ROOT_DISK_SERIAL, RootDisk, Section, UKI_PATH, Uki,
 };
 use crate::oci::{ImageConfig, ImageOptions, Layer, OciImage};
-use crate::packages::{Package, distribution, installed_packages};
+use crate::packages::{
+    Distribution, Package, distribution, installed_packages, language_packages, unread_databases,
+};
 use crate::pcr::{BootPath, PcrPrediction, PredictPcrError, predict_pcrs};
 use crate::pcr_signature::{
     PcrSigner, SignPcrsError, VerifyPcrSignaturesError, copy_pcr_sections, verify_pcr_signatures,
@@ -171,8 +173,11 @@ pub struct Artifact {
 pub struct Software {
     /// The workload's packages.
     pub packages: Vec<Package>,
-    /// The workload's distribution, such as `debian`.
-    pub distribution: Option<String>,
+    /// Databases of packages that the workload has and that cannot be read, one
+    /// sentence each.
+    pub unread: Vec<String>,
+    /// The workload's distribution.
+    pub distribution: Option<Distribution>,
     /// What the boot kit was packed from.
     pub boot_kit: Option<KitDocument>,
 }
@@ -330,7 +335,9 @@ fn build_with(inputs: &BuildInputs, signing: Signing<'_>) -> Result<Artifact, Bu
     let (mut tree, image_config) = open("rootfs", rootfs)?;
     let process = resolve_process(&image_config.config, &tree).map_err(BuildError::Process)?;
     let writable = writable_directories(&image_config.config).map_err(BuildError::Process)?;
-    let packages = installed_packages(&tree);
+    let mut packages = installed_packages(&tree);
+    packages.extend(language_packages(&tree));
+    let unread = unread_databases(&tree);
     let distribution = distribution(&tree);
     prepare_root(&mut tree);
     let (root_disk, root) = match recipe.layout {
@@ -432,6 +439,7 @@ fn build_with(inputs: &BuildInputs, signing: Signing<'_>) -> Result<Artifact, Bu
         files,
         software: Software {
             packages,
+            unread,
             distribution,
             boot_kit: kit.document,
         },

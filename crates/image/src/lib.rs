@@ -12,6 +12,7 @@ pub mod bzimage;
 pub mod compare;
 pub mod deb;
 pub mod disk;
+mod elf;
 pub mod erofs;
 pub mod flatten;
 pub mod hardening;

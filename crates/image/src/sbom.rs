@@ -12,7 +12,7 @@ use serde::Serialize;
 
 use crate::artifact::Software;
 use crate::manifest::Manifest;
-use crate::packages::{Package, PackageKind};
+use crate::packages::{Distribution, Package, PackageKind};
 
 const DOCUMENT: &str = "SPDXRef-DOCUMENT";
 const ARTIFACT: &str = "SPDXRef-artifact";
@@ -52,6 +52,8 @@ pub fn encode_sbom(
             name: image.repository().to_owned(),
             version: Some(image.digest().to_string()),
             checksums: vec![Checksum::of(image.digest())],
+            comment: (id == ROOTFS && !software.unread.is_empty())
+                .then(|| software.unread.join("; ")),
             purpose,
             ..Element::default()
         });
@@ -104,10 +106,10 @@ pub fn encode_sbom(
             ..Element::default()
         });
     }
-    let distribution = software.distribution.as_deref();
+    let distribution = software.distribution.as_ref();
     document.packages(ROOTFS, &software.packages, distribution);
     if let Some(kit) = kit {
-        document.packages(BOOT_KIT, &kit.packages, None);
+        document.packages(BOOT_KIT, &kit.packages, kit.distribution.as_ref());
     }
 
     encode_canonical(&Document {
@@ -125,22 +127,66 @@ pub fn encode_sbom(
     })
 }
 
-/// The package URL of a package.
-fn package_url(package: &Package, distribution: Option<&str>) -> String {
-    let (kind, default) = match package.kind {
-        PackageKind::Deb => ("deb", "debian"),
-        PackageKind::Apk => ("apk", "alpine"),
+/// The package URL of a package (purl-spec, "PURL types"). `distro` and `upstream`
+/// are the qualifiers by which scanners of vulnerabilities find advisories.
+fn package_url(package: &Package, distribution: Option<&Distribution>) -> String {
+    let id = distribution.map(|it| it.id.as_str());
+    let (kind, namespace) = match package.kind {
+        PackageKind::Deb => ("deb", Some(id.unwrap_or("debian"))),
+        PackageKind::Apk => ("apk", Some(id.unwrap_or("alpine"))),
+        // The vendor's name, where the distribution has another.
+        PackageKind::Rpm => ("rpm", id.map(|id| if id == "rhel" { "redhat" } else { id })),
+        PackageKind::Python => ("pypi", None),
+        PackageKind::Npm => ("npm", None),
+        PackageKind::Go => ("golang", None),
+        PackageKind::Cargo => ("cargo", None),
     };
-    let namespace = distribution.unwrap_or(default);
-    let mut url = format!(
-        "pkg:{kind}/{namespace}/{}@{}",
-        percent_encoded(&package.name),
-        percent_encoded(&package.version)
-    );
-    if let Some(architecture) = &package.architecture {
-        let _ = write!(url, "?arch={}", percent_encoded(architecture));
+    let name = match package.kind {
+        PackageKind::Python => package.name.to_lowercase().replace('_', "-"),
+        PackageKind::Go => package.name.to_lowercase(),
+        _ => package.name.clone(),
+    };
+    let name: Vec<_> = name.split('/').map(percent_encoded).collect();
+    let (epoch, version) = match package.version.split_once(':') {
+        Some((epoch, version)) if package.kind == PackageKind::Rpm => (Some(epoch), version),
+        _ => (None, package.version.as_str()),
+    };
+    let mut url = format!("pkg:{kind}/");
+    if let Some(namespace) = namespace {
+        let _ = write!(url, "{}/", percent_encoded(namespace));
+    }
+    url.push_str(&name.join("/"));
+    // A program's own module has no version where nobody gave it one.
+    if version != "(devel)" {
+        let _ = write!(url, "@{}", percent_encoded(version));
+    }
+    let is_installed = namespace.is_some() || package.kind == PackageKind::Rpm;
+    let distro = distribution.filter(|_| is_installed).map(|it| {
+        let version = it.version.as_deref();
+        version.map_or_else(|| it.id.clone(), |version| format!("{}-{version}", it.id))
+    });
+    let qualifiers = [
+        ("arch", package.architecture.as_deref()),
+        ("distro", distro.as_deref()),
+        ("epoch", epoch),
+        ("upstream", package.source.as_deref()),
+    ];
+    let given = qualifiers
+        .iter()
+        .filter_map(|(key, value)| Some((key, (*value)?)));
+    for ((key, value), separator) in given.zip(std::iter::once('?').chain(std::iter::repeat('&'))) {
+        let _ = write!(url, "{separator}{key}={}", percent_encoded(value));
     }
     url
+}
+
+/// Where a package comes from, as far as it is said.
+fn source_info(package: &Package) -> Option<String> {
+    let source = package.source.as_ref();
+    let source = source.map(|source| format!("built from the source package {source}"));
+    let path = package.path.as_ref().map(|path| format!("{path} says so"));
+    let said: Vec<_> = source.into_iter().chain(path).collect();
+    (!said.is_empty()).then(|| said.join("; "))
 }
 
 fn percent_encoded(text: &str) -> String {
@@ -174,7 +220,7 @@ impl Builder {
     }
 
     /// Names do not make identifiers, as these have fewer characters.
-    fn packages(&mut self, owner: &str, packages: &[Package], distribution: Option<&str>) {
+    fn packages(&mut self, owner: &str, packages: &[Package], distribution: Option<&Distribution>) {
         for (number, package) in (1..).zip(packages) {
             let id = format!("{owner}-{number}");
             self.relate(owner, "CONTAINS", &id);
@@ -182,10 +228,7 @@ impl Builder {
                 id,
                 name: package.name.clone(),
                 version: Some(package.version.clone()),
-                source_info: package
-                    .source
-                    .as_ref()
-                    .map(|source| format!("built from the source package {source}")),
+                source_info: source_info(package),
                 license_comments: package
                     .license
                     .as_ref()
@@ -236,6 +279,8 @@ struct Element {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     checksums: Vec<Checksum>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    comment: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     source_info: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     license_comments: Option<String>,
@@ -257,6 +302,7 @@ impl Default for Element {
             download_location: NO_ASSERTION,
             files_analyzed: false,
             checksums: Vec::new(),
+            comment: None,
             source_info: None,
             license_comments: None,
             license_concluded: NO_ASSERTION,
@@ -321,6 +367,7 @@ mod tests {
             architecture: Some("amd64".to_owned()),
             source: None,
             license: None,
+            path: None,
             kind,
         }
     }
@@ -357,5 +404,91 @@ mod tests {
         assert_eq!(kernel["versionInfo"], artifact.manifest.uki.uname);
         let url = &packages[7]["externalRefs"][0]["referenceLocator"];
         assert_eq!(url, "pkg:deb/debian/libstdc%2B%2B6@1%3A14%2Bx~1?arch=amd64");
+    }
+
+    #[test]
+    fn package_urls_are_those_of_the_specification() {
+        let distribution = |id: &str, version: Option<&str>| Distribution {
+            id: id.to_owned(),
+            version: version.map(str::to_owned),
+        };
+        let rhel = distribution("rhel", Some("9.4"));
+        let from = |source: &str, package| Package {
+            source: Some(source.to_owned()),
+            ..package
+        };
+        let plain = |name, version, kind| Package {
+            architecture: None,
+            ..package(name, version, kind)
+        };
+        let rows = [
+            (
+                from(
+                    "bash-5.1.src.rpm",
+                    package("bash", "2:5.1-9.el9", PackageKind::Rpm),
+                ),
+                Some(&rhel),
+                "pkg:rpm/redhat/bash@5.1-9.el9?arch=amd64&distro=rhel-9.4&epoch=2\
+                 &upstream=bash-5.1.src.rpm",
+            ),
+            (
+                plain("bash", "5.1-9.el9", PackageKind::Rpm),
+                None,
+                "pkg:rpm/bash@5.1-9.el9",
+            ),
+            (
+                package("libc6", "2.41-1", PackageKind::Deb),
+                Some(&distribution("debian", None)),
+                "pkg:deb/debian/libc6@2.41-1?arch=amd64&distro=debian",
+            ),
+            (
+                plain("Flask_X", "3.0", PackageKind::Python),
+                Some(&rhel),
+                "pkg:pypi/flask-x@3.0",
+            ),
+            (
+                plain("@a/b", "2.0.0", PackageKind::Npm),
+                None,
+                "pkg:npm/%40a/b@2.0.0",
+            ),
+            (
+                plain("example.org/Web/v2", "v2.0.0+incompatible", PackageKind::Go),
+                None,
+                "pkg:golang/example.org/web/v2@v2.0.0%2Bincompatible",
+            ),
+            (
+                plain("example.org/web", "(devel)", PackageKind::Go),
+                None,
+                "pkg:golang/example.org/web",
+            ),
+            (
+                plain("serde", "1.0.1", PackageKind::Cargo),
+                None,
+                "pkg:cargo/serde@1.0.1",
+            ),
+        ];
+        for (package, distribution, expected) in rows {
+            assert_eq!(package_url(&package, distribution), expected);
+        }
+    }
+
+    #[test]
+    fn what_could_not_be_read_and_who_says_so_is_told() {
+        let artifact = build(&inputs()).unwrap();
+        let module = Package {
+            path: Some("/bin/web".to_owned()),
+            ..package("example.org/b", "v1.0.0", PackageKind::Go)
+        };
+        let software = Software {
+            packages: vec![module],
+            unread: vec!["x cannot be read".to_owned()],
+            ..artifact.software
+        };
+        let digest = Sha256Digest::of(b"artifact");
+        let document = encode_sbom(&artifact.manifest, &software, "h/r", digest).unwrap();
+        let document: Value = serde_json::from_slice(&document).unwrap();
+        assert_eq!(document["packages"][1]["comment"], "x cannot be read");
+        assert_eq!(document["packages"][2].get("comment"), None);
+        assert_eq!(document["packages"][7]["sourceInfo"], "/bin/web says so");
     }
 }

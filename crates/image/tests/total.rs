@@ -6,7 +6,7 @@ use assay_image::flatten::{StoredLayer, flatten};
 use assay_image::kernel_config::KernelConfig;
 use assay_image::modules::info::parse_module;
 use assay_image::oci::LayerCompression;
-use assay_image::packages::{distribution, installed_packages};
+use assay_image::packages::{distribution, installed_packages, language_packages};
 use assay_image::tarball::{Owner, TarBuilder};
 use assay_tee::Sha256Digest;
 use proptest::collection::vec;
@@ -62,6 +62,9 @@ proptest! {
             "lib/apk/db/installed",
             "etc/os-release",
             "usr/share/assay/kit.json",
+            "var/lib/rpm/rpmdb.sqlite",
+            "x.dist-info/METADATA",
+            "node_modules/x/package.json",
         ] {
             tar.file(path, 0o644, Owner::ROOT, text.clone().into_bytes());
         }
@@ -69,7 +72,7 @@ proptest! {
         let id = Sha256Digest::of(&bytes);
         let layer = StoredLayer { bytes, compression: LayerCompression::None };
         let tree = flatten(&[layer], &[id]).expect("an archive of ours");
-        let _ = (installed_packages(&tree), distribution(&tree));
+        let _ = (installed_packages(&tree), language_packages(&tree), distribution(&tree));
         prop_assert!(BootKit::from_tree(&tree).is_err());
         prop_assert!(pack_kit(&tree, &PackOptions::default()).is_err());
     }

@@ -35,7 +35,7 @@ pub(super) struct SourceArgs {
 
 /// What is read of a directory. The rest of a system is of no use in a kit, and
 /// much of it only root can read.
-const WANTED: [&str; 10] = [
+const WANTED: [&str; 16] = [
     "boot",
     "usr/lib/modules",
     "usr/lib/systemd/boot/efi",
@@ -46,6 +46,12 @@ const WANTED: [&str; 10] = [
     "var/lib/dpkg/status.d",
     "var/lib/dpkg/info",
     "lib/apk/db/installed",
+    "usr/lib/apk/db/installed",
+    "usr/lib/sysimage/rpm",
+    "var/lib/rpm",
+    "usr/share/rpm",
+    "etc/os-release",
+    "usr/lib/os-release",
 ];
 
 /// What packages take for granted: `lib` and `usr/lib` are one directory.

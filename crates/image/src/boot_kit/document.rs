@@ -4,7 +4,7 @@ use assay_tee::Sha256Digest;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use crate::packages::Package;
+use crate::packages::{Distribution, Package};
 
 /// What a kit was packed from.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -26,6 +26,9 @@ pub struct KitDocument {
     pub modules: Vec<KitModule>,
     /// The packages that these files came from, as their database says.
     pub packages: Vec<Package>,
+    /// The distribution that they are of, where the system says so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub distribution: Option<Distribution>,
 }
 
 /// A file of a kit.

@@ -14,7 +14,7 @@ use super::{
 use crate::modules::info::{ModuleInfo, parse_module};
 use crate::modules::{GUEST_MODULES, KIT_MODULES, ModuleIndex};
 use crate::oci::{ImageOptions, Layer, OciImage};
-use crate::packages::{Package, installed_packages, package_files};
+use crate::packages::{distribution, package_origins};
 use crate::rope::Rope;
 use crate::tarball::{Owner, TarBuilder};
 use crate::tree::{Content, InodeId, Tree};
@@ -93,6 +93,7 @@ pub fn pack_kit(tree: &Tree, options: &PackOptions) -> Result<PackedKit, BootKit
         release,
         modules: Vec::new(),
         packages: Vec::new(),
+        distribution: distribution(tree),
     };
     for (path, content, info) in &modules.files {
         let in_kit = format!("{directory}/{path}");
@@ -103,7 +104,7 @@ pub fn pack_kit(tree: &Tree, options: &PackOptions) -> Result<PackedKit, BootKit
             signed: info.signed,
         });
     }
-    document.packages = origins(tree, &taken);
+    document.packages = package_origins(tree, &taken);
     files.insert(format!("{directory}/modules.builtin"), builtin.into());
     files.insert(format!("{directory}/modules.dep"), modules.dep.into());
     let encoded = encode_canonical(&document).map_err(BootKitError::Encode)?;
@@ -206,21 +207,6 @@ fn one_of(
     Err(BootKitError::MissingFile {
         path: candidates.join(" or "),
     })
-}
-
-/// The packages that `taken` came from. Where a database has no lists of files,
-/// as of packages that were only unpacked, all of its packages.
-fn origins(tree: &Tree, taken: &[String]) -> Vec<Package> {
-    let mut packages = installed_packages(tree);
-    packages.retain(|package| match package_files(tree, package) {
-        None => true,
-        Some(list) => list.iter().any(|listed| {
-            taken
-                .iter()
-                .any(|path| listed.trim_start_matches('/') == path)
-        }),
-    });
-    packages
 }
 
 fn write(files: &BTreeMap<String, Bytes>) -> Rope {

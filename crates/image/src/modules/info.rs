@@ -8,6 +8,10 @@ use bytes::Bytes;
 use flate2::read::GzDecoder;
 use lzma_rust2::XzReader;
 
+#[cfg(test)]
+use crate::elf::elf_file;
+use crate::elf::section;
+
 /// Largest module once uncompressed.
 const MAX_LEN: u64 = 512 << 20;
 /// Memory that an xz stream may ask for, in KiB.
@@ -102,77 +106,13 @@ fn read(reader: impl Read) -> io::Result<Vec<u8>> {
     Ok(plain)
 }
 
-/// A section of an ELF64 file (System V ABI, chapter 4).
-fn section<'a>(elf: &'a [u8], name: &[u8]) -> Option<&'a [u8]> {
-    const MACHINE_X86_64: u16 = 62;
-    if !elf.starts_with(b"\x7fELF\x02\x01") || u16_at(elf, 18)? != MACHINE_X86_64 {
-        return None;
-    }
-    let table = usize_at(elf, 0x28)?;
-    let entry_len = usize::from(u16_at(elf, 0x3a)?);
-    let count = u16_at(elf, 0x3c)?;
-    let header = |index: u16| {
-        let start = table.checked_add(entry_len.checked_mul(usize::from(index))?)?;
-        elf.get(start..start.checked_add(64)?)
-    };
-    let content = |header: &[u8]| {
-        let start = usize_at(header, 0x18)?;
-        elf.get(start..start.checked_add(usize_at(header, 0x20)?)?)
-    };
-    let names = content(header(u16_at(elf, 0x3e)?)?)?;
-    let is_wanted = |header: &[u8]| {
-        let at = header.first_chunk().map(|at| u32::from_le_bytes(*at));
-        let rest = at
-            .and_then(|at| usize::try_from(at).ok())
-            .and_then(|at| names.get(at..));
-        rest.is_some_and(|rest| rest.split(|byte| *byte == 0).next() == Some(name))
-    };
-    (0..count)
-        .filter_map(header)
-        .find(|header| is_wanted(header))
-        .and_then(content)
-}
-
-fn u16_at(bytes: &[u8], offset: usize) -> Option<u16> {
-    let field = bytes.get(offset..)?.first_chunk()?;
-    Some(u16::from_le_bytes(*field))
-}
-
-fn usize_at(bytes: &[u8], offset: usize) -> Option<usize> {
-    let field = bytes.get(offset..)?.first_chunk()?;
-    usize::try_from(u64::from_le_bytes(*field)).ok()
-}
-
 /// A module as a compiler would leave it, as far as anything here reads it.
 #[cfg(test)]
-#[allow(clippy::cast_possible_truncation)] // small numbers
 pub(crate) fn module_file(name: &str, depends: &str, release: &str, signed: bool) -> Vec<u8> {
     let info = format!(
         "license=GPL\0depends={depends}\0name={name}\0vermagic={release} SMP mod_unload \0"
     );
-    let names = b"\0.modinfo\0.shstrtab\0";
-    let mut elf = b"\x7fELF\x02\x01\x01".to_vec();
-    elf.resize(16, 0);
-    elf.extend([1, 0, 62, 0, 1, 0, 0, 0]);
-    elf.resize(0x28, 0);
-    let table = 64 + info.len() + names.len();
-    elf.extend((table as u64).to_le_bytes());
-    elf.resize(0x3a, 0);
-    elf.extend([64, 0, 3, 0, 2, 0]);
-    elf.extend(info.as_bytes());
-    elf.extend(names);
-    for (name, offset, len) in [
-        (0_u32, 0, 0),
-        (1, 64, info.len()),
-        (10, 64 + info.len(), names.len()),
-    ] {
-        let start = elf.len();
-        elf.extend(name.to_le_bytes());
-        elf.resize(start + 0x18, 0);
-        elf.extend((offset as u64).to_le_bytes());
-        elf.extend((len as u64).to_le_bytes());
-        elf.resize(start + 64, 0);
-    }
+    let mut elf = elf_file(&[(".modinfo", info.as_bytes())]);
     if signed {
         elf.extend(b"signature");
         elf.extend(SIGNATURE_MARK);
