@@ -113,6 +113,9 @@ fn build(args: &BuildArgs) -> Result<()> {
         all_modules: args.all_modules,
     };
     let packed = pack_kit(&tree, &options)?;
+    for note in &packed.notes {
+        eprintln!("note: {note}");
+    }
     let image = packed.to_image().context("cannot assemble the image")?;
     let name = format!("kit-{}", packed.document.release);
     let mut layout = LayoutWriter::create(&args.output)?;

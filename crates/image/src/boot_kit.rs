@@ -15,7 +15,7 @@ use crate::kernel_config::{
     KernelConfig, Needs, ParseKernelConfigError, embedded_config, missing_options,
 };
 use crate::modules::info::{ModuleInfo, ParseModuleError, is_compressed, parse_module};
-use crate::modules::{GUEST_MODULES, ModuleIndex, ModulesError};
+use crate::modules::{GUEST_MODULES, ModuleIndex, ModulesError, SoftLists};
 use crate::recipe::Compression;
 use crate::tree::{ResolveError, Tree};
 
@@ -54,6 +54,8 @@ pub struct BootKit {
     infos: Vec<ModuleInfo>,
     /// Modules that a guest cannot do without and that are nowhere.
     missing_modules: Vec<&'static str>,
+    /// What modules ask for and can do without, and that is nowhere.
+    notes: Vec<String>,
 }
 
 /// An image that is no boot kit.
@@ -160,16 +162,30 @@ impl BootKit {
             ..
         } = find_kernel(tree, None)?;
         let directory = format!("{MODULES_PATH}/{release}");
+        let list = |name| format!("{directory}/modules.{name}");
+        let optional = |name| -> Result<String, BootKitError> {
+            match find(tree, &list(name))? {
+                Some(_) => text(tree, &list(name)),
+                None => Ok(String::new()),
+            }
+        };
         let index = ModuleIndex::parse(
-            &text(tree, &format!("{directory}/modules.dep"))?,
-            &text(tree, &format!("{directory}/modules.builtin"))?,
+            &text(tree, &list("dep"))?,
+            &text(tree, &list("builtin"))?,
+            SoftLists {
+                softdep: &optional("softdep")?,
+                weakdep: &optional("weakdep")?,
+                alias: &optional("alias")?,
+                builtin_info: &find(tree, &list("builtin.modinfo"))?.unwrap_or_default(),
+            },
         )
         .map_err(BootKitError::Modules)?;
         let missing_modules = index.missing(&GUEST_MODULES);
         let mut wanted = GUEST_MODULES.to_vec();
         wanted.retain(|wanted| !missing_modules.contains(&wanted.name));
         let (mut modules, mut infos) = (Vec::new(), Vec::new());
-        for path in index.closure(&wanted).map_err(BootKitError::Modules)? {
+        let selection = index.closure(&wanted).map_err(BootKitError::Modules)?;
+        for path in selection.paths {
             let in_image = format!("{directory}/{path}");
             let content = file(tree, &in_image)?;
             let info = parse_module(&path, &content).map_err(|source| BootKitError::Module {
@@ -192,6 +208,7 @@ impl BootKit {
             modules,
             infos,
             missing_modules,
+            notes: selection.notes,
         })
     }
 

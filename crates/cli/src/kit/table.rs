@@ -33,6 +33,9 @@ pub(super) fn show(report: &KitReport) -> String {
             }
         }
     }
+    for note in &report.notes {
+        row("note", note);
+    }
     match report.problems.split_first() {
         None => row("guests on SEV-SNP", "run"),
         Some((first, rest)) => {

@@ -46,6 +46,9 @@ pub struct PackOptions {
 pub struct PackedKit {
     /// What it was packed from.
     pub document: KitDocument,
+    /// What modules ask for and can do without, and that the kernel lacks, one
+    /// sentence each.
+    pub notes: Vec<String>,
     /// Its files, as a tar archive.
     pub tar: Rope,
 }
@@ -75,7 +78,15 @@ pub fn pack_kit(tree: &Tree, options: &PackOptions) -> Result<PackedKit, BootKit
     let (stub_from, stub) = one_of(tree, options.stub.as_ref(), &STUB_PATHS)?;
     let (firmware_from, firmware) = one_of(tree, options.firmware.as_ref(), &FIRMWARE_PATHS)?;
     check_firmware(&firmware)?;
-    let modules = choose_modules(tree, &directory, &builtin, options.all_modules)?;
+    let builtin_info = find(tree, &format!("{directory}/modules.builtin.modinfo"))?;
+    let builtin_info = builtin_info.unwrap_or_default();
+    let modules = choose_modules(
+        tree,
+        &directory,
+        &builtin,
+        &builtin_info,
+        options.all_modules,
+    )?;
 
     let mut files: BTreeMap<String, Bytes> = BTreeMap::new();
     let mut taken = Vec::new();
@@ -107,24 +118,32 @@ pub fn pack_kit(tree: &Tree, options: &PackOptions) -> Result<PackedKit, BootKit
     document.packages = package_origins(tree, &taken);
     files.insert(format!("{directory}/modules.builtin"), builtin.into());
     files.insert(format!("{directory}/modules.dep"), modules.dep.into());
+    if !modules.softdep.is_empty() {
+        let path = format!("{directory}/modules.softdep");
+        files.insert(path, modules.softdep.into());
+    }
     let encoded = encode_canonical(&document).map_err(BootKitError::Encode)?;
     files.insert(DOCUMENT_PATH.to_owned(), encoded.into());
     Ok(PackedKit {
         document,
+        notes: modules.notes,
         tar: write(&files),
     })
 }
 
-/// The modules of a kit, by path, and the list of what they need.
+/// The modules of a kit, by path, and the lists of what they need and ask for.
 struct Modules {
     files: Vec<(String, Bytes, ModuleInfo)>,
     dep: String,
+    softdep: String,
+    notes: Vec<String>,
 }
 
 fn choose_modules(
     tree: &Tree,
     directory: &str,
     builtin: &str,
+    builtin_info: &[u8],
     all: bool,
 ) -> Result<Modules, BootKitError> {
     let mut files = Vec::new();
@@ -140,9 +159,10 @@ fn choose_modules(
             .iter()
             .map(|(path, _, info)| (path.clone(), info.clone()))
             .collect();
-        ModuleIndex::from_modules(&infos, builtin).map_err(BootKitError::Modules)
+        ModuleIndex::from_modules(&infos, builtin, builtin_info).map_err(BootKitError::Modules)
     };
     let whole = index(&files)?;
+    let mut notes = Vec::new();
     if !all {
         let mut wanted = GUEST_MODULES.to_vec();
         let missing = whole.missing(&wanted);
@@ -151,10 +171,16 @@ fn choose_modules(
         }
         wanted.extend(KIT_MODULES);
         let keep = whole.closure(&wanted).map_err(BootKitError::Modules)?;
-        files.retain(|(path, ..)| keep.contains(path));
+        files.retain(|(path, ..)| keep.paths.contains(path));
+        notes = keep.notes;
     }
-    let dep = index(&files)?.encode_dep();
-    Ok(Modules { files, dep })
+    let kept = index(&files)?;
+    Ok(Modules {
+        dep: kept.encode_dep().map_err(BootKitError::Modules)?,
+        softdep: kept.encode_softdep(),
+        files,
+        notes,
+    })
 }
 
 /// Path below `directory` and content of every module.

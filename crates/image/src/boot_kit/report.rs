@@ -29,6 +29,9 @@ pub struct KitReport {
     pub abilities: BTreeMap<Ability, AbilityReport>,
     /// Why no guest runs on it, one sentence each; empty where guests do.
     pub problems: Vec<String>,
+    /// What its modules ask for and can do without, and that it lacks, one sentence
+    /// each.
+    pub notes: Vec<String>,
     /// The packages that it was packed from, where it says so.
     pub packages: Vec<Package>,
 }
@@ -63,6 +66,7 @@ impl BootKit {
             modules: self.infos.iter().map(|info| info.name.clone()).collect(),
             abilities: abilities.collect(),
             problems: self.problems(Compression::None, &ValidHardening::default()),
+            notes: self.notes.clone(),
             packages: document.map_or_else(Vec::new, |document| document.packages.clone()),
         }
     }

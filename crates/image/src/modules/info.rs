@@ -11,6 +11,7 @@ use lzma_rust2::XzReader;
 #[cfg(test)]
 use crate::elf::elf_file;
 use crate::elf::section;
+use crate::modules::soft::{Soft, is_one_name, plain};
 
 /// Largest module once uncompressed.
 const MAX_LEN: u64 = 512 << 20;
@@ -26,6 +27,10 @@ pub struct ModuleInfo {
     pub name: String,
     /// Names of the modules that it cannot be loaded without.
     pub depends: Vec<String>,
+    /// What it asks for and can do without.
+    pub soft: Soft,
+    /// Names that stand for it; patterns of devices are left out.
+    pub aliases: Vec<String>,
     /// The kernel that it was built for: the first word of `vermagic`.
     pub release: String,
     /// Whether a signature follows it. Nobody has verified that: the kernel will.
@@ -61,20 +66,27 @@ pub fn is_compressed(path: &str) -> bool {
 pub fn parse_module(path: &str, stored: &Bytes) -> Result<ModuleInfo, ParseModuleError> {
     let module = uncompress(path, stored)?;
     let info = section(&module, b".modinfo").ok_or(ParseModuleError::Elf)?;
-    let value = |key: &str| {
-        info.split(|byte| *byte == 0).find_map(|entry| {
+    let values = |key: &'static str| {
+        let entries = info.split(|byte| *byte == 0);
+        entries.filter_map(move |entry| {
             let value = entry.strip_prefix(key.as_bytes())?.strip_prefix(b"=")?;
             std::str::from_utf8(value).ok()
         })
     };
+    let value = |key| values(key).next();
+    let mut soft = Soft::default();
+    values("softdep").for_each(|words| soft.add(words));
+    values("weakdep").for_each(|words| soft.add_weak(words));
     let name = value("name").ok_or(ParseModuleError::Lacks("its name"))?;
     let magic = value("vermagic").ok_or(ParseModuleError::Lacks("its kernel"))?;
     let depends = value("depends").unwrap_or_default().split(',');
     Ok(ModuleInfo {
-        name: name.replace('-', "_"),
-        depends: depends
-            .filter(|name| !name.is_empty())
-            .map(|name| name.replace('-', "_"))
+        name: plain(name),
+        depends: depends.filter(|name| !name.is_empty()).map(plain).collect(),
+        soft,
+        aliases: values("alias")
+            .filter(|alias| is_one_name(alias))
+            .map(str::to_owned)
             .collect(),
         release: magic.split(' ').next().unwrap_or_default().to_owned(),
         signed: module.ends_with(SIGNATURE_MARK),
@@ -132,6 +144,8 @@ mod tests {
         let expected = ModuleInfo {
             name: "dm_verity".to_owned(),
             depends: vec!["dm_bufio".to_owned(), "dm_mod".to_owned()],
+            soft: Soft::default(),
+            aliases: Vec::new(),
             release: "6.12.1".to_owned(),
             signed: true,
         };
@@ -152,6 +166,17 @@ mod tests {
         let unsigned = module_file("x", "", "6.12.1", false).into();
         let info = parse_module("x.ko", &unsigned).unwrap();
         assert!(!info.signed && info.depends.is_empty());
+    }
+
+    #[test]
+    fn what_it_can_do_without_is_apart() {
+        let info = b"name=x\0vermagic=6.12.1 SMP\0softdep=pre: a-b c post: d\0\
+                     alias=pci:v1*\0softdep=post: e\0weakdep=f\0alias=crypto-x\0";
+        let module = elf_file(&[(".text", b""), (".modinfo", info)]).into();
+        let info = parse_module("x.ko", &module).unwrap();
+        assert_eq!(info.soft.before, ["a_b", "c", "f"]);
+        assert_eq!(info.soft.after, ["d", "e"]);
+        assert_eq!(info.aliases, ["crypto-x"]);
     }
 
     #[test]
