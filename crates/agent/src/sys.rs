@@ -149,7 +149,7 @@ impl Signals {
     /// Waits for one of the signals, at most for `timeout`.
     pub(crate) fn wait(&self, timeout: Duration) -> Option<i32> {
         let timeout = libc::timespec {
-            tv_sec: libc::time_t::try_from(timeout.as_secs()).unwrap_or(libc::time_t::MAX),
+            tv_sec: timeout.as_secs().try_into().unwrap_or(i64::MAX),
             tv_nsec: timeout.subsec_nanos().into(),
         };
         // SAFETY: both pointers are valid for the call; no information is asked
