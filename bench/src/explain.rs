@@ -9,7 +9,7 @@ use assay_measure::{Explanation, FirmwareInputs, MeasurementInputs, VcpuProfile,
 use assay_tee::cpu::CpuModel;
 use assay_tee::hashes_table::KernelHashes;
 use assay_tee::vmsa::Vmm;
-use assay_tee::{GuestFeatures, LaunchDigest, VcpuCount};
+use assay_tee::{BootMethod, GuestFeatures, LaunchDigest, VcpuCount};
 
 use crate::peers::Peers;
 use crate::table::{duration, heading, median};
@@ -39,6 +39,7 @@ pub(crate) fn run(peers: &Peers) -> Result<()> {
         for vcpus in [4, 64, 512] {
             let expected = Launch {
                 inputs: image(&firmware, 0, cmdline),
+                boot: BootMethod::DirectKernel,
                 profile: VcpuProfile {
                     vmm: Vmm::Qemu,
                     cpu_signature: CpuModel::by_name("EPYC-Milan")?.signature(),
@@ -81,5 +82,6 @@ fn image(firmware: &FirmwareInputs, index: u8, cmdline: &str) -> MeasurementInpu
         },
         kernel_hashes: Some(hashes),
         cmdline: Some(cmdline),
+        igvm_digest: None,
     }
 }

@@ -10,7 +10,7 @@ use assay_measure::matrix::measure_matrix;
 use assay_measure::{MeasurementInputs, VcpuProfile};
 use assay_tee::cpu::CpuModel;
 use assay_tee::vmsa::Vmm;
-use assay_tee::{GuestFeatures, VcpuCount};
+use assay_tee::{BootMethod, GuestFeatures, VcpuCount};
 
 use crate::peers::Peers;
 use crate::process::{in_turn, peak_over};
@@ -48,7 +48,12 @@ pub(crate) fn run(peers: &Peers) -> Result<()> {
     let times = (0..ROUNDS)
         .map(|_| {
             let start = Instant::now();
-            black_box(measure_matrix(black_box(&inputs), &[profile], &counts)?);
+            black_box(measure_matrix(
+                black_box(&inputs),
+                BootMethod::DirectKernel,
+                &[profile],
+                &counts,
+            )?);
             Ok(start.elapsed())
         })
         .collect::<Result<Vec<_>>>()?;

@@ -8,18 +8,10 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use assay_crds::v1alpha1::measured_image::{
-    ArtifactStatus, MeasuredImageReason as Reason, MeasurementInputsStatus,
-};
-use assay_image::igvm::measure_self_contained;
+use assay_crds::v1alpha1::measured_image::MeasuredImageReason as Reason;
 use assay_image::read::read_artifact;
-use assay_measure::igvm::IgvmInputs;
-use assay_measure::inputs::FirmwareInputsError;
-use assay_measure::{MeasurementInputs, measure_snp};
 use assay_registry::{LayerMediaTypeError, Pulled, Registry, RegistryError, Scratch, ScratchError};
-use assay_tee::hashes_table::KernelHashes;
-use assay_tee::{BootMethod, LaunchDigest, LaunchShape};
-use assay_workload::artifact::describe_artifact;
+use assay_workload::artifact::MeasuredArtifact;
 use jiff::Timestamp;
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
@@ -36,62 +28,6 @@ const MAX_REMEMBERED: usize = 4096;
 const FIRST_RETRY: Duration = Duration::from_secs(2);
 /// Longest delay after a failure.
 const LAST_RETRY: Duration = Duration::from_mins(5);
-
-/// An artifact whose bytes were hashed.
-#[derive(Debug, Clone)]
-pub struct MeasuredArtifact {
-    status: ArtifactStatus,
-    inputs: MeasurementInputs,
-    /// Of its IGVM files, or why there can be none.
-    igvm: Result<IgvmInputs, String>,
-}
-
-impl MeasuredArtifact {
-    /// From its parts.
-    pub fn new(
-        status: ArtifactStatus,
-        inputs: MeasurementInputs,
-        igvm: Result<IgvmInputs, String>,
-    ) -> Self {
-        Self {
-            status,
-            inputs,
-            igvm,
-        }
-    }
-
-    /// What the status says of it.
-    pub fn status(&self) -> &ArtifactStatus {
-        &self.status
-    }
-
-    /// What its launch digests depend on, as a status has it.
-    pub fn inputs_status(&self) -> Option<MeasurementInputsStatus> {
-        // Both are the same document; crds does not know the other type.
-        let document = serde_json::to_value(&self.inputs).ok()?;
-        serde_json::from_value(document).ok()
-    }
-
-    /// The launch digest of a shape.
-    ///
-    /// # Errors
-    /// A sentence that says why there is none.
-    pub fn launch_digest(&self, shape: &LaunchShape) -> Result<LaunchDigest, String> {
-        match shape.boot {
-            BootMethod::DirectKernel => match measure_snp(&self.inputs, shape) {
-                Ok(measurement) => Ok(measurement.digest),
-                Err(error) => Err(chain(&error)),
-            },
-            BootMethod::Igvm => {
-                let refused = |why: &str| format!("boot IGVM: {why}");
-                let inputs = self.igvm.as_ref().map_err(|why| refused(why))?;
-                inputs
-                    .launch_digest(shape)
-                    .map_err(|error| refused(&chain(&error)))
-            }
-        }
-    }
-}
 
 /// How far the reading of an artifact is.
 #[derive(Debug, Clone)]
@@ -145,18 +81,15 @@ enum ReadArtifactError {
     Scratch(#[source] ScratchError),
     #[error("the artifact is not what it says")]
     Read(#[source] assay_image::read::ReadArtifactError),
-    #[error("the artifact's firmware cannot be measured")]
-    Firmware(#[source] FirmwareInputsError),
 }
 
 impl ReadArtifactError {
     fn reason(&self) -> Reason {
         match self {
             Self::Pull(_) | Self::Scratch(ScratchError::File { .. }) => Reason::PullFailed,
-            Self::MediaType(_)
-            | Self::Scratch(ScratchError::Uncompress(_))
-            | Self::Read(_)
-            | Self::Firmware(_) => Reason::ArtifactInvalid,
+            Self::MediaType(_) | Self::Scratch(ScratchError::Uncompress(_)) | Self::Read(_) => {
+                Reason::ArtifactInvalid
+            }
         }
     }
 }
@@ -279,16 +212,5 @@ fn prepare(
         .uncompress(layers)
         .map_err(ReadArtifactError::Scratch)?;
     let artifact = read_artifact(&pulled.config, &layers).map_err(ReadArtifactError::Read)?;
-    // The UKI is booted without an initrd and a command line of QEMU's: its own
-    // are inside.
-    let hashes = KernelHashes::from_digests(artifact.manifest.uki.sha256, None, "");
-    let inputs = MeasurementInputs::from_bytes(&artifact.firmware, Some(hashes))
-        .map_err(ReadArtifactError::Firmware)?;
-    let igvm =
-        measure_self_contained(&artifact.firmware, &artifact.uki).map_err(|error| chain(&error));
-    Ok(MeasuredArtifact::new(
-        describe_artifact(reference, &artifact),
-        inputs,
-        igvm,
-    ))
+    Ok(MeasuredArtifact::of(reference, &artifact))
 }

@@ -26,18 +26,18 @@ use assay_crds::v1alpha1::{
     AttestationPolicy, AttestationRecord, BootMethod, ConfidentialDeployment, LocalReference,
     MeasuredImage, MeasuredImageSpec, MeasuredImageStatus, TeeType,
 };
+use assay_image::igvm::{EncodeIgvmError, MeasureSelfContainedError};
 use assay_measure::{FirmwareInputs, MeasurementInputs};
 use assay_tee::hashes_table::KernelHashes;
 use assay_tee::ovmf::{Section, SectionKind};
 use assay_tee::{LaunchDigest, Sha256Digest};
+use assay_workload::artifact::MeasuredArtifact;
 use assay_workload::simulation::SimulationPki;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Pod, PodCondition, PodStatus};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::api::ObjectMeta;
-
-use crate::artifact::MeasuredArtifact;
 
 pub(crate) const NAMESPACE: &str = "team-a";
 pub(crate) const REFERENCE: &str = "registry.test/measured/web@sha256:dddddddddddddddddddddddddddddddddddddddddddddddddddddddddddddddd";
@@ -102,6 +102,7 @@ pub(crate) fn measurement_inputs() -> MeasurementInputs {
         },
         kernel_hashes: Some(KernelHashes::from_bytes(b"uki", None, "")),
         cmdline: None,
+        igvm_digest: None,
     }
 }
 
@@ -109,7 +110,9 @@ pub(crate) fn measured_artifact() -> Arc<MeasuredArtifact> {
     Arc::new(MeasuredArtifact::new(
         artifact_status(),
         measurement_inputs(),
-        Err("the firmware is none".to_owned()),
+        Some(MeasureSelfContainedError::Encode(
+            EncodeIgvmError::NoHobArea,
+        )),
     ))
 }
 

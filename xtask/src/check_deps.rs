@@ -30,6 +30,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "assay-crds",
             "assay-image",
             "assay-launcher",
+            "assay-measure",
             // Makes the development PKI.
             "assay-psp-sim",
             "assay-tee",

@@ -7,9 +7,9 @@
 use std::sync::Arc;
 
 use assay_attest::{CheckName, ReasonCode, Verdict};
+use assay_crds::v1alpha1::MeasuredImage;
 use assay_crds::v1alpha1::attestation_record::Diagnosis;
 use assay_crds::v1alpha1::confidential_deployment::Machine;
-use assay_crds::v1alpha1::{BootMethod, MeasuredImage};
 use assay_measure::explain::{Cause, Change, Known, Launch, Part, Question};
 use assay_measure::{Explanation, MeasurementInputs, VcpuProfile, explain};
 use assay_tee::cpu::CpuModel;
@@ -123,14 +123,11 @@ impl Mismatch {
         })
     }
 
-    /// What the search starts from. It knows launches by firmware and hashes
-    /// alone, so it has nothing to say of a guest that boots from an IGVM file.
+    /// What the search starts from.
     fn expected(&self) -> Option<Launch> {
-        if self.machine.boot != BootMethod::DirectKernel {
-            return None;
-        }
         Some(Launch {
             inputs: inputs(&self.image)?,
+            boot: self.machine.boot.into(),
             profile: VcpuProfile {
                 vmm: Vmm::Qemu,
                 cpu_signature: CpuModel::by_name(&self.machine.cpu_model).ok()?.signature(),
@@ -158,6 +155,7 @@ fn kind(cause: &Cause) -> &'static str {
             Part::Initrd => "OtherInitrd",
             Part::Cmdline => "OtherCommandLine",
         },
+        Some(Change::Boot { .. }) => "OtherBoot",
         Some(Change::KernelHashesOff) => "KernelHashesOff",
         Some(Change::KernelHashesOn { .. }) => "KernelHashesOn",
         Some(Change::InitrdLeftOut) => "OtherInitrd",

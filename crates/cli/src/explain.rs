@@ -30,8 +30,9 @@ const USAGE: u8 = 2;
 // Flattened options have a group of the same name.
 #[group(id = "explain")]
 #[command(
-    after_help = "For SEV-SNP guests that start from OVMF, with or without --kernel: no digest of an \
-                  IGVM file, an SVSM, SEV or SEV-ES is among those that are tried.\n\n\
+    after_help = "For SEV-SNP guests that start from OVMF, with or without --kernel, or from the IGVM \
+                  file that `assay igvm build` makes of firmware and UKI (--boot IGVM): no digest of \
+                  another IGVM file, an SVSM, SEV or SEV-ES is among those that are tried.\n\n\
                   Exit status: 0 explained, 1 error, 2 usage, 3 not explained",
     mut_arg("json", |arg| arg.help("Print sentence, changes and launch as JSON")),
     mut_arg("mode", |arg| arg.hide(true)),
@@ -111,6 +112,7 @@ fn answer(args: &Args, expected: &SingleLaunch) -> Result<(LaunchDigest, Explana
         let without = MeasurementInputs {
             kernel_hashes: None,
             cmdline: None,
+            igvm_digest: None,
             ..expected.inputs.clone()
         };
         let inputs = std::mem::replace(&mut expected.inputs, without);
@@ -205,6 +207,7 @@ fn read_known_file(path: &Path) -> Result<Vec<Known>> {
             firmware,
             kernel_hashes: None,
             cmdline: None,
+            igvm_digest: None,
         }]
     } else if let Ok(manifest) = serde_json::from_slice::<Manifest>(&bytes) {
         vec![manifest.measurement]
@@ -292,6 +295,7 @@ fn launch_to_text(launch: &Launch) -> String {
     let profile = &launch.profile;
     let firmware = launch.inputs.firmware.digest.to_string();
     let mut rows = vec![
+        ("boot", launch.boot.to_string()),
         ("vCPUs", launch.vcpus.get().to_string()),
         ("CPU signature", profile.cpu_signature.to_string()),
         ("VMM", format!("{:?}", profile.vmm)),

@@ -17,17 +17,17 @@ use anyhow::{Context as _, Result, ensure};
 use assay_measure::inputs::MeasurementInputs;
 use assay_measure::matrix::measure_matrix;
 use assay_measure::sev::{measure_sev, measure_sev_es, measure_sev_es_counts};
-use assay_measure::snp::{VcpuProfile, measure_snp_launch};
+use assay_measure::snp::{VcpuProfile, measure_snp_boot};
 use assay_measure::svsm::{SvsmInputs, SvsmProfile, measure_svsm, measure_svsm_counts};
 use assay_measure::vcpus::SaveAreas;
 use assay_tee::ovmf::parse_ovmf;
-use assay_tee::{LaunchDigest, VcpuCount};
+use assay_tee::{BootMethod, LaunchDigest, VcpuCount};
 use zerocopy::IntoBytes as _;
 
 use crate::stdout;
 
 use options::Mode;
-pub(crate) use options::{Args, parse_launch_digest, parse_u32, parse_u64};
+pub(crate) use options::{Args, BootArg, parse_launch_digest, parse_u32, parse_u64};
 use output::{MeasuredAreas, Profile, Recorded, Report, Row, Trace};
 use request::{DirectBoot, Named, Request, SnpSource, SvsmSource, Vars};
 pub(crate) use single::SingleLaunch;
@@ -86,10 +86,14 @@ fn measure(mode: Mode, request: &Request) -> Result<Report> {
         } => sev_es(report, ovmf, kernel.as_ref(), profiles, vcpus),
         Request::Snp {
             source,
+            boot,
             kernel,
             profiles,
             vcpus,
-        } => snp(report, source, kernel.as_ref(), profiles, vcpus),
+        } => {
+            let (paths, inputs) = snp_inputs(source, *boot, kernel.as_ref())?;
+            snp(report, paths, inputs, *boot, profiles, vcpus)
+        }
         Request::SnpOvmfHash { ovmf } => snp_ovmf_hash(report, ovmf),
         Request::SnpSvsm {
             source,
@@ -175,6 +179,7 @@ fn snp_ovmf_hash(mut report: Report, ovmf: &[PathBuf]) -> Result<Report> {
             firmware: inputs,
             kernel_hashes: None,
             cmdline: None,
+            igvm_digest: None,
         }));
     }
     Ok(report)
@@ -182,14 +187,14 @@ fn snp_ovmf_hash(mut report: Report, ovmf: &[PathBuf]) -> Result<Report> {
 
 fn snp(
     mut report: Report,
-    source: &SnpSource,
-    kernel: Option<&DirectBoot>,
+    paths: &[PathBuf],
+    inputs: Vec<MeasurementInputs>,
+    boot: BootMethod,
     profiles: &[Named<VcpuProfile>],
     vcpus: &BTreeSet<VcpuCount>,
 ) -> Result<Report> {
-    let (paths, inputs) = snp_inputs(source, kernel)?;
     if let ([inputs], [profile], Some(count)) = (inputs.as_slice(), profiles, single(vcpus)) {
-        let measurement = measure_snp_launch(inputs, &profile.value, count)
+        let measurement = measure_snp_boot(inputs, boot, &profile.value, count)
             .with_context(|| measuring(&paths[0]))?;
         report
             .rows
@@ -201,7 +206,7 @@ fn snp(
         ))));
     } else {
         let values: Vec<_> = profiles.iter().map(|profile| profile.value).collect();
-        let rows = measure_matrix(&inputs, &values, vcpus).map_err(|error| {
+        let rows = measure_matrix(&inputs, boot, &values, vcpus).map_err(|error| {
             anyhow::Error::new(error.source).context(measuring(&paths[error.inputs]))
         })?;
         report.rows.extend(rows.into_iter().map(|row| {
@@ -236,6 +241,7 @@ fn snp_row(
 /// What stands for each file, with the kernel that all of them boot.
 fn snp_inputs<'a>(
     source: &'a SnpSource,
+    boot: BootMethod,
     kernel: Option<&DirectBoot>,
 ) -> Result<(&'a [PathBuf], Vec<MeasurementInputs>)> {
     let kernel_hashes = kernel.map(files::hash_kernel).transpose()?;
@@ -259,10 +265,22 @@ fn snp_inputs<'a>(
                 if let Some(digest) = digest {
                     firmware.digest = *digest;
                 }
+                let igvm_digest = match boot {
+                    BootMethod::DirectKernel => None,
+                    BootMethod::Igvm => {
+                        ensure!(
+                            digest.is_none(),
+                            "--snp-ovmf-hash stands for firmware that is not there, and --boot \
+                             IGVM needs its bytes; leave it out"
+                        );
+                        Some(files::igvm_digest(path, kernel).context("--boot IGVM")?)
+                    }
+                };
                 Ok(MeasurementInputs {
                     firmware,
                     kernel_hashes,
                     cmdline: cmdline.clone(),
+                    igvm_digest,
                 })
             });
             Ok((files, inputs.collect::<Result<_>>()?))

@@ -23,6 +23,7 @@ use crate::boot_kit::{BootKit, BootKitError, KitDocument};
 use crate::erofs::{EncodeErofsError, encode_erofs};
 use crate::flatten::{FlattenError, StoredLayer, flatten, prepare_root};
 use crate::hardening::Setting;
+use crate::igvm::{MeasureSelfContainedError, measure_self_contained};
 use crate::initramfs::{EncodeInitramfsError, encode_initramfs, module_path};
 use crate::manifest::{
     Builder, FIRMWARE_PATH, FileEntry, Inputs, MANIFEST_PATH, Manifest, ROOT_DISK_PATH,
@@ -148,7 +149,7 @@ pub enum BuildError {
     ReadBack(#[source] ParseUkiError),
     /// No launch digest can be told from the firmware.
     #[error("bootKit: cannot measure the firmware")]
-    Measure(#[source] FirmwareInputsError),
+    Measure(#[source] MeasureArtifactError),
     /// What boots it cannot be told from the UKI.
     #[error("cannot predict the PCRs of the UKI")]
     Pcrs(#[source] PredictPcrError),
@@ -385,7 +386,7 @@ fn build_with(inputs: &BuildInputs, signing: Signing<'_>) -> Result<Artifact, Bu
     };
     let uki_entry = entry(UKI_PATH, &uki);
     let uki_bytes = uki.to_bytes();
-    let measurement = measurement(&firmware.to_bytes(), uki_entry.sha256);
+    let measurement = measurement(&firmware.to_bytes(), &uki_bytes, uki_entry.sha256);
     let disk_entry = root_disk.as_ref().map(|disk| {
         let FileEntry { path, sha256, size } = entry(ROOT_DISK_PATH, disk);
         RootDisk {
@@ -512,13 +513,37 @@ pub(crate) fn uki_signers(uki: &Bytes) -> Result<Vec<Sha256Digest>, ReadSignersE
         .collect()
 }
 
+/// The launch digests of an artifact cannot be told.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum MeasureArtifactError {
+    /// The firmware cannot be measured.
+    #[error("measure the firmware")]
+    Firmware(#[source] FirmwareInputsError),
+    /// The IGVM file of firmware and UKI cannot be measured.
+    #[error("measure the IGVM file of firmware and UKI")]
+    Igvm(#[source] MeasureSelfContainedError),
+}
+
 /// What the launch digests follow from: nothing is handed to the guest but the
-/// UKI.
+/// UKI, of this hash. Firmware that takes no UKI from an IGVM file has no digest for
+/// one; [`measure_self_contained`] says why.
 pub(crate) fn measurement(
-    firmware: &[u8],
-    uki: Sha256Digest,
-) -> Result<MeasurementInputs, FirmwareInputsError> {
-    MeasurementInputs::from_bytes(firmware, Some(KernelHashes::from_digests(uki, None, "")))
+    firmware: &Bytes,
+    uki: &Bytes,
+    sha256: Sha256Digest,
+) -> Result<MeasurementInputs, MeasureArtifactError> {
+    let hashes = KernelHashes::from_digests(sha256, None, "");
+    let inputs = MeasurementInputs::from_bytes(firmware, Some(hashes))
+        .map_err(MeasureArtifactError::Firmware)?;
+    let igvm_digest = match measure_self_contained(firmware, uki) {
+        Ok(digest) => Some(digest),
+        Err(MeasureSelfContainedError::Encode(_)) => None,
+        Err(error) => return Err(MeasureArtifactError::Igvm(error)),
+    };
+    Ok(MeasurementInputs {
+        igvm_digest,
+        ..inputs
+    })
 }
 
 /// The manifest's PCRs of a UKI.

@@ -14,6 +14,7 @@ use crate::hardening::{Setting, ValidHardening};
 use crate::kernel_config::{
     KernelConfig, Needs, ParseKernelConfigError, embedded_config, missing_options,
 };
+use crate::kernel_loader::{ReadKernelLoaderError, read_kernel_loader};
 use crate::modules::info::{ModuleInfo, ParseModuleError, is_compressed, parse_module};
 use crate::modules::{GUEST_MODULES, ModuleIndex, ModulesError, SoftLists};
 use crate::recipe::Compression;
@@ -151,6 +152,15 @@ pub enum BootKitError {
          boots; use OVMF built for AMD SEV with kernel hashes"
     )]
     FirmwareLacksHashTable,
+    /// What the firmware does with a kernel cannot be told.
+    #[error("boot kit: cannot read what the firmware does with a kernel")]
+    KernelLoader(#[source] ReadKernelLoaderError),
+    /// The firmware reserves the table and never looks at it.
+    #[error(
+        "boot kit: {FIRMWARE_PATH} is a build of OVMF that has a page for kernel hashes and never \
+         compares a kernel with them, so it would boot anything; use the AmdSev build"
+    )]
+    FirmwareVerifiesNothing,
 }
 
 impl BootKit {
@@ -261,11 +271,19 @@ impl BootKit {
 }
 
 /// Firmware must verify what it boots. Without the table it ignores the hashes;
-/// without the section they would not be measured.
+/// without the section they would not be measured; and OVMF's generic build has both
+/// and does not look at them.
+///
+/// # Errors
+/// When it does not, or that cannot be told.
 pub fn check_firmware(firmware: &[u8]) -> Result<(), BootKitError> {
     let metadata = parse_ovmf(firmware).map_err(BootKitError::Firmware)?;
     if metadata.hashes_table.is_none() || metadata.section(SectionKind::KernelHashes).is_none() {
         return Err(BootKitError::FirmwareLacksHashTable);
+    }
+    let loader = read_kernel_loader(firmware).map_err(BootKitError::KernelLoader)?;
+    if !loader.verifies_hashes {
+        return Err(BootKitError::FirmwareVerifiesNothing);
     }
     Ok(())
 }

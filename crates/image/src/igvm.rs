@@ -17,7 +17,8 @@ mod oracle_tests;
 
 use std::collections::BTreeMap;
 
-use assay_measure::igvm::{IgvmInputs, MeasureIgvmError};
+use assay_measure::igvm::{MeasureIgvmError, measure_igvm_pages};
+use assay_measure::vcpus::NoResetAddressError;
 use assay_tee::cpu::CpuSignature;
 use assay_tee::hashes_table::{KernelHashes, TableCrossesPageError};
 use assay_tee::igvm::{PageDataType, ParseIgvmError, parse_igvm};
@@ -25,10 +26,12 @@ use assay_tee::ovmf::igvm_areas::{IgvmAreas, ParseIgvmAreasError, parse_igvm_are
 use assay_tee::ovmf::{OvmfMetadata, ParseOvmfError, SectionKind, parse_ovmf};
 use assay_tee::page_info::{PAGE_SIZE, PAGE_SIZE_U64};
 use assay_tee::vmsa::{Vcpu, Vmm, build_vmsa};
-use assay_tee::{GuestFeatures, GuestPolicy, VcpuCount};
+use assay_tee::{GuestFeatures, GuestPolicy, LaunchDigest, VcpuCount};
 use bytes::Bytes;
 
+use crate::kernel_loader::{ReadKernelLoaderError, read_kernel_loader};
 use crate::rope::Rope;
+pub(crate) use encode::IGVM_DATA_HOB;
 use encode::{File, ParameterArea, SaveAreas, encode_file};
 
 /// Where an embedded UKI is in the guest's memory.
@@ -68,8 +71,9 @@ pub struct IgvmSpec<'a> {
 pub enum IgvmKernel<'a> {
     /// What the host hands over (QEMU's `-kernel`), if these are its hashes.
     Verified(KernelHashes),
-    /// This UKI. Firmware that verifies kernel hashes starts it as it is; OVMF's
-    /// generic build takes a command line that the host hands over beside the file.
+    /// This UKI, in firmware that verifies kernel hashes: it starts it as it is.
+    /// OVMF's generic build, which takes a command line that the host hands over
+    /// beside the file, is refused.
     Embedded(&'a Bytes),
 }
 
@@ -111,6 +115,22 @@ pub enum EncodeIgvmError {
          edk2 of 2026-05 or later, or hand the UKI over apart from the file"
     )]
     NoHobArea,
+    /// What the firmware does with a kernel cannot be told.
+    #[error("read what the firmware does with a kernel")]
+    KernelLoader(#[source] ReadKernelLoaderError),
+    /// The firmware would start the UKI with what the host hands over beside the file.
+    #[error(
+        "the firmware takes a UKI from an IGVM file, but starts it with a command line that the \
+         host hands over beside the file, which no launch digest shows; use the AmdSev build of \
+         OVMF"
+    )]
+    UnverifyingFirmware,
+    /// The firmware has the areas of IGVM files, and no code for a kernel in one.
+    #[error(
+        "the firmware reads no kernel from an IGVM file, so it would not find the UKI; use edk2 of \
+         2026-05 or later, or hand the UKI over apart from the file"
+    )]
+    NoHobReader,
     /// The embedded UKI would reach into the addresses of devices.
     #[error(
         "the UKI of {len} bytes does not fit into the guest's memory below {MEMORY_BELOW_DEVICES:#x}; \
@@ -121,14 +141,8 @@ pub enum EncodeIgvmError {
         len: u64,
     },
     /// More than one vCPU, but the firmware does not say where they start.
-    #[error(
-        "{vcpus} vCPUs are asked for, but the firmware names no address for application \
-         processors (SEV_ES_RESET_BLOCK); use one vCPU or an OVMF built for SEV-ES and SEV-SNP"
-    )]
-    NoResetAddress {
-        /// The vCPU count asked for.
-        vcpus: u32,
-    },
+    #[error(transparent)]
+    NoResetAddress(#[from] NoResetAddressError),
     /// Two parts want the same page.
     #[error("the page at {gpa:#x} is needed for two things; use an unmodified OVMF image")]
     Overlap {
@@ -176,15 +190,16 @@ pub enum MeasureSelfContainedError {
 }
 
 /// What the launch digests of the self-contained IGVM files of a firmware and a
-/// UKI depend on, whatever the number of virtual CPUs and their model: the
-/// digests are of the bytes that [`encode_igvm`] writes.
+/// UKI depend on, whatever the number of virtual CPUs and their model: the running
+/// digest after the pages that [`encode_igvm`] writes. It is
+/// [`assay_measure::MeasurementInputs::igvm_digest`].
 ///
 /// # Errors
 /// See [`MeasureSelfContainedError`].
 pub fn measure_self_contained(
     firmware: &Bytes,
     uki: &Bytes,
-) -> Result<IgvmInputs, MeasureSelfContainedError> {
+) -> Result<LaunchDigest, MeasureSelfContainedError> {
     // One virtual CPU of any model: the pages before its save area are the same
     // for all.
     let spec = IgvmSpec {
@@ -196,16 +211,35 @@ pub fn measure_self_contained(
         policy: GuestPolicy::default(),
     };
     let file = encode_igvm(&spec).map_err(MeasureSelfContainedError::Encode)?;
-    let reset_eip = parse_ovmf(firmware)
-        .map_err(|error| MeasureSelfContainedError::Encode(EncodeIgvmError::Firmware(error)))?
-        .reset_eip;
     let file = file.to_bytes();
     let file = parse_igvm(&file).map_err(MeasureSelfContainedError::Parse)?;
-    IgvmInputs::of_file(&file, reset_eip).map_err(MeasureSelfContainedError::Measure)
+    measure_igvm_pages(&file).map_err(MeasureSelfContainedError::Measure)
 }
 
 /// Writes an IGVM file.
+///
+/// # Errors
+/// See [`EncodeIgvmError`].
 pub fn encode_igvm(spec: &IgvmSpec<'_>) -> Result<Rope, EncodeIgvmError> {
+    let file = file_of(spec)?;
+    check_kernel_loader(spec)?;
+    encode_file(&file)
+}
+
+/// The metadata of OVMF's builds is the same; what they do with a kernel is not.
+fn check_kernel_loader(spec: &IgvmSpec<'_>) -> Result<(), EncodeIgvmError> {
+    let loader = read_kernel_loader(spec.firmware).map_err(EncodeIgvmError::KernelLoader)?;
+    match spec.kernel {
+        IgvmKernel::Verified(_) if !loader.verifies_hashes => Err(EncodeIgvmError::NoHashesTable),
+        IgvmKernel::Embedded(_) if !loader.reads_igvm => Err(EncodeIgvmError::NoHobReader),
+        IgvmKernel::Embedded(_) if !loader.verifies_hashes => {
+            Err(EncodeIgvmError::UnverifyingFirmware)
+        }
+        IgvmKernel::Verified(_) | IgvmKernel::Embedded(_) => Ok(()),
+    }
+}
+
+fn file_of(spec: &IgvmSpec<'_>) -> Result<File, EncodeIgvmError> {
     let ovmf = parse_ovmf(spec.firmware).map_err(EncodeIgvmError::Firmware)?;
     let areas = parse_igvm_areas(spec.firmware)
         .map_err(EncodeIgvmError::Areas)?
@@ -221,7 +255,7 @@ pub fn encode_igvm(spec: &IgvmSpec<'_>) -> Result<Rope, EncodeIgvmError> {
     add_kernel(&mut pages, spec, &ovmf, &areas)?;
     pages.add_content(ovmf.base_gpa, spec.firmware, SNP | NATIVE)?;
     add_sections(&mut pages, &ovmf)?;
-    encode_file(&File {
+    Ok(File {
         policy: spec.policy,
         parameters: areas.parameters.map(|area| ParameterArea {
             gpa: u64::from(area.gpa),
@@ -366,7 +400,7 @@ fn save_areas(spec: &IgvmSpec<'_>, ovmf: &OvmfMetadata) -> Result<SaveAreas, Enc
     let application = match ovmf.reset_eip {
         _ if vcpus == 1 => None,
         Some(reset_eip) => Some(build(Vcpu::Application { reset_eip })),
-        None => return Err(EncodeIgvmError::NoResetAddress { vcpus }),
+        None => return Err(NoResetAddressError { vcpus }.into()),
     };
     Ok(SaveAreas {
         boot: build(Vcpu::Boot),

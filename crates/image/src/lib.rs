@@ -19,6 +19,7 @@ pub mod hardening;
 pub mod igvm;
 pub mod initramfs;
 pub mod kernel_config;
+pub mod kernel_loader;
 pub mod manifest;
 pub mod modules;
 pub mod newc;

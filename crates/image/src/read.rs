@@ -6,12 +6,13 @@
 
 use std::collections::{HashMap, HashSet};
 
-use assay_measure::inputs::FirmwareInputsError;
 use assay_tee::guest_config::{GUEST_CONFIG_PATH, INITRAMFS_ROOT, RootFs};
 use assay_tee::{GuestConfig, Sha256Digest};
 use bytes::Bytes;
 
-use crate::artifact::{ReadSignersError, measurement, uki_pcrs, uki_sections, uki_signers};
+use crate::artifact::{
+    MeasureArtifactError, ReadSignersError, measurement, uki_pcrs, uki_sections, uki_signers,
+};
 use crate::boot_kit::{BootKitError, check_firmware};
 use crate::bzimage::{ParseKernelReleaseError, parse_kernel_release};
 use crate::erofs::parse_compression;
@@ -100,8 +101,8 @@ pub enum ReadArtifactError {
     #[error("artifact: cannot read the UKI")]
     Uki(#[source] ParseUkiError),
     /// No launch digest can be told from the firmware.
-    #[error("artifact: cannot measure the firmware")]
-    Measure(#[source] FirmwareInputsError),
+    #[error("artifact: cannot measure what it boots")]
+    Measure(#[source] MeasureArtifactError),
     /// What boots it cannot be told from the UKI.
     #[error("cannot predict the PCRs of the UKI")]
     Pcrs(#[source] PredictPcrError),
@@ -203,8 +204,8 @@ pub fn read_artifact_content(content: &ArtifactContent) -> Result<ReadArtifact, 
     check_firmware(&content.firmware).map_err(ReadArtifactError::Firmware)?;
     let uki = parse_uki(&content.uki).map_err(ReadArtifactError::Uki)?;
     check_uki(&manifest, content, &uki)?;
-    let measurement =
-        measurement(&content.firmware, manifest.uki.sha256).map_err(ReadArtifactError::Measure)?;
+    let measurement = measurement(&content.firmware, &content.uki, manifest.uki.sha256)
+        .map_err(ReadArtifactError::Measure)?;
     same("measurement", &manifest.measurement, &measurement)?;
     let guest_config = check_initrd(&manifest, &uki)?;
     check_hardening(&manifest, &guest_config)?;

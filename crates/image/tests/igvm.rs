@@ -17,7 +17,9 @@ use assay_image::igvm::{
     EMBEDDED_KERNEL_GPA, EncodeIgvmError, IgvmKernel, IgvmSpec, MeasureSelfContainedError,
     encode_igvm, measure_self_contained,
 };
-use assay_measure::igvm::{IgvmLaunch, MeasureIgvmShapeError, measure_igvm_snp, qemu_refuses};
+use assay_measure::igvm::{IgvmLaunch, measure_igvm_snp, qemu_refuses};
+use assay_measure::vcpus::NoResetAddressError;
+use assay_measure::{MeasureError, MeasurementInputs, measure_snp};
 use assay_tee::cpu::{CpuModel, CpuSignature};
 use assay_tee::hashes_table::KernelHashes;
 use assay_tee::igvm::{Directive, PageDataType, PlatformType, parse_igvm};
@@ -28,7 +30,9 @@ use assay_tee::{
 };
 use bytes::Bytes;
 use igvm::measurement::generate_snp_measurement;
-use synthetic_firmware::{SyntheticFirmware, build_firmware, build_igvm_firmware};
+use synthetic_firmware::{
+    HASH_GUIDS, IGVM_DATA_HOB, SyntheticFirmware, build_firmware, build_igvm_firmware,
+};
 
 const PAGE: u64 = 4096;
 const RESET_EIP: u32 = 0x80_b004;
@@ -118,12 +122,21 @@ fn every_tool_measures_the_same() {
     }
 }
 
+fn inputs(firmware: &Bytes, uki: &Bytes) -> MeasurementInputs {
+    let hashes = KernelHashes::from_bytes(uki, None, "");
+    MeasurementInputs {
+        igvm_digest: Some(measure_self_contained(firmware, uki).unwrap()),
+        ..MeasurementInputs::from_bytes(firmware, Some(hashes)).unwrap()
+    }
+}
+
 /// What the operator publishes is what every tool measures of the file itself.
 #[test]
 fn a_shape_s_digest_is_that_of_its_file() {
     let firmware = firmware();
     let uki = Bytes::from([&[7; 4096][..], &[0; 8192], &[9; 100]].concat());
-    let inputs = measure_self_contained(&firmware, &uki).unwrap();
+    let inputs = inputs(&firmware, &uki);
+    let digest_of = |shape: &LaunchShape| measure_snp(&inputs, shape).unwrap().digest;
     for (vcpus, model, features) in [
         (1, "EPYC-v4", 1),
         (3, "EPYC-Genoa", 1),
@@ -142,13 +155,8 @@ fn a_shape_s_digest_is_that_of_its_file() {
             guest_features: spec.guest_features,
         };
         let expected = digest(&encode(&spec), vcpus);
-        assert_eq!(inputs.launch_digest(&shape(BootMethod::Igvm)), Ok(expected));
-        assert_eq!(
-            inputs.launch_digest(&shape(BootMethod::DirectKernel)),
-            Err(MeasureIgvmShapeError::BootsOtherwise(
-                BootMethod::DirectKernel
-            ))
-        );
+        assert_eq!(digest_of(&shape(BootMethod::Igvm)), expected);
+        assert_ne!(digest_of(&shape(BootMethod::DirectKernel)), expected);
     }
     let knows_no_files = Bytes::from(build_firmware(&synthetic(&SECTIONS)));
     assert_eq!(
@@ -167,7 +175,8 @@ fn a_shape_that_no_processor_starts_has_no_digest() {
         ..synthetic(&SECTIONS)
     };
     let one_cpu = Bytes::from(build_igvm_firmware(&one_cpu, &AREAS));
-    let inputs = measure_self_contained(&one_cpu, &uki).unwrap();
+    let inputs = inputs(&one_cpu, &uki);
+    let refused = |shape: &LaunchShape| measure_snp(&inputs, shape).unwrap_err();
     let good = LaunchShape {
         tee: Tee::Snp,
         boot: BootMethod::Igvm,
@@ -175,31 +184,36 @@ fn a_shape_that_no_processor_starts_has_no_digest() {
         cpu_model: "EPYC-v4".to_owned(),
         guest_features: GuestFeatures::default(),
     };
-    assert!(inputs.launch_digest(&good).is_ok());
+    assert!(measure_snp(&inputs, &good).is_ok());
     let two = LaunchShape {
         vcpus: VcpuCount::try_from(2).unwrap(),
         ..good.clone()
     };
     assert_eq!(
-        inputs.launch_digest(&two),
-        Err(MeasureIgvmShapeError::NoResetAddress { vcpus: 2 })
+        refused(&two),
+        MeasureError::NoResetAddress(NoResetAddressError { vcpus: 2 })
     );
     let inactive = LaunchShape {
         guest_features: GuestFeatures(0x20),
         ..good.clone()
     };
     assert_eq!(
-        inputs.launch_digest(&inactive),
-        Err(MeasureIgvmShapeError::SnpNotActive { features: 0x20 })
+        refused(&inactive),
+        MeasureError::SnpNotActive { features: 0x20 }
     );
     let host = LaunchShape {
         cpu_model: "host".to_owned(),
-        ..good
+        ..good.clone()
     };
-    assert!(matches!(
-        inputs.launch_digest(&host),
-        Err(MeasureIgvmShapeError::CpuModel(_))
-    ));
+    assert!(matches!(refused(&host), MeasureError::CpuModel(_)));
+    let no_file = MeasurementInputs {
+        igvm_digest: None,
+        ..inputs.clone()
+    };
+    assert_eq!(
+        measure_snp(&no_file, &good).unwrap_err(),
+        MeasureError::NoIgvmFile
+    );
 }
 
 /// Firmware of Debian's, and what people launch it with.
@@ -242,8 +256,12 @@ fn every_tool_measures_real_firmware_the_same() {
                         );
                         measured += 1;
                     }
-                    // Debian's build for TDX.
-                    Err(EncodeIgvmError::NoHashesTable | EncodeIgvmError::NoHobArea) => {}
+                    // Debian's generic build, and the one for TDX.
+                    Err(
+                        EncodeIgvmError::NoHashesTable
+                        | EncodeIgvmError::NoHobArea
+                        | EncodeIgvmError::UnverifyingFirmware,
+                    ) => {}
                     Err(error) => panic!("{}: {error}", path.display()),
                 }
             }
@@ -265,15 +283,15 @@ fn the_bytes_are_known() {
     for (kernel, file, digest) in [
         (
             IgvmKernel::Verified(hashes()),
-            "3bb2891be5c6e1e5b289a834451f3fe560073d8a9704e3453f581b035463e500",
-            "a3341afeba57382ee93d9c67e28437057dd90c0d5dd1b9d1bb471adc468f997a\
-             352e9e804a416ba9c402a32565effc01",
+            "23b92d424b6e805612e97e452a31122495c0dcc3a873741a594bfbaf67246afb",
+            "6c724772b7e075b617793b4d7e4345494c806762767b1c0661de24d954b712e3\
+             b5b3558b55dbf7aeb41fec94961e0f8d",
         ),
         (
             IgvmKernel::Embedded(&uki),
-            "0e8ad458678d8d7cdc00f9ac9a392a4160245fb0ffd7c07cbb621071d51019b8",
-            "b7fc6f65df0564a5a1dfc2368374137c04c5380351ec5435c26d4ae4223214a0\
-             088938ea57f646d1c8c06020dc6731ae",
+            "e33bfb72e8e55bf262a45004b5ae368d14a057543c9a7d19809afe85e5b550a0",
+            "3a2e1d2d0ac73944617f1d2540e34ce8844217ca6d84843b50ecad9878385bcd\
+             81704867399b1c279072969510b7c421",
         ),
     ] {
         assert_eq!(known(kernel), (file.to_owned(), digest.to_owned()));
@@ -370,7 +388,7 @@ fn every_input_counts() {
     let good = spec(&firmware, kernel(), 2);
     let reference = digest(&encode(&good), 2);
     let mut changed = firmware.to_vec();
-    changed[100] ^= 1;
+    changed[5000] ^= 1;
     let changed = Bytes::from(changed);
     let other = KernelHashes::from_bytes(b"uki!", None, "");
     for (what, other) in [
@@ -458,13 +476,34 @@ fn what_would_not_boot_is_refused() {
     ));
     assert_eq!(
         refuse(&alone, verified(), 2),
-        EncodeIgvmError::NoResetAddress { vcpus: 2 }
+        EncodeIgvmError::NoResetAddress(NoResetAddressError { vcpus: 2 })
     );
     encode(&spec(&alone, verified(), 1));
     let taken = section(0x81_2000, 0x1000, SectionKind::SnpSecrets);
     assert_eq!(
         refuse(&with(&[SECTIONS[0], taken], &AREAS), embedded(), 1),
         EncodeIgvmError::Overlap { gpa: 0x81_2000 }
+    );
+    let mut mute = firmware().to_vec();
+    let (hash, hob) = (*HASH_GUIDS[1].as_bytes(), *IGVM_DATA_HOB.as_bytes());
+    let mut replace = |guid: [u8; 16], by: [u8; 16]| {
+        let at = mute.windows(16).position(|bytes| bytes == guid).unwrap();
+        mute[at..at + 16].copy_from_slice(&by);
+        Bytes::from(mute.clone())
+    };
+    let generic = replace(hash, [1; 16]);
+    assert_eq!(
+        refuse(&generic, embedded(), 1),
+        EncodeIgvmError::UnverifyingFirmware
+    );
+    assert_eq!(
+        refuse(&generic, verified(), 1),
+        EncodeIgvmError::NoHashesTable
+    );
+    replace([1; 16], hash);
+    assert_eq!(
+        refuse(&replace(hob, [2; 16]), embedded(), 1),
+        EncodeIgvmError::NoHobReader
     );
     // Never touched, so it takes no memory.
     let len = (2 << 30) - EMBEDDED_KERNEL_GPA - (128 << 20) + 1;

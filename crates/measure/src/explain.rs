@@ -19,11 +19,11 @@ mod shapes;
 
 use assay_tee::cpu::CpuSignature;
 use assay_tee::vmsa::Vmm;
-use assay_tee::{GuestFeatures, LaunchDigest, VcpuCount};
+use assay_tee::{BootMethod, GuestFeatures, LaunchDigest, VcpuCount};
 use serde::Serialize;
 
 use crate::inputs::MeasurementInputs;
-use crate::snp::{MeasureError, VcpuProfile, measure_snp_launch};
+use crate::snp::{MeasureError, VcpuProfile, measure_snp_boot};
 
 pub use cmdline::CmdlineChange;
 
@@ -46,6 +46,8 @@ pub const MAX_SECTION_PAGES: u64 = 4096;
 pub struct Launch {
     /// Firmware and kernel.
     pub inputs: MeasurementInputs,
+    /// How the kernel reaches the guest.
+    pub boot: BootMethod,
     /// What the virtual CPUs start with.
     pub profile: VcpuProfile,
     /// How many there are.
@@ -58,7 +60,7 @@ impl Launch {
     /// # Errors
     /// See [`MeasureError`].
     pub fn measure(&self) -> Result<LaunchDigest, MeasureError> {
-        measure_snp_launch(&self.inputs, &self.profile, self.vcpus)
+        measure_snp_boot(&self.inputs, self.boot, &self.profile, self.vcpus)
             .map(|measurement| measurement.digest)
     }
 }
@@ -133,6 +135,11 @@ pub enum Change {
         part: Part,
         /// Name of the known image.
         of: String,
+    },
+    /// The other of an image's two ways to boot.
+    Boot {
+        /// The way that gives the digest.
+        found: BootMethod,
     },
     /// No kernel was hashed: `kernel-hashes=off`, or no kernel at all.
     KernelHashesOff,
@@ -220,6 +227,8 @@ pub struct RuledOutArea {
 pub enum Area {
     /// Nothing but the shape.
     Shape,
+    /// The way in which an image boots.
+    Boot,
     /// The kernel hashes are missing.
     KernelHashes,
     /// The initrd.
@@ -282,12 +291,16 @@ pub enum Gap {
 /// with the first group that has the digest. The order depends on the question
 /// alone, so the same question has the same answer.
 ///
+/// A guest that was to boot from an IGVM file is compared with the IGVM files of all
+/// images and with their direct boots; parts and command lines are changed for direct
+/// boots alone, because the IGVM file holds the whole UKI.
+///
 /// Tried are: 1 to 512 virtual CPUs, every CPU model and the signatures of real
 /// processors, the common guest features and up to two named ones switched, every
 /// VMM and era; the kernel hashes left out or put in, the initrd left out, the
 /// command line with each word removed, doubled, added, replaced or swapped, with
 /// one slip of the hand, with blanks or a newline, without or with a second NUL;
-/// every known image, its firmware alone, and each part of it.
+/// every known image, its firmware alone, and each part of it; the other way to boot.
 pub fn explain(question: &Question<'_>) -> Explanation {
     search::search(question)
 }

@@ -4,7 +4,6 @@
 //! that means. [`IgvmLoader`] names the loaders whose digests differ, and says
 //! which is right. [`qemu_refuses`] says what QEMU would not load at all.
 
-mod inputs;
 mod plan;
 mod vcpus;
 
@@ -29,7 +28,6 @@ use crate::sha384::{Page, sha384};
 use crate::snp::Measurement;
 use crate::trace::RegionKind;
 use crate::vcpus::measure_counts;
-pub use inputs::{IgvmInputs, MeasureIgvmShapeError};
 use plan::{Pages, Step, plan};
 pub use vcpus::IgvmSaveAreas;
 use vcpus::SaveAreaDigests;
@@ -283,6 +281,16 @@ pub fn measure_igvm_snp(
         digest: finished.digest(),
         trace: finished.into_trace(),
     })
+}
+
+/// The running launch digest after a file's pages, as QEMU loads them: everything
+/// but the save areas that come last. See
+/// [`crate::MeasurementInputs::igvm_digest`].
+///
+/// # Errors
+/// See [`MeasureIgvmError`].
+pub fn measure_igvm_pages(file: &IgvmFile<'_>) -> Result<LaunchDigest, MeasureIgvmError> {
+    Ok(measure_steps(file, IgvmLoader::Qemu)?.finish().digest())
 }
 
 /// The launch digests of all `counts` of virtual CPUs of an SEV-SNP guest that

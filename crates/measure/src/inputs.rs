@@ -30,6 +30,13 @@ pub struct MeasurementInputs {
     /// digest that differs. Read it through [`Self::known_cmdline`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cmdline: Option<String>,
+    /// The running launch digest after the pages of the self-contained IGVM file
+    /// of firmware and kernel, which are the same for every number of virtual
+    /// CPUs and every CPU model: what is left to measure are the save areas of
+    /// an OVMF guest. `None` where there is no such file, or it is not known.
+    /// [`crate::igvm::measure_igvm_pages`] computes it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub igvm_digest: Option<LaunchDigest>,
 }
 
 /// What of a firmware image matters for a launch digest.
@@ -168,6 +175,7 @@ impl MeasurementInputs {
             firmware: FirmwareInputs::from_bytes(firmware)?,
             kernel_hashes,
             cmdline: None,
+            igvm_digest: None,
         })
     }
 

@@ -35,7 +35,7 @@ pub mod vcpus;
 pub use explain::{Explanation, explain};
 pub use inputs::{FirmwareInputs, FirmwareMeasurement, MeasurementInputs};
 pub use snp::{
-    MeasureError, Measurement, VcpuProfile, measure_snp, measure_snp_launch, measure_vcpu_counts,
-    measure_vcpu_range,
+    MeasureError, Measurement, VcpuProfile, measure_snp, measure_snp_boot, measure_snp_launch,
+    measure_vcpu_counts, measure_vcpu_range,
 };
 pub use trace::{MeasuredRegion, RegionKind};

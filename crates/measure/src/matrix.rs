@@ -6,7 +6,7 @@
 
 use std::collections::BTreeSet;
 
-use assay_tee::{LaunchDigest, VcpuCount};
+use assay_tee::{BootMethod, LaunchDigest, VcpuCount};
 
 use crate::inputs::MeasurementInputs;
 use crate::snp::{MeasureError, VcpuProfile, measure_vcpu_counts};
@@ -44,13 +44,14 @@ pub struct MeasureMatrixError {
 /// The first combination that cannot be measured.
 pub fn measure_matrix(
     inputs: &[MeasurementInputs],
+    boot: BootMethod,
     profiles: &[VcpuProfile],
     counts: &BTreeSet<VcpuCount>,
 ) -> Result<Vec<MatrixRow>, MeasureMatrixError> {
     let mut rows = Vec::with_capacity(inputs.len() * profiles.len() * counts.len());
     for (inputs_index, inputs) in inputs.iter().enumerate() {
         for (profile_index, profile) in profiles.iter().enumerate() {
-            let digests = measure_vcpu_counts(inputs, profile, counts).map_err(|source| {
+            let digests = measure_vcpu_counts(inputs, boot, profile, counts).map_err(|source| {
                 MeasureMatrixError {
                     inputs: inputs_index,
                     profile: profile_index,

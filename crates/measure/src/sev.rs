@@ -14,7 +14,7 @@ use zerocopy::IntoBytes as _;
 
 use crate::snp::VcpuProfile;
 use crate::trace::{RegionKind, StreamedRegion};
-use crate::vcpus::{SaveAreas, measure_counts};
+use crate::vcpus::{NoResetAddressError, SaveAreas, measure_counts};
 
 /// There is no SEV or SEV-ES launch digest.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -29,14 +29,8 @@ pub enum MeasureSevError {
     )]
     NoHashesTable,
     /// More than one vCPU, but the firmware does not say where they start.
-    #[error(
-        "{vcpus} vCPUs are asked for, but the firmware names no address for application \
-         processors (SEV_ES_RESET_BLOCK); use one vCPU or an OVMF built for SEV-ES"
-    )]
-    NoResetAddress {
-        /// The vCPU count asked for.
-        vcpus: u32,
-    },
+    #[error(transparent)]
+    NoResetAddress(#[from] NoResetAddressError),
 }
 
 /// A launch digest of SEV or SEV-ES and how it came about.
@@ -110,7 +104,7 @@ pub fn measure_sev_es_counts(
 fn save_area(areas: &SaveAreas, index: u32, vcpus: VcpuCount) -> Result<&Vmsa, MeasureSevError> {
     areas
         .get(index)
-        .ok_or(MeasureSevError::NoResetAddress { vcpus: vcpus.get() })
+        .ok_or_else(|| NoResetAddressError { vcpus: vcpus.get() }.into())
 }
 
 /// Measures firmware and hashes table; also returns where application

@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use crate::context::{LaunchContext, UpdateError, Updating};
 use crate::inputs::{FirmwareInputs, MeasurementInputs};
 use crate::trace::{MeasuredRegion, RegionKind};
-use crate::vcpus::{SaveAreas, measure_counts};
+use crate::vcpus::{NoResetAddressError, SaveAreas, measure_counts};
 
 /// A launch digest and how it came about.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -61,12 +61,16 @@ impl VcpuProfile {
 /// digest would not protect the kernel.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum MeasureError {
-    /// The shape boots from an IGVM file, which these inputs say nothing of.
+    /// The shape boots from an IGVM file, and the inputs say of none.
     #[error(
-        "the shape boots from an IGVM file, but firmware and kernel hashes were given; measure \
-         the file"
+        "the shape boots from an IGVM file, and the inputs have none (igvmDigest): the firmware \
+         takes no UKI from such a file, or there was none to measure; use boot DirectKernel, or \
+         the inputs of an image whose firmware is edk2 of 2026-05 or later in the AmdSev build"
     )]
-    BootsIgvm,
+    NoIgvmFile,
+    /// Nobody but QEMU starts such guests.
+    #[error("a guest that boots from an IGVM file is started by QEMU, and not as {0:?} does it")]
+    IgvmVmm(Vmm),
     /// The CPU model is none of QEMU's.
     #[error("look up the shape's CPU model")]
     CpuModel(#[source] UnknownCpuModelError),
@@ -112,21 +116,14 @@ pub enum MeasureError {
     #[error("encode the kernel hashes page")]
     HashesTable(#[source] TableCrossesPageError),
     /// More than one vCPU, but the firmware does not say where they start.
-    #[error(
-        "{vcpus} vCPUs are asked for, but the firmware names no address for application \
-         processors (SEV_ES_RESET_BLOCK); use one vCPU or an OVMF built for SEV-ES and SEV-SNP"
-    )]
-    NoResetAddress {
-        /// The vCPU count asked for.
-        vcpus: u32,
-    },
+    #[error(transparent)]
+    NoResetAddress(#[from] NoResetAddressError),
     /// A region cannot be measured as described.
     #[error("measure a region")]
     Update(#[source] UpdateError),
 }
 
-/// The launch digest of a guest under QEMU and KVM that boots by
-/// [`BootMethod::DirectKernel`].
+/// The launch digest of a guest under QEMU and KVM, by the shape's boot method.
 ///
 /// # Errors
 /// See [`MeasureError`].
@@ -134,23 +131,21 @@ pub fn measure_snp(
     inputs: &MeasurementInputs,
     shape: &LaunchShape,
 ) -> Result<Measurement, MeasureError> {
-    if shape.boot != BootMethod::DirectKernel {
-        return Err(MeasureError::BootsIgvm);
-    }
     let profile = VcpuProfile::from_shape(shape).map_err(MeasureError::CpuModel)?;
-    measure_snp_launch(inputs, &profile, shape.vcpus)
+    measure_snp_boot(inputs, shape.boot, &profile, shape.vcpus)
 }
 
-/// The launch digest of `vcpus` virtual CPUs of one profile.
+/// The launch digest of `vcpus` virtual CPUs of one profile that boot by one method.
 ///
 /// # Errors
 /// See [`MeasureError`].
-pub fn measure_snp_launch(
+pub fn measure_snp_boot(
     inputs: &MeasurementInputs,
+    boot: BootMethod,
     profile: &VcpuProfile,
     vcpus: VcpuCount,
 ) -> Result<Measurement, MeasureError> {
-    let mut context = measure_memory(&inputs.firmware, inputs.kernel_hashes.as_ref(), profile)?;
+    let mut context = measure_boot(inputs, boot, profile)?;
     let add = add_save_area(inputs, profile, vcpus);
     for index in 0..vcpus.get() {
         add(&mut context, index)?;
@@ -162,19 +157,33 @@ pub fn measure_snp_launch(
     })
 }
 
+/// The launch digest of `vcpus` virtual CPUs of one profile that boot by
+/// [`BootMethod::DirectKernel`].
+///
+/// # Errors
+/// See [`MeasureError`].
+pub fn measure_snp_launch(
+    inputs: &MeasurementInputs,
+    profile: &VcpuProfile,
+    vcpus: VcpuCount,
+) -> Result<Measurement, MeasureError> {
+    measure_snp_boot(inputs, BootMethod::DirectKernel, profile, vcpus)
+}
+
 /// The launch digests of every count in `range`, ascending.
 ///
 /// # Errors
 /// See [`MeasureError`].
 pub fn measure_vcpu_range(
     inputs: &MeasurementInputs,
+    boot: BootMethod,
     profile: &VcpuProfile,
     range: RangeInclusive<VcpuCount>,
 ) -> Result<Vec<(VcpuCount, LaunchDigest)>, MeasureError> {
     let counts = (range.start().get()..=range.end().get())
         .filter_map(|count| VcpuCount::try_from(count).ok())
         .collect();
-    measure_vcpu_counts(inputs, profile, &counts)
+    measure_vcpu_counts(inputs, boot, profile, &counts)
 }
 
 /// The launch digests of all `counts`, ascending. A further vCPU only extends
@@ -184,13 +193,14 @@ pub fn measure_vcpu_range(
 /// See [`MeasureError`].
 pub fn measure_vcpu_counts(
     inputs: &MeasurementInputs,
+    boot: BootMethod,
     profile: &VcpuProfile,
     counts: &BTreeSet<VcpuCount>,
 ) -> Result<Vec<(VcpuCount, LaunchDigest)>, MeasureError> {
     let Some(&most) = counts.last() else {
         return Ok(Vec::new());
     };
-    let context = measure_memory(&inputs.firmware, inputs.kernel_hashes.as_ref(), profile)?;
+    let context = measure_boot(inputs, boot, profile)?;
     let add = add_save_area(inputs, profile, most);
     measure_counts(context, counts, add, |context| {
         context.branch().finish().digest()
@@ -208,10 +218,24 @@ fn add_save_area(
     move |context, index| {
         let contents = areas
             .get(index)
-            .ok_or(MeasureError::NoResetAddress { vcpus: vcpus.get() })?;
+            .ok_or(NoResetAddressError { vcpus: vcpus.get() })?;
         context
             .update_vmsa(index, gpa, contents)
             .map_err(MeasureError::Update)
+    }
+}
+
+/// Measures all that does not depend on the vCPU count.
+fn measure_boot(
+    inputs: &MeasurementInputs,
+    boot: BootMethod,
+    profile: &VcpuProfile,
+) -> Result<LaunchContext<Updating>, MeasureError> {
+    match boot {
+        BootMethod::DirectKernel => {
+            measure_memory(&inputs.firmware, inputs.kernel_hashes.as_ref(), profile)
+        }
+        BootMethod::Igvm => measure_igvm_memory(inputs.igvm_digest, profile),
     }
 }
 
@@ -221,11 +245,7 @@ pub(crate) fn measure_memory(
     kernel_hashes: Option<&KernelHashes>,
     profile: &VcpuProfile,
 ) -> Result<LaunchContext<Updating>, MeasureError> {
-    if profile.guest_features.0 & 1 == 0 {
-        return Err(MeasureError::SnpNotActive {
-            features: profile.guest_features.0,
-        });
-    }
+    check_features(profile)?;
     if firmware.sections.is_empty() {
         return Err(MeasureError::NoSevMetadata);
     }
@@ -252,6 +272,30 @@ pub(crate) fn measure_memory(
         profile.vmm,
     )?;
     Ok(context)
+}
+
+/// All that is measured of a self-contained IGVM file before its save areas, from
+/// [`MeasurementInputs::igvm_digest`].
+pub(crate) fn measure_igvm_memory(
+    digest: Option<LaunchDigest>,
+    profile: &VcpuProfile,
+) -> Result<LaunchContext<Updating>, MeasureError> {
+    check_features(profile)?;
+    if profile.vmm != Vmm::Qemu {
+        return Err(MeasureError::IgvmVmm(profile.vmm));
+    }
+    let digest = digest.ok_or(MeasureError::NoIgvmFile)?;
+    let mut context = LaunchContext::new();
+    context.resume(RegionKind::IgvmPages, digest, 0, 0);
+    Ok(context)
+}
+
+fn check_features(profile: &VcpuProfile) -> Result<(), MeasureError> {
+    let features = profile.guest_features.0;
+    if features & GuestFeatures::SNP_ACTIVE == 0 {
+        return Err(MeasureError::SnpNotActive { features });
+    }
+    Ok(())
 }
 
 /// Measures the SEV metadata sections below an image at `base_gpa`.

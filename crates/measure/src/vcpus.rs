@@ -75,6 +75,17 @@ impl SaveAreas {
     }
 }
 
+/// More than one virtual CPU, and the firmware does not say where the others start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "{vcpus} vCPUs are asked for, but the firmware names no address for application processors \
+     (SEV_ES_RESET_BLOCK); use one vCPU or an OVMF built for SEV-ES and SEV-SNP"
+)]
+pub struct NoResetAddressError {
+    /// The number asked for.
+    pub vcpus: u32,
+}
+
 /// SHA-384 of the pages of [`SaveAreas`].
 #[derive(Clone, Copy)]
 pub(crate) struct SaveAreaDigests {

@@ -17,7 +17,7 @@ use assay_tee::cpu::{CpuModel, CpuSignature};
 use assay_tee::hashes_table::KernelHashes;
 use assay_tee::ovmf::{Section, SectionKind};
 use assay_tee::vmsa::Vmm;
-use assay_tee::{GuestFeatures, LaunchDigest, Sha256Digest, VcpuCount};
+use assay_tee::{BootMethod, GuestFeatures, LaunchDigest, Sha256Digest, VcpuCount};
 use proptest::prelude::*;
 use synthetic_firmware::{SyntheticFirmware, build_firmware};
 
@@ -58,6 +58,7 @@ fn firmware(filler: u8) -> MeasurementInputs {
     MeasurementInputs {
         kernel_hashes: None,
         cmdline: None,
+        igvm_digest: None,
         ..image(filler, "", None, "")
     }
 }
@@ -73,6 +74,7 @@ fn profile(model: &str) -> VcpuProfile {
 fn expected() -> Launch {
     Launch {
         inputs: image(0xf4, "kernel", Some("initrd"), CMDLINE),
+        boot: BootMethod::DirectKernel,
         profile: profile("EPYC-v4"),
         vcpus: count(4),
     }
@@ -589,6 +591,7 @@ fn images_are_found_beside_a_long_command_line() {
     for (index, image) in known.iter().enumerate().step_by(19) {
         let launch = Launch {
             inputs: image.inputs.clone(),
+            boot: BootMethod::DirectKernel,
             profile: profile("EPYC-Turin"),
             vcpus: count(7),
         };
@@ -606,6 +609,155 @@ fn images_are_found_beside_a_long_command_line() {
             )
         );
     }
+}
+
+/// Images of which there are IGVM files as well.
+fn with_igvm(mut launch: Launch, file: u8) -> Launch {
+    launch.inputs.igvm_digest = Some(LaunchDigest::new([file; 48]));
+    launch
+}
+
+#[test]
+fn the_other_way_to_boot_is_named() {
+    let direct = with_igvm(expected(), 0xaa);
+    let igvm = Launch {
+        boot: BootMethod::Igvm,
+        ..direct.clone()
+    };
+    let api = image(0x33, "api", None, "");
+    let api = with_igvm(
+        Launch {
+            inputs: api,
+            ..igvm.clone()
+        },
+        0xbb,
+    );
+    let known = [Known {
+        name: "shop/api".to_owned(),
+        inputs: api.inputs.clone(),
+    }];
+    let vcpus = |launch: &Launch, vcpus| Launch {
+        vcpus: count(vcpus),
+        ..launch.clone()
+    };
+    let model = |launch: &Launch| Launch {
+        profile: profile("EPYC-Genoa"),
+        ..launch.clone()
+    };
+    let direct_api = Launch {
+        boot: BootMethod::DirectKernel,
+        ..api.clone()
+    };
+    let genoa = "on EPYC-Genoa, EPYC-Genoa-v1 or EPYC-Genoa-v2";
+    let rows = [
+        (&igvm, igvm.clone(), "equals what was expected".to_owned()),
+        (
+            &igvm,
+            vcpus(&igvm, 2),
+            "equals this image with 2 vCPUs instead of 4".to_owned(),
+        ),
+        (&igvm, model(&igvm), format!("equals this image {genoa}")),
+        (
+            &igvm,
+            direct.clone(),
+            "equals this image in its direct boot form".to_owned(),
+        ),
+        (
+            &igvm,
+            vcpus(&direct, 512),
+            "equals this image in its direct boot form with 512 vCPUs instead of 4".to_owned(),
+        ),
+        (&igvm, api.clone(), "equals image shop/api".to_owned()),
+        (
+            &igvm,
+            vcpus(&api, 1),
+            "equals image shop/api with 1 vCPU instead of 4".to_owned(),
+        ),
+        (
+            &igvm,
+            vcpus(&direct_api, 3),
+            "equals image shop/api in its direct boot form with 3 vCPUs instead of 4".to_owned(),
+        ),
+        (
+            &direct,
+            igvm.clone(),
+            "equals this image in its IGVM form".to_owned(),
+        ),
+        (
+            &direct,
+            vcpus(&igvm, 2),
+            "equals this image in its IGVM form with 2 vCPUs instead of 4".to_owned(),
+        ),
+        (
+            &direct,
+            model(&vcpus(&igvm, 2)),
+            format!("equals this image in its IGVM form {genoa} with 2 vCPUs instead of 4"),
+        ),
+        (
+            &direct,
+            api.clone(),
+            "equals image shop/api in its IGVM form".to_owned(),
+        ),
+    ];
+    for (expected, launch, sentence) in rows {
+        let observed = launch.measure().unwrap();
+        let explanation = explain(&Question {
+            observed,
+            expected,
+            known: &known,
+            tokens: &[],
+        });
+        assert_eq!(explanation.to_string(), sentence);
+        let Explanation::Found { causes } = explanation else {
+            continue;
+        };
+        assert_eq!(causes[0].launch.measure(), Ok(observed), "{sentence}");
+        assert_eq!(causes[0].launch.boot, launch.boot);
+    }
+}
+
+/// Nothing is said of an IGVM file that nobody knows, and what was tried is told.
+#[test]
+fn an_unknown_igvm_file_is_a_gap() {
+    let none = Launch {
+        boot: BootMethod::Igvm,
+        ..expected()
+    };
+    let zeros = LaunchDigest::new([0; 48]);
+    let Explanation::Unexplained(ruled_out) = ask(zeros, &none) else {
+        panic!("zeros are explained")
+    };
+    let name = "the expected launch".to_owned();
+    assert_eq!(ruled_out.gaps, [Gap::Unmeasurable { name }]);
+    let areas: Vec<_> = ruled_out.areas.iter().map(|area| area.area).collect();
+    assert_eq!(areas, [Area::Boot]);
+    // Its direct boot is known.
+    let direct = expected().measure().unwrap();
+    assert_eq!(
+        ask(direct, &none).to_string(),
+        "equals this image in its direct boot form"
+    );
+}
+
+/// IGVM files of every known image do not take the work from the rest.
+#[test]
+fn igvm_files_leave_the_search_as_it_was() {
+    let expected = with_igvm(expected(), 0xaa);
+    let mut known = images(20);
+    for (image, file) in known.iter_mut().zip(0..) {
+        image.inputs.igvm_digest = Some(LaunchDigest::new([file; 48]));
+    }
+    let Explanation::Unexplained(ruled_out) = explain(&Question {
+        observed: LaunchDigest::new([0; 48]),
+        expected: &expected,
+        known: &known,
+        tokens: &[],
+    }) else {
+        panic!("zeros are explained")
+    };
+    assert_eq!(ruled_out.gaps, []);
+    let boots = ruled_out.areas.iter().find(|area| area.area == Area::Boot);
+    assert_eq!(boots.unwrap().variants, 21);
 }
 
 /// Where no kernel is expected, the kernel hashes are what is too much.
@@ -677,6 +829,7 @@ fn launches() -> impl Strategy<Value = Launch> {
     )
         .prop_map(|(firmware, kernel, initrd, words, model, vcpus)| Launch {
             inputs: image(firmware, &kernel, initrd.as_deref(), &words.join(" ")),
+            boot: BootMethod::DirectKernel,
             profile: profile(model),
             vcpus: count(vcpus),
         })
@@ -747,7 +900,7 @@ fn apply(launch: &mut Launch, change: &Change, other: &MeasurementInputs) {
         Change::KernelHashesOff => launch.inputs.kernel_hashes = None,
         Change::InitrdLeftOut => ours.initrd = Sha256Digest::of(b""),
         Change::Image { .. } => launch.inputs = other.clone(),
-        Change::KernelHashesOn { .. } => panic!("the launch has a kernel"),
+        Change::Boot { .. } | Change::KernelHashesOn { .. } => panic!("never asked for"),
         Change::Part { part, .. } => match part {
             Part::Firmware => launch.inputs.firmware = other.firmware.clone(),
             Part::Boot => *ours = theirs,

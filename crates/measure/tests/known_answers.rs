@@ -171,6 +171,7 @@ impl Case {
             firmware,
             kernel_hashes: self.kernel_hashes(),
             cmdline: None,
+            igvm_digest: None,
         };
         measure_snp_launch(&inputs, &self.profile(), self.vcpus.unwrap())
             .map(|measurement| measurement.digest.to_hex())

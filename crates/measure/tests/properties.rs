@@ -16,6 +16,7 @@ use assay_measure::matrix::measure_matrix;
 use assay_measure::sev::{measure_sev_es, measure_sev_es_counts};
 use assay_measure::svsm::{SvsmInputs, SvsmProfile, measure_svsm, measure_svsm_counts};
 use assay_measure::trace::RegionKind;
+use assay_measure::vcpus::NoResetAddressError;
 use assay_measure::{
     FirmwareInputs, MeasureError, MeasurementInputs, VcpuProfile, measure_snp_launch,
     measure_vcpu_range,
@@ -25,7 +26,7 @@ use assay_tee::hashes_table::KernelHashes;
 use assay_tee::ovmf::{Section, SectionKind, parse_ovmf};
 use assay_tee::svsm::parse_svsm;
 use assay_tee::vmsa::{SvsmFpu, Vmm};
-use assay_tee::{GuestFeatures, Sha256Digest, VcpuCount};
+use assay_tee::{BootMethod, GuestFeatures, Sha256Digest, VcpuCount};
 use proptest::prelude::*;
 use synthetic_firmware::{SyntheticFirmware, build_firmware, build_svsm};
 
@@ -134,7 +135,7 @@ proptest! {
         further in 0..6_u32,
     ) {
         let range = count(first)..=count(first + further);
-        let extended = measure_vcpu_range(&inputs, &profile, range).unwrap();
+        let extended = measure_vcpu_range(&inputs, BootMethod::DirectKernel, &profile, range).unwrap();
         let direct: Vec<_> = (first..=first + further)
             .map(|vcpus| {
                 let direct = measure_snp_launch(&inputs, &profile, count(vcpus)).unwrap();
@@ -150,7 +151,7 @@ proptest! {
         profiles in prop::collection::vec(profiles(), 1..3),
         counts in counts(),
     ) {
-        let rows = measure_matrix(&inputs, &profiles, &counts).unwrap();
+        let rows = measure_matrix(&inputs, BootMethod::DirectKernel, &profiles, &counts).unwrap();
         prop_assert_eq!(rows.len(), inputs.len() * profiles.len() * counts.len());
         for row in rows {
             let (inputs, profile) = (&inputs[row.inputs], &profiles[row.profile]);
@@ -268,7 +269,7 @@ proptest! {
             firmware[at] = value;
         }
         if let Ok(firmware) = FirmwareInputs::from_bytes(&firmware) {
-            let inputs = MeasurementInputs { firmware, kernel_hashes: None, cmdline: None };
+            let inputs = MeasurementInputs { firmware, kernel_hashes: None, cmdline: None, igvm_digest: None };
             let _ = measure_snp_launch(&inputs, &profile, count(2));
         }
     }
@@ -351,7 +352,7 @@ fn launches_that_no_vmm_would_make_are_refused() {
     );
     assert_eq!(
         refused(|inputs, _| inputs.firmware.reset_eip = None),
-        MeasureError::NoResetAddress { vcpus: 2 }
+        MeasureError::NoResetAddress(NoResetAddressError { vcpus: 2 })
     );
     assert_eq!(
         refused(|inputs, _| inputs.firmware.sections[0].kind = SectionKind::Unknown(7)),

@@ -22,6 +22,10 @@ const CMDLINE_GUID: Guid = Guid::new(0x97d0_2dd8_bd20_4c94_aa78_e771_4d36_ab2a);
 const INITRD_GUID: Guid = Guid::new(0x44ba_f731_3a2f_4bd7_9af1_41e2_9169_781d);
 const KERNEL_GUID: Guid = Guid::new(0x4de7_9437_abd2_427f_b835_d5b1_72d2_045b);
 
+/// What names the table's entries: kernel, initrd, command line. Firmware that verifies
+/// a kernel looks for them.
+pub const ENTRY_GUIDS: [Guid; 3] = [KERNEL_GUID, INITRD_GUID, CMDLINE_GUID];
+
 /// Length field of the table: header and entries without the padding.
 const TABLE_LENGTH: u16 = 168;
 /// Length field of an entry.

@@ -433,6 +433,11 @@ pub struct MeasurementInputsStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 4096))]
     pub cmdline: Option<String>,
+    /// The running launch digest after the pages of the self-contained IGVM file of
+    /// firmware and UKI, `sha384:…`. None where the firmware takes no UKI from such a
+    /// file.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub igvm_digest: Option<String>,
 }
 
 /// What of a firmware image matters for a launch digest.

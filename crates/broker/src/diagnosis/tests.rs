@@ -1,3 +1,5 @@
+use assay_crds::v1alpha1::BootMethod;
+
 use super::*;
 use crate::fixtures;
 
@@ -43,6 +45,72 @@ fn causes_are_named() {
         let diagnosis = mismatch(observed(fill, vcpus)).explain(&images).unwrap();
         assert_eq!(diagnosis.type_, kind);
         assert!(diagnosis.message.starts_with(message), "{diagnosis:?}");
+    }
+}
+
+/// A guest that booted in the other way, or from the IGVM file of another image.
+#[test]
+fn the_way_to_boot_is_named() {
+    let published = |name: &str, fill: u8| {
+        let mut image = fixtures::measured_image(name, fill);
+        let mut inputs = fixtures::measurement_inputs(fill);
+        inputs["igvmDigest"] = LaunchDigest::new([fill ^ 0xff; 48]).to_string().into();
+        image.status.as_mut().unwrap().measurement_inputs =
+            Some(serde_json::from_value(inputs).unwrap());
+        Arc::new(image)
+    };
+    let images = [published(fixtures::IMAGE, 1), published("api-1", 2)];
+    let digest = |fill: u8, boot: assay_tee::BootMethod, vcpus| {
+        let inputs = serde_json::from_value(fixtures::measurement_inputs(fill)).unwrap();
+        let launch = Launch {
+            inputs: MeasurementInputs {
+                igvm_digest: Some(LaunchDigest::new([fill ^ 0xff; 48])),
+                ..inputs
+            },
+            boot,
+            ..mismatch(LaunchDigest::new([0; 48])).expected().unwrap()
+        };
+        let vcpus = VcpuCount::try_from(vcpus).unwrap();
+        Launch { vcpus, ..launch }.measure().unwrap()
+    };
+    let (direct, igvm) = (
+        assay_tee::BootMethod::DirectKernel,
+        assay_tee::BootMethod::Igvm,
+    );
+    for (asked, observed, kind, message) in [
+        (
+            BootMethod::DirectKernel,
+            digest(1, igvm, 2),
+            "OtherBoot",
+            "equals this image in its IGVM form with 2 vCPUs instead of 1",
+        ),
+        (
+            BootMethod::Igvm,
+            digest(1, direct, 1),
+            "OtherBoot",
+            "equals this image in its direct boot form",
+        ),
+        (
+            BootMethod::Igvm,
+            digest(1, igvm, 4),
+            "OtherShape",
+            "equals this image with 4 vCPUs instead of 1",
+        ),
+        (
+            BootMethod::Igvm,
+            digest(2, igvm, 1),
+            "OtherImage",
+            "equals image api-1",
+        ),
+    ] {
+        let mut mismatch = mismatch(observed);
+        mismatch.image = images[0].clone();
+        mismatch.machine.boot = asked;
+        let diagnosis = mismatch.explain(&images).unwrap();
+        assert_eq!(
+            (diagnosis.type_.as_str(), &*diagnosis.message),
+            (kind, message)
+        );
     }
 }
 

@@ -8,13 +8,15 @@ use std::panic::resume_unwind;
 use std::path::Path;
 use std::thread;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail, ensure};
+use assay_image::igvm::measure_self_contained;
 use assay_image::manifest::Manifest;
 use assay_measure::inputs::FirmwareInputsError;
 use assay_measure::{FirmwareInputs, FirmwareMeasurement, MeasurementInputs};
-use assay_tee::Sha256Digest;
 use assay_tee::hashes_table::KernelHashes;
 use assay_tee::ovmf::parse_ovmf;
+use assay_tee::{LaunchDigest, Sha256Digest};
+use bytes::Bytes;
 use memmap2::Mmap;
 use serde::de::DeserializeOwned;
 use sha2::{Digest as _, Sha256};
@@ -100,6 +102,32 @@ pub(super) fn read_inputs(path: &Path) -> Result<MeasurementInputs> {
         Ok(manifest) => Ok(manifest.measurement),
         Err(_) => read_json(path),
     }
+}
+
+/// What is measured of the self-contained IGVM file of a firmware and a UKI.
+pub(super) fn igvm_digest(firmware: &Path, kernel: Option<&DirectBoot>) -> Result<LaunchDigest> {
+    let Some(DirectBoot {
+        kernel: Blob::File(uki),
+        initrd: None,
+        cmdline: Cmdline::Text(cmdline),
+    }) = kernel
+    else {
+        bail!(
+            "the file holds a UKI; give one with --kernel, and no --initrd, --kernel-hash or \
+             --cmdline-hash"
+        );
+    };
+    ensure!(
+        cmdline.is_empty(),
+        "the file holds a UKI and its own command line; leave out --append"
+    );
+    let bytes = |path| Ok::<_, anyhow::Error>(Bytes::copy_from_slice(&read(path)?));
+    let uki = bytes(uki)?;
+    ensure!(
+        uki.starts_with(b"MZ"),
+        "--kernel is not an EFI executable, which the file needs; give a unified kernel image"
+    );
+    Ok(measure_self_contained(&bytes(firmware)?, &uki)?)
 }
 
 /// A JSON document.

@@ -6,7 +6,7 @@ use std::fmt;
 use std::path::PathBuf;
 
 use assay_tee::vmsa::{SvsmFpu, Vmm};
-use assay_tee::{GuestFeatures, LaunchDigest, Sha256Digest, VcpuCount};
+use assay_tee::{BootMethod, GuestFeatures, LaunchDigest, Sha256Digest, VcpuCount};
 use clap::ValueEnum;
 use serde::Serialize;
 
@@ -48,6 +48,10 @@ pub(crate) struct Args {
     /// Whose rules the IGVM file is loaded by (mode snp) [default: qemu]
     #[arg(long, value_enum, value_name = "LOADER")]
     pub(super) igvm_loader: Option<IgvmLoaderName>,
+    /// How the kernel reaches the guest (mode snp): IGVM measures the self-contained
+    /// file of firmware and UKI, as `assay igvm build` makes it [default: DirectKernel]
+    #[arg(long, value_enum, value_name = "METHOD", conflicts_with = "igvm")]
+    pub(super) boot: Option<BootArg>,
     /// Kernel or UKI given to QEMU as -kernel
     #[arg(long, value_name = "PATH")]
     pub(super) kernel: Option<PathBuf>,
@@ -230,6 +234,27 @@ pub(super) enum IgvmLoaderName {
     NativeZero,
     /// As Coconut's igvmmeasure prints, with its errors
     Igvmmeasure,
+}
+
+/// A [`BootMethod`] by the name that objects have for it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum BootArg {
+    /// QEMU loads firmware and kernel
+    #[default]
+    #[value(name = "DirectKernel")]
+    DirectKernel,
+    /// QEMU loads one IGVM file of both
+    #[value(name = "IGVM")]
+    Igvm,
+}
+
+impl BootArg {
+    pub(crate) const fn method(self) -> BootMethod {
+        match self {
+            Self::DirectKernel => BootMethod::DirectKernel,
+            Self::Igvm => BootMethod::Igvm,
+        }
+    }
 }
 
 /// How a digest is printed.

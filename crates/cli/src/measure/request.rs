@@ -11,7 +11,7 @@ use assay_measure::VcpuProfile;
 use assay_measure::svsm::SvsmProfile;
 use assay_tee::cpu::{CpuModel, CpuSignature};
 use assay_tee::vmsa::Vmm;
-use assay_tee::{LaunchDigest, Sha256Digest, VcpuCount};
+use assay_tee::{BootMethod, LaunchDigest, Sha256Digest, VcpuCount};
 
 use super::options::{Args, Mode, VmmType};
 pub(super) use igvm::{IgvmKind, IgvmRequest, IgvmVcpus};
@@ -31,6 +31,7 @@ pub(super) enum Request {
     },
     Snp {
         source: SnpSource,
+        boot: BootMethod,
         kernel: Option<DirectBoot>,
         profiles: Vec<Named<VcpuProfile>>,
         vcpus: BTreeSet<VcpuCount>,
@@ -147,6 +148,7 @@ impl Request {
             },
             Mode::Snp => Self::Snp {
                 source: snp_source(args)?,
+                boot: args.boot.unwrap_or_default().method(),
                 kernel: kernel(args)?,
                 profiles: profiles(args)?,
                 vcpus: vcpus(args)?,
@@ -274,7 +276,7 @@ fn harmless_rules(args: &Args) -> [Rule; 8] {
 }
 
 /// What a digest without it would mislead about.
-fn strict_rules(args: &Args) -> [Rule; 14] {
+fn strict_rules(args: &Args) -> [Rule; 15] {
     let rule = |option, given, modes, because| Rule {
         option,
         given,
@@ -305,6 +307,12 @@ fn strict_rules(args: &Args) -> [Rule; 14] {
             args.snp_ovmf_hash.is_some(),
             &[Mode::Snp],
             "it stands for the firmware's pages of an SEV-SNP launch",
+        ),
+        rule(
+            "--boot",
+            args.boot.is_some(),
+            &[Mode::Snp],
+            "only SEV-SNP guests boot from a file of ours",
         ),
         recorded("--inputs", args.inputs.is_some()),
         recorded("--write-inputs", args.write_inputs.is_some()),

@@ -3,16 +3,17 @@
 use anyhow::{Result, bail, ensure};
 use assay_measure::VcpuProfile;
 use assay_measure::explain::Launch;
-use assay_tee::VcpuCount;
+use assay_tee::{BootMethod, VcpuCount};
 
 use super::options::{Args, Mode};
 use super::request::{DirectBoot, Request, SnpSource};
-use super::{single, snp_inputs};
+use super::{files, single, snp_inputs};
 
 /// Options that name one launch of a guest.
 #[derive(Debug)]
 pub(crate) struct SingleLaunch {
     source: SnpSource,
+    boot: BootMethod,
     kernel: Option<DirectBoot>,
     profile: VcpuProfile,
     vcpus: VcpuCount,
@@ -42,14 +43,15 @@ impl SingleLaunch {
         );
         ensure!(
             args.igvm.is_empty() && args.igvm_loader.is_none(),
-            "the digests of IGVM files cannot be explained, and none equals the digest of a guest \
-             that starts from --ovmf; compare with `assay measure --igvm FILE --vcpus 1-512`, and \
-             with other models and files"
+            "the digest of an IGVM file cannot be explained by the file; for a file of ours give \
+             --ovmf and --kernel, or --inputs, with --boot IGVM, and compare others with `assay \
+             measure --igvm FILE --vcpus 1-512`"
         );
         let request = Request::from_args(args)?;
         let shapes = request.shapes();
         let Request::Snp {
             source,
+            boot,
             kernel,
             profiles,
             vcpus,
@@ -65,6 +67,7 @@ impl SingleLaunch {
         };
         Ok(Self {
             source,
+            boot,
             kernel,
             profile: profile.value,
             vcpus,
@@ -76,11 +79,19 @@ impl SingleLaunch {
     /// # Errors
     /// When a file cannot be read, or is no firmware.
     pub(crate) fn read(&self) -> Result<Launch> {
-        let (_, inputs) = snp_inputs(&self.source, self.kernel.as_ref())?;
-        let [inputs] = <[_; 1]>::try_from(inputs)
+        let kernel = self.kernel.as_ref();
+        let (paths, inputs) = snp_inputs(&self.source, self.boot, kernel)?;
+        let [mut inputs] = <[_; 1]>::try_from(inputs)
             .map_err(|inputs| anyhow::anyhow!("{} firmwares were read", inputs.len()))?;
+        // The other way to boot is a neighbour, where there is one.
+        if let (SnpSource::Ovmf { digest: None, .. }, None, [path]) =
+            (&self.source, inputs.igvm_digest, paths)
+        {
+            inputs.igvm_digest = files::igvm_digest(path, kernel).ok();
+        }
         Ok(Launch {
             inputs,
+            boot: self.boot,
             profile: self.profile,
             vcpus: self.vcpus,
         })

@@ -15,10 +15,11 @@ use assay_reference::{
     policy_of, pre_authentication_encoding, rvps,
 };
 use assay_tee::guest_config::RootFs;
-use assay_tee::{BootMethod, GuestFeatures, LaunchShape, Tee, VcpuCount};
+use assay_tee::{GuestFeatures, LaunchShape, Tee, VcpuCount};
 use jiff::{RoundMode, Timestamp, TimestampRound, Unit};
 
 use super::input::{self, Document, Objects};
+use crate::measure::BootArg;
 use crate::stdout;
 
 /// What a person may type.
@@ -80,6 +81,14 @@ struct ManifestArgs {
     /// For manifest.json: CPU models by QEMU's names
     #[arg(long = "vcpu-type", value_name = "CPUTYPE", value_delimiter = ',')]
     cpu_models: Vec<String>,
+    /// For manifest.json: how guests boot
+    #[arg(
+        long,
+        value_name = "METHOD",
+        value_delimiter = ',',
+        default_value = "DirectKernel"
+    )]
+    boot: Vec<BootArg>,
 }
 
 /// What is written.
@@ -330,23 +339,24 @@ fn image_of_manifest(manifest: &Manifest, args: &ManifestArgs) -> Result<Image> 
         .collect::<Result<_, _>>()
         .context("--vcpus")?;
     let mut rows = Vec::new();
-    for model in &args.cpu_models {
+    for (model, boot) in args
+        .cpu_models
+        .iter()
+        .flat_map(|model| args.boot.iter().map(move |boot| (model, boot.method())))
+    {
         let shape = |vcpus| LaunchShape {
             tee: Tee::Snp,
-            boot: BootMethod::default(),
+            boot,
             vcpus,
             cpu_model: model.clone(),
             guest_features: GuestFeatures::default(),
         };
-        let any = shape(VcpuCount::try_from(1).context("--vcpus")?);
-        let profile = VcpuProfile::from_shape(&any).context("--vcpu-type")?;
-        for (vcpus, digest) in measure_vcpu_counts(&manifest.measurement, &profile, &counts)? {
-            rows.push(Row::of_shape(
-                &manifest.firmware.sha256,
-                &shape(vcpus),
-                digest,
-            ));
-        }
+        let profile = VcpuProfile::from_shape(&shape(VcpuCount::ONE)).context("--vcpu-type")?;
+        let digests = measure_vcpu_counts(&manifest.measurement, boot, &profile, &counts)
+            .with_context(|| format!("--boot {boot}"))?;
+        rows.extend(digests.into_iter().map(|(vcpus, digest)| {
+            Row::of_shape(&manifest.firmware.sha256, &shape(vcpus), digest)
+        }));
     }
     rows.sort_by(|a, b| a.id.cmp(&b.id));
     rows.dedup();

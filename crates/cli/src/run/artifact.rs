@@ -6,7 +6,6 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, ensure};
 use assay_crds::v1alpha1::MeasuredImage;
-use assay_crds::v1alpha1::measured_image::MeasurementInputsStatus;
 use assay_image::artifact::build;
 use assay_image::manifest::{FIRMWARE_PATH, MANIFEST_PATH, ROOT_DISK_PATH, UKI_PATH};
 use assay_image::read::{ArtifactContent, ReadArtifact, read_artifact_content};
@@ -63,13 +62,6 @@ impl LocalArtifact {
             read,
             reference: reference.to_owned(),
         })
-    }
-
-    /// What the launch digests depend on, as a status has it.
-    pub(super) fn inputs_status(&self) -> Option<MeasurementInputsStatus> {
-        // Both are the same document; crds does not know the other type.
-        let document = serde_json::to_value(&self.read.manifest.measurement).ok()?;
-        serde_json::from_value(document).ok()
     }
 }
 

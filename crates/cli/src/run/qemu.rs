@@ -4,11 +4,15 @@ use std::env;
 use std::fmt;
 use std::fs::OpenOptions;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use assay_crds::v1alpha1::TeeType;
 use assay_launcher::plan::Accelerator;
 use clap::ValueEnum;
+
+/// What QEMU has that starts guests from IGVM files.
+const IGVM_OBJECT: &str = "igvm-cfg";
 
 /// What runs a simulated guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -72,6 +76,25 @@ pub(super) fn check_machine(tee: TeeType, accel: Accel) -> Result<()> {
             "cannot use /dev/kvm; load kvm_amd or kvm_intel, and join the group that owns it",
         )?;
     }
+    Ok(())
+}
+
+/// Checks that QEMU starts guests from IGVM files: only builds with libigvm have the
+/// object.
+pub(super) fn check_igvm(program: &Path) -> Result<()> {
+    let objects = Command::new(program)
+        .args(["-object", "help"])
+        .stdin(Stdio::null())
+        .output()
+        .with_context(|| format!("cannot start {}", program.display()))?;
+    let objects = String::from_utf8_lossy(&objects.stdout);
+    ensure!(
+        objects.lines().any(|line| line.trim() == IGVM_OBJECT),
+        "spec.machine.boot is IGVM, and {} starts no guest from an IGVM file (`-object help` has \
+         no {IGVM_OBJECT}): name QEMU 10.1 or later built with libigvm with --qemu, such as the \
+         launcher image's /usr/bin/qemu-system-x86_64, or say boot: DirectKernel",
+        program.display()
+    );
     Ok(())
 }
 

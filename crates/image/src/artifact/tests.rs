@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use super::*;
 use crate::hardening::{Exception, Hardening, SettingState};
 use crate::kernel_config::complete;
+use crate::kernel_loader::tests::synthetic_firmware::{HASH_GUIDS, build_volume, kernel_loader};
 use crate::modules::info::module_file;
 use crate::oci::{LayerCompression, RunConfig};
 use crate::recipe::{ImageSource, Output, Recipe};
@@ -30,8 +31,9 @@ fn guid(text: &str) -> Vec<u8> {
 
 /// Firmware that says what OVMF says about the hashes table, if it has one.
 pub(crate) fn firmware(with_table: bool) -> Bytes {
-    let mut out = vec![0xf4_u8; 8192];
-    let metadata_at = 4096;
+    let mut out = build_volume(&[&kernel_loader(HASH_GUIDS)]);
+    let metadata_at = out.len();
+    out.resize(metadata_at + 4096, 0xf4);
     let mut metadata = b"ASEV".to_vec();
     for number in [28_u32, 1, 1, 0x81_0000, 0x1000, 0x10] {
         metadata.extend(number.to_le_bytes());

@@ -17,6 +17,9 @@ use zerocopy::{Immutable, IntoBytes};
 use super::{EncodeIgvmError, NATIVE, Page, SNP};
 use crate::rope::Rope;
 
+/// Name of the HOBs that lead edk2 to what an IGVM file holds for it.
+pub(crate) const IGVM_DATA_HOB: Guid = Guid::new(0x3dd1_77ff_b632_4e25_bef3_0650_63d5_5fc4);
+
 /// The only parameter area.
 const AREA: u32 = 0;
 
@@ -53,7 +56,6 @@ pub(super) struct ParameterArea {
 pub(super) fn hob_list(kernels: &[(u64, u64)]) -> Bytes {
     const GUID_EXTENSION: u16 = 4;
     const END_OF_LIST: u16 = 0xffff;
-    const IGVM_DATA: Guid = Guid::new(0x3dd1_77ff_b632_4e25_bef3_0650_63d5_5fc4);
     const KERNEL: u32 = 0x201;
     let header = |kind: u16, len: u16| {
         let mut header = Vec::new();
@@ -65,7 +67,7 @@ pub(super) fn hob_list(kernels: &[(u64, u64)]) -> Bytes {
     let mut list = Vec::new();
     for (gpa, len) in kernels {
         list.extend(header(GUID_EXTENSION, 48));
-        list.extend(IGVM_DATA.as_bytes());
+        list.extend(IGVM_DATA_HOB.as_bytes());
         list.extend(gpa.to_le_bytes());
         list.extend(len.to_le_bytes());
         list.extend(KERNEL.to_le_bytes());

@@ -368,12 +368,12 @@ fn who_signed_is_read_from_the_uki() {
     let mut uki = good.uki.to_vec();
     let table = artifact.manifest.uki.size - 300;
     uki[usize::try_from(table).unwrap()] ^= 1;
-    let digest = Sha256Digest::of(&uki);
+    let (digest, uki) = (Sha256Digest::of(&uki), Bytes::from(uki));
     let mut broken = with(&|manifest| {
         manifest.uki.sha256 = digest;
-        manifest.measurement = measurement(&good.firmware, digest).unwrap();
+        manifest.measurement = measurement(&good.firmware, &uki, digest).unwrap();
     });
-    broken.uki = uki.into();
+    broken.uki = uki;
     let error = read_artifact_content(&broken).unwrap_err();
     assert!(matches!(error, ReadArtifactError::Signers(_)), "{error}");
 }

@@ -2,8 +2,8 @@
 
 use std::collections::{HashMap, HashSet};
 
-use assay_tee::Sha256Digest;
 use assay_tee::hashes_table::KernelHashes;
+use assay_tee::{BootMethod, LaunchDigest, Sha256Digest};
 
 use super::budget::Budget;
 use super::cmdline::{Edit, Line, Neighbour};
@@ -17,10 +17,38 @@ pub(super) struct Firmware<'a> {
     pub(super) inputs: &'a FirmwareInputs,
 }
 
+/// What is measured of firmware and kernel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) enum Form {
+    /// The firmware, and the hashes of what it is to boot.
+    Direct(Option<KernelHashes>),
+    /// The pages of an IGVM file that holds both: the digest after them.
+    Igvm(LaunchDigest),
+}
+
+impl Form {
+    pub(super) const fn boot(self) -> BootMethod {
+        match self {
+            Self::Direct(_) => BootMethod::DirectKernel,
+            Self::Igvm(_) => BootMethod::Igvm,
+        }
+    }
+
+    /// The form of inputs that boot in one way, where they can.
+    fn of(inputs: &MeasurementInputs, boot: BootMethod) -> Option<Self> {
+        match boot {
+            BootMethod::DirectKernel => Some(Self::Direct(inputs.kernel_hashes)),
+            BootMethod::Igvm => inputs.igvm_digest.map(Self::Igvm),
+        }
+    }
+}
+
 /// Firmware and kernel to be tried.
 pub(super) struct Variant<'a> {
     pub(super) firmware: Firmware<'a>,
-    pub(super) kernel_hashes: Option<KernelHashes>,
+    pub(super) form: Form,
+    /// The inputs of an image that is tried as a whole.
+    whole: Option<&'a MeasurementInputs>,
     cmdline: Cmdline<'a>,
     /// All that differs from the expected inputs, said in one way or another. For
     /// those themselves it is said with no change.
@@ -32,9 +60,16 @@ pub(super) struct Variant<'a> {
 impl Variant<'_> {
     /// The variant as inputs.
     pub(super) fn to_inputs(&self) -> MeasurementInputs {
+        if let Some(whole) = self.whole {
+            return whole.clone();
+        }
         MeasurementInputs {
             firmware: self.firmware.inputs.clone(),
-            kernel_hashes: self.kernel_hashes,
+            kernel_hashes: match self.form {
+                Form::Direct(hashes) => hashes,
+                Form::Igvm(_) => None,
+            },
+            igvm_digest: None,
             cmdline: match &self.cmdline {
                 Cmdline::Recorded(text) => text.map(str::to_owned),
                 Cmdline::Edited(text, edit) => edit.apply(text),
@@ -74,20 +109,23 @@ struct Expected<'a> {
 
 /// Every variant but unlikely command lines.
 pub(super) struct Variants<'a> {
-    /// The expected inputs first. Different variants are measured differently.
+    /// The expected inputs first, where they can be measured. Different variants are
+    /// measured differently.
     pub(super) all: Vec<Variant<'a>>,
     /// The expected command line, for [`Self::cmdline`].
     pub(super) line: Option<Line<'a>>,
     expected: Expected<'a>,
     firmwares: Vec<&'a FirmwareInputs>,
-    seen: HashMap<(usize, Option<KernelHashes>), usize>,
+    seen: HashMap<(usize, Form), usize>,
     /// Hashes of command lines that were tried in place of the expected one.
     cmdlines: HashSet<Sha256Digest>,
 }
 
 impl<'a> Variants<'a> {
     pub(super) fn of(question: &Question<'a>, budget: &mut Budget) -> Self {
-        let expected = &question.expected.inputs;
+        let whole = &question.expected.inputs;
+        let boot = question.expected.boot;
+        let expected = whole;
         let expected = Expected {
             firmware: Firmware {
                 number: 0,
@@ -105,21 +143,44 @@ impl<'a> Variants<'a> {
             seen: HashMap::new(),
             cmdlines: HashSet::from_iter(expected.kernel_hashes.map(|hashes| hashes.cmdline)),
         };
-        variants.add(Variant {
-            firmware: expected.firmware,
-            kernel_hashes: expected.kernel_hashes,
-            cmdline: Cmdline::Recorded(expected.recorded),
-            descriptions: vec![Vec::new()],
-            area: Area::Shape,
-            reach: Reach::Far,
-        });
+        let own = Form::of(whole, boot);
+        if own.is_none() {
+            let name = "the expected launch".to_owned();
+            budget.gap(Gap::Unmeasurable { name });
+        }
+        let other = Form::of(whole, other_boot(boot));
+        let forms = [
+            own.map(|form| (form, Vec::new(), Area::Shape)),
+            other.map(|form| (form, vec![booted(form)], Area::Boot)),
+        ];
+        for (form, changes, area) in forms.into_iter().flatten() {
+            variants.add(Variant {
+                firmware: expected.firmware,
+                form,
+                whole: Some(whole),
+                cmdline: Cmdline::Recorded(expected.recorded),
+                descriptions: vec![changes],
+                area,
+                reach: Reach::Far,
+            });
+        }
         let left_out = question.known.len().saturating_sub(MAX_KNOWN);
         if left_out > 0 {
             budget.gap(Gap::KnownLimit { left_out });
         }
         let known = question.known.get(..MAX_KNOWN).unwrap_or(question.known);
         for image in known {
-            variants.add_image(image);
+            match boot {
+                BootMethod::DirectKernel => variants.add_image(image),
+                BootMethod::Igvm => variants.add_igvm_image(image),
+            }
+        }
+        for image in known {
+            variants.add_other_boot(image, boot);
+        }
+        // An IGVM file has no parts that are measured by themselves.
+        if boot == BootMethod::Igvm {
+            return variants;
         }
         if let Some(hashes) = expected.kernel_hashes {
             variants.add_own(hashes);
@@ -132,6 +193,18 @@ impl<'a> Variants<'a> {
             variants.add_cmdlines(known, question.tokens, budget);
         }
         variants
+    }
+
+    /// The expected inputs.
+    pub(super) fn expected(&self) -> impl Iterator<Item = &Variant<'a>> {
+        let is_expected = |variant: &&Variant<'_>| variant.area == Area::Shape;
+        self.all.iter().filter(is_expected)
+    }
+
+    /// All but the expected inputs.
+    pub(super) fn others(&self) -> impl Iterator<Item = &Variant<'a>> {
+        let is_other = |variant: &&Variant<'_>| variant.area != Area::Shape;
+        self.all.iter().filter(is_other)
     }
 
     /// Another image as a whole.
@@ -151,11 +224,54 @@ impl<'a> Variants<'a> {
         };
         self.add(Variant {
             firmware,
-            kernel_hashes: Some(theirs),
+            form: Form::Direct(Some(theirs)),
+            whole: Some(&image.inputs),
             cmdline: Cmdline::Recorded(image.inputs.cmdline.as_deref()),
             descriptions: vec![vec![change]],
             area: Area::Image,
             reach: Reach::Far,
+        });
+    }
+
+    /// The IGVM file of another image.
+    fn add_igvm_image(&mut self, image: &'a Known) {
+        let Some(form) = Form::of(&image.inputs, BootMethod::Igvm) else {
+            return;
+        };
+        let name = image.name.clone();
+        let changes = vec![Change::Image { name }];
+        self.add_form(image, form, changes, Area::Image, Reach::Far);
+    }
+
+    /// Another image that boots in the other way.
+    fn add_other_boot(&mut self, image: &'a Known, expected: BootMethod) {
+        let form = Form::of(&image.inputs, other_boot(expected));
+        // Firmware alone is no image.
+        let Some(form) = form.filter(|form| *form != Form::Direct(None)) else {
+            return;
+        };
+        let name = image.name.clone();
+        let changes = vec![Change::Image { name }, booted(form)];
+        self.add_form(image, form, changes, Area::Boot, Reach::Near);
+    }
+
+    fn add_form(
+        &mut self,
+        image: &'a Known,
+        form: Form,
+        changes: Vec<Change>,
+        area: Area,
+        reach: Reach,
+    ) {
+        let firmware = self.firmware(&image.inputs.firmware);
+        self.add(Variant {
+            firmware,
+            form,
+            whole: Some(&image.inputs),
+            cmdline: Cmdline::Recorded(image.inputs.cmdline.as_deref()),
+            descriptions: vec![changes],
+            area,
+            reach,
         });
     }
 
@@ -165,7 +281,8 @@ impl<'a> Variants<'a> {
         let mut add = |kernel_hashes: Option<KernelHashes>, change, area| {
             self.add(Variant {
                 firmware: expected.firmware,
-                kernel_hashes,
+                form: Form::Direct(kernel_hashes),
+                whole: None,
                 cmdline: Cmdline::Recorded(kernel_hashes.and(expected.recorded)),
                 descriptions: vec![vec![change]],
                 area,
@@ -196,7 +313,8 @@ impl<'a> Variants<'a> {
         let firmware = self.firmware(&image.inputs.firmware);
         self.add(Variant {
             firmware,
-            kernel_hashes: None,
+            form: Form::Direct(None),
+            whole: None,
             cmdline: Cmdline::Recorded(None),
             descriptions: vec![vec![change, Change::KernelHashesOff]],
             area: Area::KernelHashes,
@@ -215,7 +333,8 @@ impl<'a> Variants<'a> {
         let mut add = |change, firmware, kernel_hashes, cmdline, reach| {
             self.add(Variant {
                 firmware,
-                kernel_hashes,
+                form: Form::Direct(kernel_hashes),
+                whole: None,
                 cmdline: Cmdline::Recorded(cmdline),
                 descriptions: vec![vec![change]],
                 area: Area::Part,
@@ -298,7 +417,8 @@ impl<'a> Variants<'a> {
         let cmdline = edit.digest(text);
         self.cmdlines.insert(cmdline).then(|| Variant {
             firmware: self.expected.firmware,
-            kernel_hashes: Some(KernelHashes { cmdline, ..hashes }),
+            form: Form::Direct(Some(KernelHashes { cmdline, ..hashes })),
+            whole: None,
             cmdline: Cmdline::Edited(text, edit),
             descriptions: vec![vec![Change::Cmdline(change)]],
             area: Area::Cmdline,
@@ -308,7 +428,7 @@ impl<'a> Variants<'a> {
 
     /// Adds a variant, or its descriptions to the variant that is measured alike.
     fn add(&mut self, variant: Variant<'a>) {
-        let key = (variant.firmware.number, variant.kernel_hashes);
+        let key = (variant.firmware.number, variant.form);
         let Some(known) = self
             .seen
             .get(&key)
@@ -344,6 +464,17 @@ impl<'a> Variants<'a> {
         });
         Firmware { number, inputs }
     }
+}
+
+const fn other_boot(boot: BootMethod) -> BootMethod {
+    match boot {
+        BootMethod::DirectKernel => BootMethod::Igvm,
+        BootMethod::Igvm => BootMethod::DirectKernel,
+    }
+}
+
+const fn booted(form: Form) -> Change {
+    Change::Boot { found: form.boot() }
 }
 
 /// The known image that a change is about.

@@ -13,13 +13,13 @@ use assay_tee::vmsa::Vmm;
 
 use super::budget::{Budget, pages_of};
 use super::memory::Memory;
-use super::neighbours::{Reach, Variant, Variants, named};
+use super::neighbours::{Form, Reach, Variant, Variants, named};
 use super::{
     Area, Cause, Change, Explanation, Gap, Launch, MAX_SECTION_PAGES, Question, RuledOut,
     RuledOutArea, shapes,
 };
 use crate::context::{LaunchContext, Updating};
-use crate::snp::{VcpuProfile, measure_memory};
+use crate::snp::{VcpuProfile, measure_igvm_memory, measure_memory};
 use crate::vcpus::{SaveAreaDigests, SaveAreas};
 
 /// Compares a group of launches.
@@ -59,7 +59,7 @@ pub(super) fn search(question: &Question<'_>) -> Explanation {
 /// The expected inputs in every number of virtual CPUs, with at most one other
 /// change of the shape.
 fn other_shapes(search: &mut Search<'_>, inputs: &mut Variants<'_>, shapes: &[shapes::Variant]) {
-    for variant in inputs.all.iter().take(1) {
+    for variant in inputs.expected() {
         let single = shapes.iter().take_while(|shape| shape.changes.len() < 2);
         search.launches(variant, single, Counts::All);
     }
@@ -67,14 +67,14 @@ fn other_shapes(search: &mut Search<'_>, inputs: &mut Variants<'_>, shapes: &[sh
 
 /// Other inputs in the expected shape.
 fn other_inputs(search: &mut Search<'_>, inputs: &mut Variants<'_>, shapes: &[shapes::Variant]) {
-    for variant in inputs.all.iter().skip(1) {
+    for variant in inputs.others() {
         search.launches(variant, shapes.iter().take(1), Counts::Expected);
     }
 }
 
 /// The expected inputs in every other shape.
 fn further_shapes(search: &mut Search<'_>, inputs: &mut Variants<'_>, shapes: &[shapes::Variant]) {
-    for variant in inputs.all.iter().take(1) {
+    for variant in inputs.expected() {
         let further = shapes.iter().filter(|shape| shape.changes.len() > 1);
         search.launches(variant, further, Counts::All);
     }
@@ -83,7 +83,7 @@ fn further_shapes(search: &mut Search<'_>, inputs: &mut Variants<'_>, shapes: &[
 /// Other images in every number of virtual CPUs, with at most one other change
 /// of the shape.
 fn far_shapes(search: &mut Search<'_>, inputs: &mut Variants<'_>, shapes: &[shapes::Variant]) {
-    for variant in inputs.all.iter().skip(1) {
+    for variant in inputs.others() {
         if variant.reach == Reach::Far {
             search.launches(variant, shapes.iter().take(1), Counts::Others);
             search.launches(variant, near(shapes).skip(1), Counts::All);
@@ -176,6 +176,15 @@ impl Search<'_> {
         variant: &Variant<'_>,
         profile: &VcpuProfile,
     ) -> Option<LaunchContext<Updating>> {
+        let area = variant.area;
+        let hashes = match &variant.form {
+            Form::Direct(hashes) => hashes,
+            Form::Igvm(digest) => {
+                self.budget.spend(1, area)?;
+                // Others than QEMU start no such guest.
+                return measure_igvm_memory(Some(*digest), profile).ok();
+            }
+        };
         let firmware = variant.firmware.inputs;
         let sections = firmware.sections.iter();
         let bytes: u64 = sections.map(|section| u64::from(section.size)).sum();
@@ -184,8 +193,7 @@ impl Search<'_> {
             self.unmeasurable(variant);
             return None;
         }
-        let area = variant.area;
-        let Some(hashes) = &variant.kernel_hashes else {
+        let Some(hashes) = hashes else {
             self.budget.spend(pages, area)?;
             let measured = measure_memory(firmware, None, profile).ok();
             return measured.or_else(|| {
@@ -307,6 +315,7 @@ impl Search<'_> {
         let of_shape: Vec<Change> = shape.changes.iter().cloned().chain(of_count).collect();
         let launch = Launch {
             inputs: variant.to_inputs(),
+            boot: variant.form.boot(),
             profile: shape.profile,
             vcpus: count,
         };

@@ -2,8 +2,8 @@
 
 use std::fmt;
 
-use assay_tee::GuestFeatures;
 use assay_tee::vmsa::Vmm;
+use assay_tee::{BootMethod, GuestFeatures};
 
 use super::{Area, Cause, Change, CmdlineChange, Explanation, Gap, Part, RuledOut, RuledOutArea};
 
@@ -55,6 +55,10 @@ impl fmt::Display for Change {
         match self {
             Self::Image { name } => write!(f, "replaced by image {name}"),
             Self::Part { part, of } => write!(f, "with the {part} of {of}"),
+            Self::Boot { found } => f.write_str(match found {
+                BootMethod::DirectKernel => "in its direct boot form",
+                BootMethod::Igvm => "in its IGVM form",
+            }),
             Self::KernelHashesOff => f.write_str("booted without kernel hashes"),
             Self::KernelHashesOn { of } => {
                 write!(f, "with kernel hashes on and the kernel of {of}")
@@ -209,6 +213,7 @@ impl fmt::Display for RuledOutArea {
         };
         let what = match self.area {
             Area::Shape => return write!(f, "this image in {launches} shapes"),
+            Area::Boot => plural("image") + " in the other boot form",
             Area::KernelHashes => plural("firmware") + " without kernel hashes",
             Area::Initrd => "no initrd".to_owned(),
             Area::Cmdline => plural("other command line"),
@@ -238,6 +243,7 @@ impl fmt::Display for Gap {
             Self::WorkLimit { area } => {
                 let what = match area {
                     Area::Shape => "shapes of this image",
+                    Area::Boot => "launches in the other boot form",
                     Area::KernelHashes => "launches without kernel hashes",
                     Area::Initrd => "launches without an initrd",
                     Area::Cmdline => "launches with other command lines",

@@ -59,7 +59,57 @@ pub(crate) fn build_igvm_firmware(firmware: &SyntheticFirmware, areas: &[[u32; 3
     );
     let start = image.len() - IGVM_METADATA_OFFSET;
     image[start..start + metadata.len()].copy_from_slice(&metadata);
+    let volume = build_volume(&[&kernel_loader(&[HASH_GUIDS, &[IGVM_DATA_HOB]].concat())]);
+    image[..volume.len()].copy_from_slice(&volume);
     image
+}
+
+/// The entries of the table of kernel hashes.
+#[allow(dead_code, reason = "not every test has a driver")]
+pub(crate) const HASH_GUIDS: &[Guid] = &[
+    Guid::new(0x4de7_9437_abd2_427f_b835_d5b1_72d2_045b),
+    Guid::new(0x44ba_f731_3a2f_4bd7_9af1_41e2_9169_781d),
+    Guid::new(0x97d0_2dd8_bd20_4c94_aa78_e771_4d36_ab2a),
+];
+/// What leads to the kernel of an IGVM file.
+#[allow(dead_code, reason = "not every test has a driver")]
+pub(crate) const IGVM_DATA_HOB: Guid = Guid::new(0x3dd1_77ff_b632_4e25_bef3_0650_63d5_5fc4);
+
+/// A file of a firmware volume.
+#[allow(dead_code, reason = "not every test has a driver")]
+pub(crate) fn build_file(name: Guid, kind: u8, content: &[u8]) -> Vec<u8> {
+    let size = u32::try_from(24 + content.len()).unwrap().to_le_bytes();
+    let mut file = name.as_bytes().to_vec();
+    file.extend([0, 0, kind, 0, size[0], size[1], size[2], 0xf8]);
+    file.extend(content);
+    file
+}
+
+/// The driver that hands kernels over, of which these GUIDs are all that is said.
+#[allow(dead_code, reason = "not every test has a driver")]
+pub(crate) fn kernel_loader(holds: &[Guid]) -> Vec<u8> {
+    const DRIVER: Guid = Guid::new(0x8060_40ca_dad9_4978_a3b4_2d2a_b0c8_a48f);
+    let holds: Vec<u8> = holds.iter().flat_map(|guid| *guid.as_bytes()).collect();
+    build_file(DRIVER, 0x07, &[b"code".as_slice(), &holds].concat())
+}
+
+/// A firmware volume of whole pages.
+#[allow(dead_code, reason = "not every test has a driver")]
+pub(crate) fn build_volume(files: &[&[u8]]) -> Vec<u8> {
+    const FILE_SYSTEM: Guid = Guid::new(0x8c8c_e578_8a3d_4f1c_9935_8961_85c3_2dd3);
+    let mut volume = vec![0; 16];
+    volume.extend(FILE_SYSTEM.as_bytes());
+    volume.extend([0; 8]);
+    volume.extend(b"_FVH\xff\xfe\x04\0\x48\0\0\0\0\0\0\x02");
+    volume.resize(0x48, 0);
+    for file in files {
+        volume.resize(volume.len().next_multiple_of(8), 0xff);
+        volume.extend(*file);
+    }
+    volume.resize((volume.len() + 24).next_multiple_of(4096), 0xff);
+    let length = u64::try_from(volume.len()).unwrap();
+    volume[0x20..0x28].copy_from_slice(&length.to_le_bytes());
+    volume
 }
 
 fn entries(firmware: &SyntheticFirmware) -> Vec<(Guid, Vec<u8>)> {

@@ -196,7 +196,10 @@ fn an_igvm_file_has_one_digest() {
         return;
     };
     let uki = [&[7; 5000][..], &[0; 8192], &[9; 100]].concat();
-    let inputs = measure_self_contained(&firmware, &uki.clone().into()).unwrap();
+    let inputs = MeasurementInputs {
+        igvm_digest: Some(measure_self_contained(&firmware, &uki.clone().into()).unwrap()),
+        ..MeasurementInputs::from_bytes(&firmware, None).unwrap()
+    };
     for vcpus in [1, 3] {
         let shape = LaunchShape {
             boot: BootMethod::Igvm,
@@ -205,7 +208,8 @@ fn an_igvm_file_has_one_digest() {
         let boot = igvm_bytes(&firmware, &uki, vcpus);
         let digest = launch_igvm(&boot).unwrap();
         assert_eq!(boot.predict(&shape).unwrap(), digest, "{vcpus} vCPUs");
-        assert_eq!(inputs.launch_digest(&shape), Ok(digest), "{vcpus} vCPUs");
+        let published = measure_snp(&inputs, &shape).unwrap().digest;
+        assert_eq!(published, digest, "{vcpus} vCPUs");
     }
 }
 

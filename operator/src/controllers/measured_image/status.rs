@@ -15,6 +15,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use super::observe::Observed;
 use crate::apply::ApplyError;
 use crate::artifact::ArtifactState;
+use crate::causes::chain;
 use crate::controllers::{self, FailureReasons, own_conditions, same_conditions, state};
 use crate::plan::{Note, Plan, Severity, transitions};
 
@@ -142,10 +143,10 @@ fn digest_row(
     let (reason, message) = match &observed.artifact {
         Some(ArtifactState::Measured(artifact)) => match artifact.launch_digest(shape) {
             Ok(digest) => return Ok(row(firmware, shape, digest, lifecycle)),
-            Err(message) => {
+            Err(error) => {
                 return Err(Blocked {
                     reason: Reason::MeasureFailed,
-                    message,
+                    message: chain(&error),
                     stalled: true,
                 });
             }

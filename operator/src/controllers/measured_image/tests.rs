@@ -6,7 +6,10 @@ use assay_crds::v1alpha1::measured_image::{
     DigestState, LaunchShapes, LifecycleState, MeasuredImageReason as Reason,
 };
 use assay_crds::v1alpha1::{self as api, LocalReference, MeasuredImage, MeasuredImageStatus};
-use assay_image::igvm::{IgvmKernel, IgvmSpec, encode_igvm, measure_self_contained};
+use assay_image::igvm::{
+    EncodeIgvmError, IgvmKernel, IgvmSpec, MeasureSelfContainedError, encode_igvm,
+    measure_self_contained,
+};
 use assay_image::recipe::{EXIT_NO_CREDENTIALS, EXIT_UNBUILDABLE, Recipe};
 use assay_measure::igvm::{IgvmLaunch, measure_igvm_snp};
 use assay_measure::{MeasurementInputs, measure_snp};
@@ -14,6 +17,7 @@ use assay_tee::cpu::CpuModel;
 use assay_tee::igvm::parse_igvm;
 use assay_tee::ovmf::{Section, SectionKind};
 use assay_tee::{BootMethod, GuestPolicy, LaunchShape, Tee};
+use assay_workload::artifact::MeasuredArtifact;
 use assay_workload::shapes;
 use jiff::Timestamp;
 use k8s_openapi::api::batch::v1::{Job, JobCondition, JobStatus};
@@ -26,7 +30,7 @@ use self::synthetic_firmware::{SyntheticFirmware, build_igvm_firmware};
 use super::build_job::{build_job, job_name, parse_report};
 use super::observe::Observed;
 use super::*;
-use crate::artifact::{ArtifactState, MeasuredArtifact};
+use crate::artifact::ArtifactState;
 use crate::fixtures::{self, REFERENCE, at};
 use crate::plan::{Plan, Requeue};
 
@@ -313,9 +317,13 @@ fn an_igvm_shape_is_measured_by_its_file_alone() {
         boot: BootMethod::Igvm,
         ..shape(Tee::SimulatedSnp, 2)
     };
-    let state = |igvm| {
-        let (status, inputs) = (fixtures::artifact_status(), fixtures::measurement_inputs());
-        let artifact = MeasuredArtifact::new(status, inputs, igvm);
+    let state = |igvm_digest, no_igvm_file| {
+        let inputs = MeasurementInputs {
+            igvm_digest,
+            ..fixtures::measurement_inputs()
+        };
+        let status = fixtures::artifact_status();
+        let artifact = MeasuredArtifact::new(status, inputs, no_igvm_file);
         let state = ArtifactState::Measured(Arc::new(artifact));
         Observed {
             requested: BTreeSet::from([shape.clone()]),
@@ -323,7 +331,7 @@ fn an_igvm_shape_is_measured_by_its_file_alone() {
         }
     };
     let image = fixtures::new_oci_image();
-    let plan = planned(&image, &state(Ok(igvm)));
+    let plan = planned(&image, &state(Some(igvm), None));
     let [row] = plan.status.launch_digests.as_slice() else {
         panic!("{:?}", plan.status.launch_digests)
     };
@@ -345,11 +353,20 @@ fn an_igvm_shape_is_measured_by_its_file_alone() {
     let measured = measure_igvm_snp(&parse_igvm(&file).unwrap(), &launch).unwrap();
     assert_eq!(row.digest, measured.digest.to_string());
 
-    let plan = planned(&image, &state(Err("edk2 is too old".to_owned())));
+    let inputs = plan.status.measurement_inputs.unwrap();
+    assert_eq!(inputs.igvm_digest, Some(igvm.to_string()));
+
+    let generic = MeasureSelfContainedError::Encode(EncodeIgvmError::UnverifyingFirmware);
+    let plan = planned(&image, &state(None, Some(generic)));
     assert!(plan.status.launch_digests.is_empty());
     is(&plan, "Ready", "False", Reason::MeasureFailed);
     let ready = conditions::find(&plan.status.conditions, "Ready").unwrap();
-    assert_eq!(ready.message, "boot IGVM: edk2 is too old");
+    assert_eq!(
+        ready.message,
+        "boot IGVM: make an IGVM file of firmware and UKI: the firmware takes a UKI from an IGVM \
+         file, but starts it with a command line that the host hands over beside the file, which \
+         no launch digest shows; use the AmdSev build of OVMF"
+    );
 }
 
 const fn section(gpa: u32, kind: SectionKind) -> Section {
@@ -406,7 +423,7 @@ fn an_unknown_cpu_model_costs_only_its_own_rows() {
 fn firmware_without_a_kernel_hashes_section_is_refused_by_name() {
     let mut inputs: MeasurementInputs = fixtures::measurement_inputs();
     inputs.firmware.sections[0].kind = SectionKind::SecMem;
-    let artifact = MeasuredArtifact::new(fixtures::artifact_status(), inputs, Err(String::new()));
+    let artifact = MeasuredArtifact::new(fixtures::artifact_status(), inputs, None);
     let state = ArtifactState::Measured(Arc::new(artifact));
     let plan = planned(
         &fixtures::new_oci_image(),
