@@ -15,6 +15,7 @@ use std::pin::pin;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use assay_launcher::plan::BootFiles;
 use rustix::process::{Pid, WaitStatus};
 use tokio::net::UnixListener;
 use tokio::net::unix::pipe;
@@ -214,7 +215,10 @@ impl Supervisor {
             stderr,
             console,
         } = spawn(&qemu, &launch.plan.argv, console)?;
-        tokio::spawn(warn_of_silence(progress.clone()));
+        tokio::spawn(warn_of_silence(
+            progress.clone(),
+            cause_of_silence(&launch.plan.boot),
+        ));
         let mut stop_asked = pin!(stop);
         let mut stop = Stop::NotAsked;
         let status = loop {
@@ -239,14 +243,27 @@ impl Supervisor {
 
 /// Says so when the guest does not come up. The guest is left alone: whoever
 /// reads the log decides.
-async fn warn_of_silence(mut progress: watch::Receiver<Progress>) {
+async fn warn_of_silence(mut progress: watch::Receiver<Progress>, cause: &'static str) {
     let booted = progress.wait_for(|progress| progress.phase != Phase::Starting);
     if timeout(BOOT_DEADLINE, booted).await.is_err() {
         warn!(
-            "guest has not booted {} s after power-on: its firmware refuses a UKI that does not \
-             match the measured hashes table, and says nothing",
+            "guest has not booted {} s after power-on: {cause}",
             BOOT_DEADLINE.as_secs()
         );
+    }
+}
+
+/// Why firmware is silent, most likely.
+const fn cause_of_silence(boot: &BootFiles) -> &'static str {
+    match boot {
+        BootFiles::DirectKernel { .. } => {
+            "its firmware refuses a UKI that does not match the measured hashes table, and says \
+             nothing"
+        }
+        BootFiles::Igvm { .. } => {
+            "its firmware does not find the UKI of the IGVM file, or has too little memory beside \
+             it, and says nothing"
+        }
     }
 }
 

@@ -20,6 +20,8 @@ pub const HELM: &str = "4.2.4";
 pub const GO_SEV_GUEST: &str = "0.15.0";
 /// sev-snp-measure from PyPI, which computes our launch digests a second time.
 pub const SEV_SNP_MEASURE: &str = "0.0.13";
+/// virtfw-igvm-tools, which makes IGVM files of firmware and a kernel a second time.
+pub const IGVM_TOOLS: &str = "0.2.6";
 /// The Debian suite that kernel, firmware, QEMU and nginx come from. A suite
 /// and not package versions: a mirror keeps only the newest of each, so what
 /// was resolved is recorded beside what was made from it.

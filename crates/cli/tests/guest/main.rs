@@ -96,24 +96,33 @@ impl Prepared {
         yaml
     }
 
-    /// QEMU out of the oracles' root directory, as a program of this machine.
+    /// Debian's QEMU out of the oracles' root directory, as a program of this machine.
     fn qemu(&self, directory: &Path) -> PathBuf {
         self.qemu_after(directory, "")
     }
 
     /// The same, after shell commands that change its arguments.
     fn qemu_after(&self, directory: &Path, commands: &str) -> PathBuf {
+        self.program(directory, "qemu-system-x86_64", commands)
+    }
+
+    /// QEMU that starts guests from IGVM files.
+    fn qemu_igvm(&self, directory: &Path) -> PathBuf {
+        self.program(directory, "qemu-igvm", "")
+    }
+
+    fn program(&self, directory: &Path, name: &str, commands: &str) -> PathBuf {
         let root = self.oracles.to_str().unwrap();
         let libraries = format!("{root}/usr/lib/x86_64-linux-gnu");
         let mut script = format!("#!/bin/sh\n{commands}");
         writeln!(
             script,
             "exec {root}/usr/lib64/ld-linux-x86-64.so.2 --library-path {libraries} \
-             {root}/usr/bin/qemu-system-x86_64 -L {root}/usr/share/qemu -L \
+             {root}/usr/bin/{name} -L {root}/usr/share/qemu -L \
              {root}/usr/share/seabios \"$@\""
         )
         .unwrap();
-        let path = directory.join("qemu");
+        let path = directory.join(name);
         fs::write(&path, script).unwrap();
         let status = Command::new("chmod").arg("755").arg(&path).status();
         assert!(status.unwrap().success());

@@ -14,11 +14,15 @@ const DEADLINE: Duration = Duration::from_mins(10);
 pub(crate) const TIMEOUT_SECONDS: &str = "600";
 
 fn run(prepared: &Prepared, scratch: &Path, file: &Path) -> Command {
+    run_with(&prepared.qemu(scratch), scratch, file)
+}
+
+fn run_with(qemu: &Path, scratch: &Path, file: &Path) -> Command {
     let mut command = assay();
     command
         .env("TMPDIR", scratch)
         .args(["run", "--publish", "0:8080", "--qemu"])
-        .arg(prepared.qemu(scratch))
+        .arg(qemu)
         .arg("-f")
         .arg(file);
     command
@@ -220,6 +224,109 @@ fn a_tampered_kernel_is_refused_with_its_cause() {
         assert!(said.contains(words), "{words}: {said}");
     }
     assert!(!said.contains("Released"), "{said}");
+    assert_eq!(temporary_directories(scratch.path()), [""; 0]);
+}
+
+/// Two virtual CPUs: each has a state of its own in the file.
+const IGVM_MACHINE: (&str, &str) = (
+    "    vcpus: 1\n    memory: 512Mi\n",
+    "    vcpus: 2\n    memory: 1Gi\n    boot: IGVM\n",
+);
+
+#[test]
+fn a_guest_boots_from_an_igvm_file_and_is_attested() {
+    let Some(prepared) = prepared("run from an IGVM file") else {
+        return;
+    };
+    let scratch = tempfile::tempdir().unwrap();
+    let objects = scratch.path().join("objects");
+    fs::create_dir(&objects).unwrap();
+    let (from, to) = IGVM_MACHINE;
+    changed(&objects, "deployment.yaml", from, to);
+    let output = run_with(
+        &prepared.qemu_igvm(scratch.path()),
+        scratch.path(),
+        &objects,
+    )
+    .arg("--artifact")
+    .arg(prepared.artifact())
+    .args(["--until-attested", "--timeout-seconds", TIMEOUT_SECONDS])
+    .args(["--boot-timeout-seconds", TIMEOUT_SECONDS])
+    .output()
+    .unwrap();
+    let said = stderr(&output);
+    assert!(output.status.success(), "{said}");
+    for words in [
+        "vCPUs: 2, SimulatedSNP, boot IGVM)",
+        "starts under TCG",
+        "ACCEPTED (SIMULATED: protects nothing)",
+        "htpasswd Released",
+        "its workload runs",
+    ] {
+        assert!(said.contains(words), "{words}: {said}");
+    }
+    // The verdict is about the digest that was computed before.
+    let digest = said
+        .split_whitespace()
+        .find(|word| word.starts_with("sha384:"));
+    assert_eq!(said.matches(digest.unwrap()).count(), 2, "{said}");
+    assert_eq!(temporary_directories(scratch.path()), [""; 0]);
+}
+
+#[test]
+fn qemu_without_igvm_files_is_refused_before_anything_is_built() {
+    let Some(prepared) = prepared("QEMU without IGVM files") else {
+        return;
+    };
+    let scratch = tempfile::tempdir().unwrap();
+    let objects = scratch.path().join("objects");
+    fs::create_dir(&objects).unwrap();
+    let (from, to) = IGVM_MACHINE;
+    changed(&objects, "deployment.yaml", from, to);
+    let output = run(prepared, scratch.path(), &objects).output().unwrap();
+    let said = stderr(&output);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    for words in [
+        "spec.machine.boot is IGVM",
+        "igvm-cfg",
+        "boot: DirectKernel",
+    ] {
+        assert!(said.contains(words), "{words}: {said}");
+    }
+    assert!(!said.contains("starts under"), "{said}");
+}
+
+/// A guest that says nothing does not wait for ever, and what to look at is told.
+#[test]
+fn a_guest_that_never_boots_is_ended_with_what_to_look_at() {
+    let Some(prepared) = prepared("a guest that never boots") else {
+        return;
+    };
+    let scratch = tempfile::tempdir().unwrap();
+    // A host whose hashes table is of another UKI: the firmware stops.
+    let objects = scratch.path().join("objects");
+    fs::create_dir(&objects).unwrap();
+    let (tee, fault) = (
+        "    tee: SimulatedSNP\n",
+        "    tee: SimulatedSNP\n    simulation: {fault: TamperedKernel}\n",
+    );
+    changed(&objects, "deployment.yaml", tee, fault);
+    let output = run(prepared, scratch.path(), &objects)
+        .arg("--artifact")
+        .arg(prepared.artifact())
+        .args(["--boot-timeout-seconds", "20"])
+        .output()
+        .unwrap();
+    let said = stderr(&output);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    for words in [
+        "error: the guest has not booted after 20 s",
+        "the hashes table",
+        "--boot-timeout-seconds",
+    ] {
+        assert!(said.contains(words), "{words}: {said}");
+    }
+    assert!(!said.contains("its agent runs"), "{said}");
     assert_eq!(temporary_directories(scratch.path()), [""; 0]);
 }
 
