@@ -8,10 +8,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use assay_tee::Sha256Digest;
+use assay_tee::gpt::{self, Partition};
 use assay_tee::guid::Guid;
 use assay_tee::root_partition::{ROOT, ROOT_VERITY, root_partition_ids};
-
-use crate::gpt::{self, Partition};
 
 /// How long a device may take to appear after its driver was loaded.
 const APPEAR: Duration = Duration::from_secs(10);
@@ -355,6 +354,25 @@ mod tests {
         }
     }
 
+    /// A disk of 512-byte sectors that begins with a table of these partitions:
+    /// type, identifier, first and last sector.
+    fn disk_with_table(partitions: &[(Guid, Guid, u64, u64)]) -> Vec<u8> {
+        let mut disk = vec![0; 512];
+        disk.extend(b"EFI PART");
+        disk.resize(512 + 72, 0);
+        disk.extend(2_u64.to_le_bytes());
+        disk.extend(128_u32.to_le_bytes());
+        disk.extend(128_u32.to_le_bytes());
+        disk.resize(1024, 0);
+        for (kind, id, first, last) in partitions {
+            disk.extend([*kind.as_bytes(), *id.as_bytes()].concat());
+            disk.extend([first.to_le_bytes(), last.to_le_bytes()].concat());
+            disk.extend([0; 128 - 48]);
+        }
+        disk.resize(1024 + 128 * 128, 0);
+        disk
+    }
+
     fn ids() -> [Guid; 2] {
         root_partition_ids(Sha256Digest::of(b"root"))
     }
@@ -363,7 +381,7 @@ mod tests {
     fn a_root_is_found_by_its_hash_on_one_disk_or_on_two() {
         let [data, tree] = ids();
         let machine = Machinery::new();
-        let both = gpt::tests::disk(&[
+        let both = disk_with_table(&[
             (ROOT, tree, 1000, 1001),
             (ROOT, data, 2048, 4095),
             (ROOT_VERITY, tree, 4096, 4103),
@@ -375,8 +393,8 @@ mod tests {
         assert_eq!(found, machine.separate("vdb3", "vdb1"));
 
         let machine = Machinery::new();
-        let data = gpt::tests::disk(&[(ROOT, data, 2048, 4095)]);
-        let tree = gpt::tests::disk(&[(ROOT_VERITY, tree, 34, 41)]);
+        let data = disk_with_table(&[(ROOT, data, 2048, 4095)]);
+        let tree = disk_with_table(&[(ROOT_VERITY, tree, 34, 41)]);
         machine.add("sda", &data, &[(2048, 2048)]);
         machine.add("nvme0n1", &tree, &[(34, 8)]);
         let found = machine.find().expect("found");
@@ -387,7 +405,7 @@ mod tests {
     fn the_disk_with_the_serial_goes_before_partitions() {
         let [data, tree] = ids();
         let machine = Machinery::new();
-        let both = gpt::tests::disk(&[(ROOT, data, 8, 15), (ROOT_VERITY, tree, 16, 16)]);
+        let both = disk_with_table(&[(ROOT, data, 8, 15), (ROOT_VERITY, tree, 16, 16)]);
         let disk = machine.add("vda", &both, &[(8, 8), (16, 1)]);
         assert_eq!(
             machine.find().expect("found"),
@@ -412,7 +430,7 @@ mod tests {
             [(ROOT, data, 8, 15), (ROOT_VERITY, tree, 17, 17)],
         ] {
             let machine = Machinery::new();
-            machine.add("vda", &gpt::tests::disk(&entries), &[(8, 8), (16, 1)]);
+            machine.add("vda", &disk_with_table(&entries), &[(8, 8), (16, 1)]);
             let error = machine.find().expect_err("none");
             assert!(matches!(error, DeviceError::Missing { .. }), "{error}");
             let [data, tree] = [data, tree].map(|id| id.to_string());
@@ -421,7 +439,7 @@ mod tests {
         }
 
         let machine = Machinery::new();
-        let both = gpt::tests::disk(&[(ROOT, data, 8, 15), (ROOT_VERITY, tree, 16, 16)]);
+        let both = disk_with_table(&[(ROOT, data, 8, 15), (ROOT_VERITY, tree, 16, 16)]);
         for name in ["vda", "vdb"] {
             machine.add(name, &both, &[(8, 8), (16, 1)]);
         }

@@ -18,7 +18,6 @@ pub mod events;
 pub mod evidence;
 pub mod exec;
 pub mod failure;
-pub mod gpt;
 pub mod http;
 pub mod init;
 pub mod netlink;

@@ -10,6 +10,7 @@ pub mod cpu;
 pub mod digest;
 mod ecdsa;
 pub mod features;
+pub mod gpt;
 pub mod guest_config;
 pub mod guest_event;
 pub mod guest_message;

@@ -5,6 +5,7 @@
 #[path = "../../measure/tests/support/synthetic_firmware.rs"]
 mod synthetic_firmware;
 
+use assay_tee::gpt::parse_header;
 use assay_tee::id_block::{EcdsaPublicKey, EcdsaSignature, IdAuth, IdBlock, KeyAndSignature};
 use assay_tee::ovmf::{Section, SectionKind, parse_ovmf, parse_table, validate_sections};
 use assay_tee::svsm::parse_svsm;
@@ -92,6 +93,24 @@ fn check_id_block(bytes: &[u8]) {
     }
 }
 
+fn check_table_of_partitions(bytes: &[u8]) {
+    if let Some(array) = parse_header(bytes) {
+        let partitions = array.parse_partitions(bytes);
+        assert!(partitions.len() <= bytes.len() / 128);
+        assert!(partitions.iter().all(|partition| partition.sectors > 0));
+    }
+}
+
+/// A header with 128 entries of 128 bytes, and as much after it.
+fn table_of_partitions() -> Vec<u8> {
+    let mut table = b"EFI PART".to_vec();
+    table.resize(72, 0);
+    table.extend(2_u64.to_le_bytes());
+    table.extend([128_u32.to_le_bytes(); 2].concat());
+    table.resize(512 + 128 * 128, 1);
+    table
+}
+
 fn report() -> Vec<u8> {
     let mut report = AttestationReport::zeroed();
     report.version = 5.into();
@@ -114,6 +133,15 @@ proptest! {
         check_svsm(&bytes, end_gpa);
         check_report(&bytes);
         check_id_block(&bytes);
+        check_table_of_partitions(&bytes);
+    }
+
+    #[test]
+    fn damaged_tables_of_partitions_give_a_value_or_an_error(
+        changes in damage(512 + 128 * 128),
+        cut in cut(),
+    ) {
+        check_table_of_partitions(&damaged(table_of_partitions(), &changes, cut));
     }
 
     #[test]

@@ -4,7 +4,7 @@
 //! else: what is found there must have the measured root hash. So its checksums
 //! are not looked at, and of two tables only the first is read.
 
-use assay_tee::guid::Guid;
+use crate::guid::Guid;
 
 /// Sector with the table's header.
 pub const HEADER_SECTOR: u64 = 1;
@@ -85,12 +85,12 @@ fn guid(bytes: &[u8], at: usize) -> Option<Guid> {
 }
 
 #[cfg(test)]
-pub(crate) mod tests {
+mod tests {
     use super::*;
 
     /// A disk of 512-byte sectors that begins with a table of these partitions:
     /// type, identifier, first and last sector.
-    pub(crate) fn disk(partitions: &[(Guid, Guid, u64, u64)]) -> Vec<u8> {
+    fn disk(partitions: &[(Guid, Guid, u64, u64)]) -> Vec<u8> {
         let mut disk = vec![0; 512];
         disk.extend(SIGNATURE);
         disk.resize(512 + 72, 0);
