@@ -189,7 +189,7 @@ impl PcrSigner {
                 pcrs: [PCR],
                 key: self.key.fingerprint().to_hex(),
                 policy: policy.to_hex(),
-                signature: STANDARD.encode(&signature),
+                made: STANDARD.encode(&signature),
             });
         }
         Ok(Some(PcrSignatures { sha256 }))
@@ -230,7 +230,7 @@ struct Signature {
     #[serde(rename = "pol")]
     policy: String,
     #[serde(rename = "sig")]
-    signature: String,
+    made: String,
 }
 
 impl PcrSignatures {
@@ -245,7 +245,7 @@ impl PcrSignatures {
         let signature = |it: &Signature| {
             format!(
                 "{{\"pcrs\": [{PCR}], \"pkfp\": \"{}\", \"pol\": \"{}\", \"sig\": \"{}\"}}",
-                it.key, it.policy, it.signature
+                it.key, it.policy, it.made
             )
         };
         let all: Vec<_> = self.sha256.iter().map(signature).collect();
@@ -317,7 +317,7 @@ pub fn verify_pcr_signatures(
     }
     for (signature, phase) in signatures.sha256.iter().zip(phases) {
         let policy = policy_digest(uki, phase).map_err(Predict)?;
-        let made = STANDARD.decode(&signature.signature).unwrap_or_default();
+        let made = STANDARD.decode(&signature.made).unwrap_or_default();
         let right = signature.pcrs == [PCR]
             && signature.key == key.fingerprint().to_hex()
             && signature.policy == policy.to_hex()

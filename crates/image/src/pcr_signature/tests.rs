@@ -77,7 +77,7 @@ fn every_part_of_a_signature_counts() {
         |it| it.pcrs = [12],
         |it| it.key = "00".repeat(32),
         |it| it.policy = "00".repeat(32),
-        |it| it.signature = STANDARD.encode([0; 256]),
+        |it| it.made = STANDARD.encode([0; 256]),
     ];
     for (index, change) in changes.iter().enumerate() {
         let mut bad = good.clone();
