@@ -433,6 +433,20 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn every_signal_that_an_image_may_name_is_known() {
+        for name in assay_tee::guest_config::STOP_SIGNALS {
+            for name in [name.to_owned(), format!("SIG{name}")] {
+                assert!(parse_signal(&name).is_some(), "{name}");
+            }
+        }
+        for number in 0..=u8::MAX {
+            let name = number.to_string();
+            let is_known = assay_tee::guest_config::is_stop_signal(&name);
+            assert_eq!(parse_signal(&name).is_some(), is_known, "{name}");
+        }
+    }
+
+    #[test]
     fn a_good_configuration_is_accepted_with_and_without_the_final_newline() {
         for cmdline in [CMDLINE.to_owned(), format!("{CMDLINE}\n")] {
             let valid = validate_guest(good_guest(), cmdline.as_bytes()).expect("valid");

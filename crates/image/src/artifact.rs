@@ -21,7 +21,7 @@ use crate::authenticode::{
 };
 use crate::boot_kit::{BootKit, BootKitError, KitDocument};
 use crate::erofs::{EncodeErofsError, encode_erofs};
-use crate::flatten::{FlattenError, StoredLayer, flatten, prepare_root};
+use crate::flatten::{FlattenError, StoredLayer, flatten, prepare_root, prepare_working_directory};
 use crate::hardening::Setting;
 use crate::igvm::{MeasureSelfContainedError, measure_self_contained};
 use crate::initramfs::{EncodeInitramfsError, encode_initramfs, module_path};
@@ -341,6 +341,10 @@ fn build_with(inputs: &BuildInputs, signing: Signing<'_>) -> Result<Artifact, Bu
     let unread = unread_databases(&tree);
     let distribution = distribution(&tree);
     prepare_root(&mut tree);
+    prepare_working_directory(&mut tree, &process.cwd).map_err(|source| {
+        let path = process.cwd.clone();
+        BuildError::Process(ProcessError::WorkingDirectory { path, source })
+    })?;
     let (root_disk, root) = match recipe.layout {
         Layout::DmVerity => {
             let (disk, root) = dm_verity_disk(&tree, recipe, keep.as_ref())?;

@@ -4,16 +4,18 @@
 //! `security.capability` are dropped: none of them may change what a guest is
 //! measured as, and a guest makes its own devices.
 
-use std::borrow::Cow;
-use std::io::{self, Read as _, Write};
+mod member;
+mod sparse;
+
+use std::collections::BTreeSet;
+use std::io::{self, Write};
 
 use assay_tee::Sha256Digest;
 use bytes::Bytes;
 use flate2::read::MultiGzDecoder;
-use tar::EntryType;
 
+use self::member::{Member, MemberKind, read_members};
 use crate::oci::LayerCompression;
-use crate::tarball::Owner;
 use crate::tree::{Content, Entries, Inode, InodeId, Metadata, ResolveError, Tree};
 
 /// Most bytes that one layer may have once uncompressed. A few kilobytes can
@@ -21,23 +23,6 @@ use crate::tree::{Content, Entries, Inode, InodeId, Metadata, ResolveError, Tree
 const MAX_LAYER_LEN: u64 = 8 << 30;
 /// Bytes that are uncompressed at a time.
 const UNCOMPRESS_PIECE: usize = 64 * 1024;
-/// Longest file name of Linux.
-const MAX_NAME_LEN: usize = 255;
-/// Longest path of Linux, for symbolic links' targets.
-const MAX_TARGET_LEN: usize = 4095;
-/// Largest `security.capability` (`struct vfs_ns_cap_data`, 24 bytes, and room).
-const MAX_CAPABILITY_LEN: usize = 64;
-
-/// Prefix of an entry that removes the rest of its name from lower layers.
-const WHITEOUT: &[u8] = b".wh.";
-/// Name of an entry that hides its directory's content of lower layers.
-const OPAQUE: &[u8] = b".wh..wh..opq";
-
-/// pax record of the extended attribute that is kept.
-const PAX_CAPABILITY: &[u8] = b"SCHILY.xattr.security.capability";
-/// Prefix of pax records of files with holes, which are stored differently.
-const PAX_SPARSE: &[u8] = b"GNU.sparse.";
-
 /// Directories that a guest mounts over, and the mode to make them with. What an
 /// image has in the first four is of its build, not of its content.
 const MOUNT_POINTS: [(&str, u32, bool); 5] = [
@@ -112,11 +97,26 @@ pub enum FlattenError {
         /// What is wrong.
         problem: &'static str,
     },
+    /// A hard link to nothing that is kept.
+    #[error(
+        "layer {layer}: entry {path:?} is a hard link to {target:?}, which is no file of this \
+         layer before it, or of a lower one that the layer keeps"
+    )]
+    HardLink {
+        /// Position, from 0.
+        layer: usize,
+        /// Path of the entry.
+        path: String,
+        /// What it is a link to.
+        target: String,
+    },
     /// An entry's place cannot be found.
-    #[error("layer {layer}: cannot place an entry")]
+    #[error("layer {layer}: cannot place entry {path:?}")]
     Place {
         /// Position, from 0.
         layer: usize,
+        /// Path of the entry.
+        path: String,
         /// Why.
         #[source]
         source: ResolveError,
@@ -169,6 +169,15 @@ pub fn prepare_root(tree: &mut Tree) {
     }
 }
 
+/// Makes the directory that a process starts in, where the image lacks it, as
+/// container runtimes do.
+///
+/// # Errors
+/// When something else is there.
+pub fn prepare_working_directory(tree: &mut Tree, path: &str) -> Result<(), ResolveError> {
+    tree.resolve_or_create(path.as_bytes()).map(drop)
+}
+
 impl StoredLayer {
     /// Writes the tar archive of the layer at position `layer` to `out`.
     ///
@@ -214,60 +223,86 @@ impl StoredLayer {
     }
 }
 
-/// An archive member, read but not applied.
-struct Member {
-    /// Components of the parent's path.
-    parent: Vec<u8>,
-    /// Last component; empty for the root directory.
-    name: Bytes,
-    path: String,
-    metadata: Metadata,
-    kind: MemberKind,
-}
-
-enum MemberKind {
-    Directory,
-    File(Bytes),
-    Symlink(Bytes),
-    HardLink(Vec<u8>),
-    Whiteout(Bytes),
-    Opaque,
-}
-
 /// Applies one layer. Whiteouts hide lower layers only, wherever they stand in
 /// the archive, so they all go first.
 fn apply(tree: &mut Tree, layer: usize, bytes: &Bytes) -> Result<(), FlattenError> {
     let members = read_members(layer, bytes)?;
-    let place = |source| FlattenError::Place { layer, source };
+    let place = |member: &Member| {
+        let path = member.path.clone();
+        |source| FlattenError::Place {
+            layer,
+            path,
+            source,
+        }
+    };
+    let replaced = replaced_directories(tree, &members);
     for member in &members {
         let hide = match &member.kind {
             MemberKind::Whiteout(name) => Some(name),
             MemberKind::Opaque => None,
             _ => continue,
         };
-        let Some(directory) = tree.lookup(&member.parent).map_err(place)? else {
+        // Of lower layers there is nothing in a directory that takes the place of a
+        // link, and what the link leads to is not meant.
+        if prefixes(&member.parent).any(|path| replaced.contains(path)) {
             continue;
-        };
-        if let Some(entries) = tree.entries_mut(directory) {
+        }
+        let found = tree.lookup(&member.parent).map_err(place(member))?;
+        if let Some(entries) = found.and_then(|directory| tree.entries_mut(directory)) {
             match hide {
                 Some(name) => drop(entries.remove(name)),
                 None => entries.clear(),
             }
         }
     }
+    let mut devices = BTreeSet::new();
     for member in members {
-        place_member(tree, layer, member)?;
+        let place = place(&member);
+        place_member(tree, layer, member, &mut devices).map_err(|error| match error {
+            PlaceError::Resolve(source) => place(source),
+            PlaceError::Entry(error) => error,
+        })?;
     }
     Ok(())
 }
 
-fn place_member(tree: &mut Tree, layer: usize, member: Member) -> Result<(), FlattenError> {
-    let entry_error = |problem| FlattenError::Entry {
-        layer,
-        path: member.path.clone(),
-        problem,
-    };
-    let place = |source| FlattenError::Place { layer, source };
+/// Paths of directories of a layer where lower ones have something else.
+fn replaced_directories(tree: &Tree, members: &[Member]) -> BTreeSet<Vec<u8>> {
+    let directories = members.iter().filter(|member| {
+        let parent = tree.lookup(&member.parent).ok().flatten();
+        let there = parent.and_then(|parent| tree.child(parent, &member.name));
+        matches!(member.kind, MemberKind::Directory)
+            && there.is_some_and(|id| tree.entries(id).is_none())
+    });
+    directories.map(Member::place).collect()
+}
+
+/// A path and all above it.
+fn prefixes(path: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let slashes = path.iter().enumerate().filter(|(_, byte)| **byte == b'/');
+    let above = slashes.filter_map(|(at, _)| path.get(..at));
+    above.chain([path])
+}
+
+/// Why a member has no place.
+enum PlaceError {
+    Resolve(ResolveError),
+    Entry(FlattenError),
+}
+
+impl From<ResolveError> for PlaceError {
+    fn from(error: ResolveError) -> Self {
+        Self::Resolve(error)
+    }
+}
+
+/// `devices` are the paths of what the layer has and a tree does not.
+fn place_member(
+    tree: &mut Tree,
+    layer: usize,
+    member: Member,
+    devices: &mut BTreeSet<Vec<u8>>,
+) -> Result<(), PlaceError> {
     if member.name.is_empty() {
         return match member.kind {
             MemberKind::Directory => {
@@ -275,26 +310,48 @@ fn place_member(tree: &mut Tree, layer: usize, member: Member) -> Result<(), Fla
                 Ok(())
             }
             MemberKind::Whiteout(_) | MemberKind::Opaque => Ok(()),
-            _ => Err(entry_error("would replace the root directory")),
+            _ => Err(PlaceError::Entry(FlattenError::Entry {
+                layer,
+                path: member.path,
+                problem: "would replace the root directory",
+            })),
         };
     }
+    let is_device = match &member.kind {
+        MemberKind::Device => true,
+        MemberKind::HardLink(target) => devices.contains(target),
+        _ => false,
+    };
+    if is_device {
+        // It takes the place of what has its name.
+        let parent = tree.resolve_or_create(&member.parent)?;
+        if let Some(entries) = tree.entries_mut(parent) {
+            entries.remove(&member.name);
+        }
+        devices.insert(member.place());
+        return Ok(());
+    }
     let content = match member.kind {
-        MemberKind::Whiteout(_) | MemberKind::Opaque => return Ok(()),
-        MemberKind::HardLink(ref target) => {
-            let id = hard_link_target(tree, target)
-                .map_err(place)?
-                .ok_or_else(|| entry_error("is a hard link to what is not there or no file"))?;
-            let parent = tree.resolve_or_create(&member.parent).map_err(place)?;
+        MemberKind::Whiteout(_) | MemberKind::Opaque | MemberKind::Device => return Ok(()),
+        MemberKind::HardLink(target) => {
+            let id = hard_link_target(tree, &target)?.ok_or_else(|| {
+                PlaceError::Entry(FlattenError::HardLink {
+                    layer,
+                    path: member.path,
+                    target: String::from_utf8_lossy(&target).into_owned(),
+                })
+            })?;
+            let parent = tree.resolve_or_create(&member.parent)?;
             if let Some(entries) = tree.entries_mut(parent) {
                 entries.insert(member.name, id);
             }
             return Ok(());
         }
         MemberKind::Directory => Content::Directory(Entries::new()),
-        MemberKind::File(ref content) => Content::File(content.clone()),
-        MemberKind::Symlink(ref target) => Content::Symlink(target.clone()),
+        MemberKind::File(content) => Content::File(content),
+        MemberKind::Symlink(target) => Content::Symlink(target),
     };
-    let parent = tree.resolve_or_create(&member.parent).map_err(place)?;
+    let parent = tree.resolve_or_create(&member.parent)?;
     // A directory over a directory changes the metadata alone; anything else
     // replaces what had the name.
     if matches!(content, Content::Directory(_))
@@ -316,155 +373,13 @@ fn place_member(tree: &mut Tree, layer: usize, member: Member) -> Result<(), Fla
 
 /// The file or symbolic link at `path`; only its parents are followed.
 fn hard_link_target(tree: &Tree, path: &[u8]) -> Result<Option<InodeId>, ResolveError> {
-    let (parent, name) = split_path(path);
+    let (parent, name) = member::split_path(path);
     let Some(directory) = tree.lookup(parent)? else {
         return Ok(None);
     };
     Ok(tree
         .child(directory, name)
         .filter(|id| tree.entries(*id).is_none()))
-}
-
-fn split_path(path: &[u8]) -> (&[u8], &[u8]) {
-    let end = path
-        .iter()
-        .rposition(|byte| *byte != b'/')
-        .map_or(0, |last| last + 1);
-    let path = path.get(..end).unwrap_or_default();
-    match path.iter().rposition(|byte| *byte == b'/') {
-        Some(slash) => (
-            path.get(..slash).unwrap_or_default(),
-            path.get(slash + 1..).unwrap_or_default(),
-        ),
-        None => (&[], path),
-    }
-}
-
-fn read_members(layer: usize, bytes: &Bytes) -> Result<Vec<Member>, FlattenError> {
-    let tar_error = |source| FlattenError::Tar { layer, source };
-    let mut archive = tar::Archive::new(bytes.as_ref());
-    let mut members = Vec::new();
-    for entry in archive.entries().map_err(tar_error)? {
-        let mut entry = entry.map_err(tar_error)?;
-        let raw_path = entry.path_bytes().into_owned();
-        let path = String::from_utf8_lossy(&raw_path).into_owned();
-        let entry_error = |problem| FlattenError::Entry {
-            layer,
-            path: path.clone(),
-            problem,
-        };
-
-        let mut capability = None;
-        if let Some(extensions) = entry.pax_extensions().map_err(tar_error)? {
-            for extension in extensions {
-                let extension = extension.map_err(tar_error)?;
-                if extension.key_bytes() == PAX_CAPABILITY {
-                    if extension.value_bytes().len() > MAX_CAPABILITY_LEN {
-                        return Err(entry_error("has oversized file capabilities"));
-                    }
-                    capability = Some(Bytes::copy_from_slice(extension.value_bytes()));
-                } else if extension.key_bytes().starts_with(PAX_SPARSE) {
-                    return Err(entry_error(
-                        "is a sparse file in pax format, which is not read",
-                    ));
-                }
-            }
-        }
-
-        let link = || {
-            entry
-                .link_name_bytes()
-                .map(Cow::into_owned)
-                .unwrap_or_default()
-        };
-        let kind = match entry.header().entry_type() {
-            EntryType::Directory => MemberKind::Directory,
-            EntryType::Regular | EntryType::Continuous => {
-                let start = usize::try_from(entry.raw_file_position()).ok();
-                let len = usize::try_from(entry.size()).ok();
-                let end = start
-                    .zip(len)
-                    .and_then(|(start, len)| start.checked_add(len));
-                match (start, end) {
-                    (Some(start), Some(end)) if end <= bytes.len() => {
-                        MemberKind::File(bytes.slice(start..end))
-                    }
-                    _ => return Err(entry_error("ends after the archive")),
-                }
-            }
-            EntryType::GNUSparse => {
-                let mut content = Vec::new();
-                (&mut entry)
-                    .take(MAX_LAYER_LEN + 1)
-                    .read_to_end(&mut content)
-                    .map_err(tar_error)?;
-                if content.len() as u64 > MAX_LAYER_LEN {
-                    return Err(FlattenError::TooLarge { layer });
-                }
-                MemberKind::File(content.into())
-            }
-            EntryType::Symlink => match link() {
-                target if (1..=MAX_TARGET_LEN).contains(&target.len()) => {
-                    MemberKind::Symlink(target.into())
-                }
-                _ => return Err(entry_error("has an empty or oversized link target")),
-            },
-            EntryType::Link => MemberKind::HardLink(link()),
-            EntryType::Char | EntryType::Block | EntryType::Fifo | EntryType::XGlobalHeader => {
-                continue;
-            }
-            _ => return Err(entry_error("is of a kind that is not known")),
-        };
-
-        let header = entry.header();
-        let number =
-            |value: std::io::Result<u64>| value.ok().and_then(|value| u32::try_from(value).ok());
-        let (Some(uid), Some(gid)) = (number(header.uid()), number(header.gid())) else {
-            return Err(entry_error("has an owner outside 32 bits"));
-        };
-        let mode = header.mode().map_err(tar_error)? & 0o7777;
-        let metadata = Metadata {
-            mode,
-            owner: Owner { uid, gid },
-            capability,
-        };
-
-        let (parent, name) = split_path(&raw_path);
-        let parent: Vec<u8> = parent.to_vec();
-        if raw_path
-            .split(|byte| *byte == b'/')
-            .any(|component| component == b"..")
-        {
-            return Err(entry_error("leads out of its directory"));
-        }
-        if raw_path
-            .split(|byte| *byte == b'/')
-            .any(|component| component.len() > MAX_NAME_LEN)
-        {
-            return Err(entry_error("has a name of more than 255 bytes"));
-        }
-        if raw_path.contains(&0) {
-            return Err(entry_error("has a NUL in its name"));
-        }
-        let (name, kind) = match name.strip_prefix(WHITEOUT) {
-            _ if name == OPAQUE => (Bytes::from_static(OPAQUE), MemberKind::Opaque),
-            Some(b"" | b"." | b"..") => return Err(entry_error("is a whiteout of nothing")),
-            Some(hidden) => (
-                Bytes::copy_from_slice(name),
-                MemberKind::Whiteout(Bytes::copy_from_slice(hidden)),
-            ),
-            None if name == b"." => (Bytes::new(), kind),
-            None => (Bytes::copy_from_slice(name), kind),
-        };
-        members.push(Member {
-            parent,
-            name,
-            path,
-            metadata,
-            kind,
-        });
-    }
-    Ok(members)
 }
 
 #[cfg(test)]

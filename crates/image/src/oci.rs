@@ -2,6 +2,7 @@
 //! of manifest, index and configuration that a pull has to understand.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::io::{self, Write as _};
 
 use assay_tee::Sha256Digest;
@@ -180,10 +181,18 @@ pub struct ImageConfig {
     /// Operating system by Go's name, such as `linux`.
     pub os: String,
     /// How to run a container.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "null_is_default")]
     pub config: RunConfig,
     /// The layers' uncompressed digests.
     pub rootfs: RootFsDiffs,
+}
+
+/// Some builders write `null` where there is nothing to say.
+fn null_is_default<'de, D>(deserializer: D) -> Result<RunConfig, D::Error>
+where
+    D: serde::Deserializer<'de>,
+{
+    Option::<RunConfig>::deserialize(deserializer).map(Option::unwrap_or_default)
 }
 
 /// `rootfs` of an image configuration.
@@ -261,17 +270,61 @@ pub struct Platform {
     pub architecture: String,
     /// Operating system.
     pub os: String,
+    /// Variant of the architecture, such as `v3` of amd64.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub variant: Option<String>,
+}
+
+impl Platform {
+    /// linux/amd64, of no variant.
+    pub fn linux_amd64() -> Self {
+        Self {
+            architecture: "amd64".to_owned(),
+            os: "linux".to_owned(),
+            variant: None,
+        }
+    }
+}
+
+impl fmt::Display for Platform {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.os, self.architecture)?;
+        match &self.variant {
+            Some(variant) => write!(f, "/{variant}"),
+            None => Ok(()),
+        }
+    }
 }
 
 impl ImageIndex {
-    /// The first manifest for linux/amd64.
+    /// The manifest for linux/amd64, of several the one that asks least of the CPU.
+    /// The only entry counts where it says no platform: the configuration will.
     pub fn linux_amd64(&self) -> Option<&IndexEntry> {
-        self.manifests.iter().find(|entry| {
-            entry
-                .platform
-                .as_ref()
-                .is_some_and(|platform| platform.os == "linux" && platform.architecture == "amd64")
-        })
+        let variant = |entry: &IndexEntry| {
+            let platform = entry.platform.as_ref()?;
+            let is_ours = platform.os == "linux" && platform.architecture == "amd64";
+            is_ours.then(|| platform.variant.clone().unwrap_or_default())
+        };
+        let ours = self.manifests.iter().filter(|it| variant(it).is_some());
+        ours.min_by_key(|it| variant(it))
+            .or(match self.manifests.as_slice() {
+                [only] if only.platform.is_none() => Some(only),
+                _ => None,
+            })
+    }
+
+    /// The platforms that there are manifests for, in words.
+    pub fn platforms(&self) -> String {
+        let named = self.manifests.iter().map(|entry| match &entry.platform {
+            Some(platform) => platform.to_string(),
+            None => "one without a platform".to_owned(),
+        });
+        let named: Vec<_> = named.filter(|it| it != "unknown/unknown").collect();
+        if named.is_empty() {
+            "nothing".to_owned()
+        } else {
+            named.join(", ")
+        }
     }
 }
 
@@ -291,7 +344,9 @@ pub enum ParseManifestError {
     #[error("manifest is not valid JSON of an image manifest or index")]
     Json(#[source] serde_json::Error),
     /// Not schema version 2.
-    #[error("manifest has schema version {0}, expected 2")]
+    #[error(
+        "manifest has schema version {0}, expected 2; push the image again with a tool of today"
+    )]
     SchemaVersion(u32),
     /// Neither layers nor manifests, or both.
     #[error("manifest is neither an image manifest nor an image index")]
@@ -463,6 +518,51 @@ mod tests {
         let mut plain = Vec::new();
         std::io::Read::read_to_end(&mut decoder, &mut plain).unwrap();
         assert_eq!(plain, tar.to_bytes());
+    }
+
+    #[test]
+    fn a_configuration_may_say_nothing_of_running() {
+        for config in [r#""config":null,"#, ""] {
+            let text = format!(
+                r#"{{"architecture":"amd64","os":"linux",{config}"rootfs":{{"type":"layers","diff_ids":[]}}}}"#
+            );
+            let parsed: ImageConfig = serde_json::from_str(&text).unwrap();
+            assert_eq!(parsed.config, RunConfig::default());
+        }
+    }
+
+    #[test]
+    fn the_image_that_asks_least_of_the_cpu_is_taken() {
+        let entry = |number: u8, platform: Option<(&str, &str)>| IndexEntry {
+            media_type: media_type::MANIFEST.to_owned(),
+            digest: Sha256Digest::of(&[number]),
+            size: 1,
+            platform: platform.map(|(architecture, variant)| Platform {
+                architecture: architecture.to_owned(),
+                variant: (!variant.is_empty()).then(|| variant.to_owned()),
+                ..Platform::linux_amd64()
+            }),
+            annotations: BTreeMap::new(),
+        };
+        let v3 = || entry(3, Some(("amd64", "v3")));
+        let arm = || entry(8, Some(("arm64", "v8")));
+        let rows = [
+            (vec![arm(), v3(), entry(1, Some(("amd64", "")))], Some(1)),
+            (vec![v3(), entry(2, Some(("amd64", "v2")))], Some(2)),
+            (vec![v3()], Some(3)),
+            (vec![entry(5, None)], Some(5)),
+            (vec![entry(5, None), arm()], None),
+            (vec![arm()], None),
+            (vec![], None),
+        ];
+        for (manifests, expected) in rows {
+            let index = ImageIndex {
+                schema_version: 2,
+                manifests,
+            };
+            let found = index.linux_amd64().map(|found| found.digest);
+            assert_eq!(found, expected.map(|it: u8| Sha256Digest::of(&[it])));
+        }
     }
 
     #[test]

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use assay_tee::guest_config::Process;
+use assay_tee::guest_config::{Process, STOP_SIGNALS, is_stop_signal};
 
 use crate::oci::RunConfig;
 use crate::tree::{ResolveError, Tree};
@@ -37,6 +37,24 @@ pub enum ProcessError {
         /// The name.
         name: String,
     },
+    /// A signal that a guest does not know.
+    #[error(
+        "the image's stop signal {name:?} is not known: use a number up to 31 or one of {}",
+        STOP_SIGNALS.join(", ")
+    )]
+    StopSignal {
+        /// Its name.
+        name: String,
+    },
+    /// A working directory that is something else.
+    #[error("the image's working directory {path:?} is not one")]
+    WorkingDirectory {
+        /// The path.
+        path: String,
+        /// Why.
+        #[source]
+        source: ResolveError,
+    },
     /// A path leads nowhere.
     #[error("cannot read the image's {path}")]
     Resolve {
@@ -61,6 +79,7 @@ pub fn resolve_process(config: &RunConfig, tree: &Tree) -> Result<Process, Proce
     check("environment", &env, |variable| {
         !variable.contains('\0') && variable.find('=').is_some_and(|at| at > 0)
     })?;
+    last_of_each(&mut env);
 
     let cwd = match config.working_dir.as_deref() {
         None | Some("") => "/".to_owned(),
@@ -81,6 +100,9 @@ pub fn resolve_process(config: &RunConfig, tree: &Tree) -> Result<Process, Proce
         None | Some("") => DEFAULT_STOP_SIGNAL.to_owned(),
         Some(signal) => signal.to_owned(),
     };
+    if !is_stop_signal(&stop_signal) {
+        return Err(ProcessError::StopSignal { name: stop_signal });
+    }
     Ok(Process {
         args,
         env,
@@ -90,6 +112,16 @@ pub fn resolve_process(config: &RunConfig, tree: &Tree) -> Result<Process, Proce
         additional_gids: user.additional_gids,
         stop_signal,
     })
+}
+
+/// Of several values of a variable, the last counts, as runtimes set one after the
+/// other.
+fn last_of_each(env: &mut Vec<String>) {
+    let mut seen = BTreeSet::new();
+    let name = |variable: &str| variable.split('=').next().map(str::to_owned);
+    let mut kept: Vec<_> = env.drain(..).rev().collect();
+    kept.retain(|variable| seen.insert(name(variable)));
+    env.extend(kept.into_iter().rev());
 }
 
 /// Directories that every workload may write to.
@@ -141,7 +173,7 @@ struct User {
 /// `/etc/passwd`; a name does.
 fn resolve_user(text: &str, tree: &Tree) -> Result<User, ProcessError> {
     let (user, group) = match text.split_once(':') {
-        Some((user, group)) => (user, Some(group)),
+        Some((user, group)) => (user, Some(group).filter(|group| !group.is_empty())),
         None => (text, None),
     };
     let user = if user.is_empty() { "0" } else { user };
@@ -284,6 +316,7 @@ mod tests {
             ("101", (101, 102, web), "/var/web"),
             ("web:ssl", (101, 110, vec![]), "/var/web"),
             ("web:7", (101, 7, vec![]), "/var/web"),
+            ("root:", (0, 0, vec![]), "/root"),
             ("65532", (65532, 0, vec![]), "/"),
             ("65532:65532", (65532, 65532, vec![]), "/"),
         ];
@@ -316,6 +349,44 @@ mod tests {
         );
         // Without the files, numbers still work.
         resolve_process(&config("5:6"), &Tree::new()).unwrap();
+    }
+
+    #[test]
+    fn the_last_value_of_a_variable_counts() {
+        let config = RunConfig {
+            env: Some(
+                ["A=1", "PATH=/x", "B=", "A=2", "PATH=/y"]
+                    .map(str::to_owned)
+                    .into(),
+            ),
+            ..config("root")
+        };
+        let process = resolve_process(&config, &tree()).unwrap();
+        assert_eq!(process.env, ["B=", "A=2", "PATH=/y", "HOME=/root"]);
+    }
+
+    #[test]
+    fn a_signal_that_a_guest_would_refuse_is_refused_before() {
+        let resolve = |signal: &str| {
+            let stop_signal = Some(signal.to_owned());
+            resolve_process(
+                &RunConfig {
+                    stop_signal,
+                    ..config("root")
+                },
+                &tree(),
+            )
+        };
+        for known in ["SIGTERM", "WINCH", "9"] {
+            assert_eq!(resolve(known).unwrap().stop_signal, known);
+        }
+        for unknown in ["SIGRTMIN+3", "SIGNOPE", "0", "37"] {
+            let name = unknown.to_owned();
+            assert_eq!(
+                resolve(unknown).unwrap_err(),
+                ProcessError::StopSignal { name }
+            );
+        }
     }
 
     #[test]

@@ -62,15 +62,19 @@ pub enum ReadLayoutError {
         source: ParseManifestError,
     },
     /// The index has nothing for linux/amd64.
-    #[error("{digest} has no image for linux/amd64")]
+    #[error("{digest} has no image for linux/amd64: it has {found}")]
     NoPlatform {
         /// Digest of the index.
         digest: Sha256Digest,
+        /// What it has.
+        found: String,
     },
 }
 
 /// Annotation with the name of an image in a layout.
 const NAME_ANNOTATION: &str = "org.opencontainers.image.ref.name";
+/// What an index has where another index is.
+pub(crate) const NESTED: &str = "another index in the place of an image";
 /// The file that makes a directory a layout.
 const MARK: &str = "oci-layout";
 
@@ -147,10 +151,7 @@ impl LayoutWriter {
             media_type: media_type::MANIFEST.to_owned(),
             digest: image.manifest_digest,
             size: manifest.size(),
-            platform: Some(Platform {
-                architecture: "amd64".to_owned(),
-                os: "linux".to_owned(),
-            }),
+            platform: Some(Platform::linux_amd64()),
             annotations: BTreeMap::from([(NAME_ANNOTATION.to_owned(), name.to_owned())]),
         });
         self.write_index()
@@ -183,14 +184,15 @@ pub fn read_layout(
     scratch: Option<&Scratch>,
 ) -> Result<Pulled, ReadLayoutError> {
     let blob = |digest| blob(directory, digest, scratch);
-    let no_platform = || ReadLayoutError::NoPlatform { digest };
+    let no_platform = |found| ReadLayoutError::NoPlatform { digest, found };
     let (manifest_digest, (manifest, manifest_bytes)) = match manifest_or_index(digest, blob)? {
         (ManifestOrIndex::Manifest(manifest), bytes) => (digest, (manifest, bytes)),
         (ManifestOrIndex::Index(index), _) => {
-            let child = index.linux_amd64().ok_or_else(no_platform)?.digest;
+            let child = index.linux_amd64();
+            let child = child.ok_or_else(|| no_platform(index.platforms()))?.digest;
             match manifest_or_index(child, blob)? {
                 (ManifestOrIndex::Manifest(manifest), bytes) => (child, (manifest, bytes)),
-                (ManifestOrIndex::Index(_), _) => return Err(no_platform()),
+                (ManifestOrIndex::Index(_), _) => return Err(no_platform(NESTED.to_owned())),
             }
         }
     };

@@ -142,10 +142,12 @@ pub enum RegistryError {
         max: u64,
     },
     /// The index has nothing for linux/amd64.
-    #[error("{reference} has no image for linux/amd64")]
+    #[error("{reference} has no image for linux/amd64: it has {found}")]
     NoPlatform {
         /// Image.
         reference: String,
+        /// What it has.
+        found: String,
     },
     /// A blob could not be fetched.
     #[error("cannot fetch blob {digest}")]
@@ -271,7 +273,10 @@ pub struct Pulled {
 
 /// A layer is of a kind that nothing here reads, such as an encrypted one.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("layer {index} has media type {media_type:?}, which is not read")]
+#[error(
+    "layer {index} has media type {media_type:?}, which is not read: push the image again with \
+     all of its layers, plain, or compressed with gzip or zstd"
+)]
 pub struct LayerMediaTypeError {
     /// Position, from 0.
     pub index: usize,
@@ -492,10 +497,12 @@ impl Registry {
             }
             ManifestOrIndex::Index(index) => index,
         };
-        let no_platform = || RegistryError::NoPlatform {
+        let no_platform = |found| RegistryError::NoPlatform {
             reference: reference.to_owned(),
+            found,
         };
-        let entry = index.linux_amd64().ok_or_else(no_platform)?;
+        let entry = index.linux_amd64();
+        let entry = entry.ok_or_else(|| no_platform(index.platforms()))?;
         let child = parsed.clone_with_digest(entry.digest.to_string());
         let (bytes, manifest_digest) = session.manifest(&child, cache).await?;
         match parse_manifest(&bytes).map_err(read_error)? {
@@ -505,7 +512,7 @@ impl Registry {
                 manifest,
                 manifest_bytes: bytes,
             }),
-            ManifestOrIndex::Index(_) => Err(no_platform()),
+            ManifestOrIndex::Index(_) => Err(no_platform(layout::NESTED.to_owned())),
         }
     }
 

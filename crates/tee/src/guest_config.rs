@@ -12,6 +12,20 @@ pub const GUEST_CONFIG_PATH: &str = "/etc/assay/guest.json";
 
 /// Where the workload's files lie in the initramfs of [`RootFs::Initramfs`].
 pub const INITRAMFS_ROOT: &str = "/rootfs";
+/// Names of signals that a guest can ask its process to stop with; each may have
+/// `SIG` before it.
+pub const STOP_SIGNALS: [&str; 14] = [
+    "HUP", "INT", "QUIT", "ABRT", "KILL", "USR1", "USR2", "PIPE", "ALRM", "TERM", "CONT", "STOP",
+    "WINCH", "PWR",
+];
+
+/// Whether a guest can send a signal: by its name, or by its number on Linux.
+pub fn is_stop_signal(name: &str) -> bool {
+    match name.parse::<u8>() {
+        Ok(number) => (1..=31).contains(&number),
+        Err(_) => STOP_SIGNALS.contains(&name.strip_prefix("SIG").unwrap_or(name)),
+    }
+}
 
 /// The measured configuration of a guest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

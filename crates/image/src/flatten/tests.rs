@@ -1,9 +1,11 @@
 use proptest::prelude::*;
+use tar::EntryType;
 
+use super::member::PAX_CAPABILITY;
 use super::*;
 use crate::oci::Layer;
 use crate::rope::InMemory;
-use crate::tarball::TarBuilder;
+use crate::tarball::{Owner, TarBuilder};
 
 const R: Owner = Owner::ROOT;
 
@@ -156,7 +158,10 @@ fn odd_members_are_refused_by_name() {
     for tar in [hard, root, name, whiteout] {
         let error = flatten_tars(&[tar]).unwrap_err();
         assert!(
-            matches!(error, FlattenError::Entry { layer: 0, .. }),
+            matches!(
+                error,
+                FlattenError::Entry { layer: 0, .. } | FlattenError::HardLink { layer: 0, .. }
+            ),
             "{error}"
         );
     }
@@ -164,10 +169,211 @@ fn odd_members_are_refused_by_name() {
         tar.file("a", 0o644, R, b"".to_vec())
             .file("a/b", 0o644, R, b"".to_vec());
     });
-    assert!(matches!(
-        flatten_tars(&[through]),
-        Err(FlattenError::Place { .. })
-    ));
+    let error = flatten_tars(&[through]).unwrap_err();
+    assert_eq!(error.to_string(), "layer 0: cannot place entry \"a/b\"");
+}
+
+/// A member with fields that `TarBuilder` does not write.
+fn member(kind: u8, path: &str, content: &[u8]) -> Vec<u8> {
+    let mut header = tar::Header::new_ustar();
+    header.as_mut_bytes()[..path.len()].copy_from_slice(path.as_bytes());
+    header.as_mut_bytes()[156] = kind;
+    header.set_mode(0o644);
+    header.set_uid(0);
+    header.set_gid(0);
+    header.set_size(content.len() as u64);
+    header.set_cksum();
+    let mut member = header.as_bytes().to_vec();
+    member.extend(content);
+    member.resize(member.len().next_multiple_of(512), 0);
+    member
+}
+
+/// A member before which pax records stand.
+fn with_records(records: &[(&str, &str)], member: &[u8]) -> Vec<u8> {
+    let mut text = String::new();
+    for (key, value) in records {
+        let len = key.len() + value.len() + 3;
+        let len = (len..)
+            .find(|all| all.to_string().len() + len == *all)
+            .unwrap();
+        text += &format!("{len} {key}={value}\n");
+    }
+    [self::member(b'x', "pax", text.as_bytes()), member.to_vec()].concat()
+}
+
+fn flatten_members(layers: &[&[Vec<u8>]]) -> Result<Tree, FlattenError> {
+    let tars: Vec<Bytes> = layers
+        .iter()
+        .map(|members| members.concat().into())
+        .collect();
+    flatten_tars(&tars)
+}
+
+#[test]
+fn a_dot_in_a_path_leads_nowhere() {
+    let tar = layer(|tar| {
+        tar.directory("a/.", 0o711, R)
+            .file("./a//./b", 0o644, R, b"1".to_vec())
+            .hard_link("c", "./a/./b")
+            .directory("./", 0o750, R);
+    });
+    let listed = listing(&flatten_tars(&[tar]).unwrap());
+    assert_eq!(listed, ["/ 750", "/a/ 711", "/a/b=1", "/c=1"]);
+}
+
+#[test]
+fn a_device_takes_the_place_of_a_file() {
+    let lower = [member(b'0', "null", b"1"), member(b'0', "kept", b"1")];
+    for kind in [b'3', b'4', b'6'] {
+        let upper = [member(kind, "null", b""), {
+            let mut link = member(b'1', "kept", b"");
+            link[157..161].copy_from_slice(b"null");
+            let mut header = tar::Header::from_byte_slice(&link).clone();
+            header.set_cksum();
+            header.as_bytes().to_vec()
+        }];
+        let tree = flatten_members(&[&lower, &upper[..1]]).unwrap();
+        assert_eq!(listing(&tree), ["/ 755", "/kept=1"]);
+        let tree = flatten_members(&[&lower, &upper]).unwrap();
+        assert_eq!(listing(&tree), ["/ 755"]);
+    }
+}
+
+#[test]
+fn whiteouts_in_a_directory_do_not_reach_through_the_link_that_it_replaces() {
+    let lower = layer(|tar| {
+        tar.file("usr/lib/a", 0o644, R, b"1".to_vec())
+            .file("usr/lib/b/c", 0o644, R, b"1".to_vec())
+            .symlink("lib", "usr/lib", R);
+    });
+    let kept = ["/usr/", "/usr/lib/", "/usr/lib/a=1", "/usr/lib/b/"];
+    for hidden in ["lib/.wh..wh..opq", "lib/.wh.a", "lib/b/.wh.c"] {
+        let upper = layer(|tar| {
+            tar.directory("lib", 0o755, R)
+                .file(hidden, 0o644, R, b"".to_vec());
+        });
+        let listed = listing(&flatten_tars(&[lower.clone(), upper]).unwrap());
+        for path in kept {
+            assert!(
+                listed.iter().any(|line| line.starts_with(path)),
+                "{hidden}: {path}"
+            );
+        }
+        // Without the directory, the link is followed.
+        let upper = layer(|tar| {
+            tar.file(hidden, 0o644, R, b"".to_vec());
+        });
+        let followed = listing(&flatten_tars(&[lower.clone(), upper]).unwrap());
+        assert!(followed.len() < listed.len(), "{followed:?}");
+    }
+}
+
+#[test]
+fn numbers_that_are_none_are_refused() {
+    for (key, value) in [
+        ("uid", "-1"),
+        ("gid", "x"),
+        ("size", ""),
+        ("uid", "4294967296"),
+    ] {
+        let tar = with_records(&[(key, value)], &member(b'0', "a", b""));
+        let error = flatten_members(&[&[tar]]).unwrap_err();
+        assert!(
+            matches!(&error, FlattenError::Entry { path, .. } if path == "a"),
+            "{key}={value}: {error}"
+        );
+    }
+    let tar = with_records(&[("uid", "3000000")], &member(b'0', "a", b""));
+    let tree = flatten_members(&[&[tar]]).unwrap();
+    let id = tree.lookup(b"a").unwrap().unwrap();
+    assert_eq!(tree.inode(id).metadata.owner.uid, 3_000_000);
+}
+
+#[test]
+fn a_directory_of_the_seventh_edition_has_a_slash() {
+    let tree = flatten_members(&[&[member(0, "old/", b""), member(b'0', "new/", b"")]]).unwrap();
+    assert_eq!(listing(&tree), ["/ 755", "/new=", "/old/ 644"]);
+}
+
+#[test]
+fn files_with_holes_are_whole_in_every_format() {
+    let (at, len) = ("GNU.sparse.offset", "GNU.sparse.numbytes");
+    let mut inside = b"2\n2\n3\n7\n0\n".to_vec();
+    inside.resize(512, 0);
+    inside.extend(b"abc");
+    let rows: [(&[_], &str, &[u8]); 3] = [
+        (
+            &[
+                ("GNU.sparse.size", "7"),
+                (at, "2"),
+                (len, "3"),
+                (at, "7"),
+                (len, "0"),
+            ],
+            "hole",
+            b"abc",
+        ),
+        (
+            &[
+                ("GNU.sparse.size", "7"),
+                ("GNU.sparse.name", "hole"),
+                ("GNU.sparse.map", "2,3,7,0"),
+            ],
+            "GNUSparseFile.1/hole",
+            b"abc",
+        ),
+        (
+            &[
+                ("GNU.sparse.major", "1"),
+                ("GNU.sparse.minor", "0"),
+                ("GNU.sparse.name", "hole"),
+                ("GNU.sparse.realsize", "7"),
+            ],
+            "GNUSparseFile.1/hole",
+            &inside,
+        ),
+    ];
+    for (records, path, content) in rows {
+        let tar = with_records(records, &member(b'0', path, content));
+        let tree = flatten_members(&[&[tar]]).unwrap();
+        assert_eq!(listing(&tree), ["/ 755", "/hole=\0\0abc\0\0"]);
+        // Pieces that are not there, or not in the file.
+        let tar = with_records(records, &member(b'0', path, &content[..content.len() - 1]));
+        let error = flatten_members(&[&[tar]]).unwrap_err();
+        assert!(
+            error.to_string().contains("\"hole\" is a sparse file"),
+            "{error}"
+        );
+    }
+    for (size, map) in [
+        ("7", "5,3"),
+        ("7", "2,2,1,1"),
+        ("7", "2"),
+        ("x", "2,3"),
+        ("99999999999", "2,3"),
+    ] {
+        let records = [("GNU.sparse.size", size), ("GNU.sparse.map", map)];
+        let tar = with_records(&records, &member(b'0', "a", b"abc"));
+        assert!(flatten_members(&[&[tar]]).is_err(), "{size} {map}");
+    }
+}
+
+#[test]
+fn a_working_directory_is_made_where_there_is_none() {
+    let mut tree = flatten_tars(&[layer(|tar| {
+        tar.file("etc/x", 0o644, R, b"".to_vec());
+    })])
+    .unwrap();
+    prepare_working_directory(&mut tree, "/srv/app").unwrap();
+    prepare_working_directory(&mut tree, "/").unwrap();
+    assert_eq!(
+        tree.entries(tree.lookup(b"srv/app").unwrap().unwrap())
+            .unwrap()
+            .len(),
+        0
+    );
+    assert!(prepare_working_directory(&mut tree, "/etc/x").is_err());
 }
 
 #[test]
