@@ -167,6 +167,7 @@ const IMAGE_ORACLES: Recipe = Recipe {
                 "sbsigntool",
                 "swtpm",
                 "systemd",
+                "systemd-boot-tools",
                 "systemd-ukify",
             ],
             dependencies: Dependencies::All,

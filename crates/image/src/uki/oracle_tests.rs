@@ -186,6 +186,22 @@ fn ukify_writes_the_same_bytes_and_reads_every_section() {
     }
 }
 
+/// `.osrel` is what a boot menu knows an image by.
+#[test]
+fn bootctl_takes_it_for_a_uki_and_reads_what_it_is() {
+    let Some(oracles) = Oracles::find("bootctl") else {
+        return;
+    };
+    let (uki, _) = uki(&oracles, optional());
+    let path = oracles.write("uki", &uki);
+    let kind = oracles.run("bootctl", &["kernel-identify", &path]);
+    assert_eq!(kind.trim(), "uki");
+    let told = oracles.run("bootctl", &["kernel-inspect", &path]);
+    for words in [UNAME_TEXT, CMDLINE_TEXT, "A test"] {
+        assert!(told.contains(words), "{words}: {told}");
+    }
+}
+
 /// The arguments with which systemd-measure gets a UKI's measured sections.
 fn measured_sections(oracles: &Oracles, uki: &Bytes) -> Vec<String> {
     let content = parse_uki(uki).unwrap();
