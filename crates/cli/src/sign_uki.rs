@@ -144,7 +144,7 @@ fn prepare(args: &PrepareArgs) -> Result<()> {
         .with_context(|| format!("cannot tell what to sign of {path}"))?;
     let len = attributes.len();
     write(&args.output, attributes)?;
-    stdout::write_line(format_args!("{}  {len} bytes", args.output.display(),))?;
+    stdout::write_line(format_args!("{}  {len} bytes", args.output.display()))?;
     eprintln!(
         "note: sign these bytes with RSA (PKCS #1 v1.5) and SHA-256, then run `assemble`, or \
          `assay build` again with --secure-boot-signature"

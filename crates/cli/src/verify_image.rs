@@ -13,10 +13,11 @@ use assay_image::artifact::{BuildInputs, SourceImage, build_signed_as};
 use assay_image::compare::{Difference, compare};
 use assay_image::manifest::{FIRMWARE_PATH, MANIFEST_PATH, Manifest, ROOT_DISK_PATH, UKI_PATH};
 use assay_image::newc::parse_newc;
+use assay_image::pcr_signature::PcrKey;
 use assay_image::provenance::recipe_of;
 use assay_image::read::{ArtifactContent, find_artifact_content, read_artifact_content};
 use assay_image::recipe::{GitSource, PinnedReference};
-use assay_image::uki::{INITRD, parse_uki};
+use assay_image::uki::{INITRD, PCRPKEY, parse_uki};
 use assay_registry::read_layout;
 use assay_tee::Sha256Digest;
 use bytes::Bytes;
@@ -69,6 +70,12 @@ struct Report {
     boot_kit: PinnedReference,
     agent: Sha256Digest,
     agent_from: &'static str,
+    /// Certificates of those who signed the UKI.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    signers: Vec<Sha256Digest>,
+    /// The key in the UKI for signed PCR values.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pcr_key: Option<Sha256Digest>,
     #[serde(skip_serializing_if = "Option::is_none")]
     git: Option<GitSource>,
     built_with: String,
@@ -180,6 +187,8 @@ fn verify(args: &Args) -> Result<Report> {
         boot_kit: manifest.inputs.boot_kit,
         agent: Sha256Digest::of(&agent),
         agent_from,
+        pcr_key: pcr_key(&found.content.uki),
+        signers: manifest.uki.signers,
         git: manifest.inputs.git,
         built_with: manifest.builder.version,
         verified_with: env!("CARGO_PKG_VERSION"),
@@ -279,6 +288,13 @@ fn agent(
     Ok((agent, "artifact"))
 }
 
+/// The key that the UKI hands to its guest for signed PCR values.
+fn pcr_key(uki: &Bytes) -> Option<Sha256Digest> {
+    let uki = parse_uki(uki).ok()?;
+    let key = PcrKey::from_pem(uki.section(PCRPKEY)?).ok()?;
+    Some(key.fingerprint())
+}
+
 fn show(args: &Args, report: &Report) -> Result<Verdict> {
     if args.json {
         let json = serde_json::to_string_pretty(report).context("cannot encode the report")?;
@@ -292,6 +308,8 @@ fn show(args: &Args, report: &Report) -> Result<Verdict> {
         boot_kit,
         agent,
         agent_from,
+        signers,
+        pcr_key,
         git,
         built_with,
         verified_with,
@@ -309,6 +327,17 @@ fn show(args: &Args, report: &Report) -> Result<Verdict> {
         format!("  agent     {agent} (from the {agent_from})"),
         format!("  builder   assay {built_with}, verified with {verified_with}"),
     ];
+    // Taken from the artifact: they are inputs that no recipe names.
+    lines.extend(
+        signers
+            .iter()
+            .map(|it| format!("  signed    for Secure Boot by certificate {it}")),
+    );
+    lines.extend(
+        pcr_key
+            .iter()
+            .map(|it| format!("  signed    PCR values by key {it}")),
+    );
     if let Some(git) = git {
         // Nothing was built from it here.
         lines.push(format!("  claims    {} at {}", git.repository, git.commit));

@@ -4,6 +4,8 @@
 //! The same inputs give the same bytes, whatever the machine, the time, and the
 //! order in which the layers' archives list their files.
 
+mod signing;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -16,8 +18,7 @@ use assay_tee::{GuestConfig, Sha256Digest};
 use bytes::Bytes;
 
 use crate::authenticode::{
-    ImageSigner, ParseSignaturesError, SignImageError, VerifySignatureError, copy_signatures,
-    verify_signatures,
+    ParseSignaturesError, SignImageError, VerifySignatureError, verify_signatures,
 };
 use crate::boot_kit::{BootKit, BootKitError, KitDocument};
 use crate::erofs::{EncodeErofsError, encode_erofs};
@@ -34,9 +35,7 @@ use crate::packages::{
     Distribution, Package, distribution, installed_packages, language_packages, unread_databases,
 };
 use crate::pcr::{BootPath, PcrPrediction, PredictPcrError, predict_pcrs};
-use crate::pcr_signature::{
-    PcrSigner, SignPcrsError, VerifyPcrSignaturesError, copy_pcr_sections, verify_pcr_signatures,
-};
+use crate::pcr_signature::{SignPcrsError, VerifyPcrSignaturesError, verify_pcr_signatures};
 use crate::pe::PeImage;
 use crate::process::{ProcessError, resolve_process, writable_directories};
 use crate::read::ArtifactContent;
@@ -44,10 +43,11 @@ use crate::recipe::{Compression, Layout, UkiFiles, ValidRecipe};
 use crate::rope::{Keep, Rope};
 use crate::tarball::{Owner, TarBuilder};
 use crate::tree::Tree;
-use crate::uki::{
-    EncodeUkiError, OptionalSections, ParseUkiError, UkiParts, encode_uki, parse_uki,
-};
+use crate::uki::{EncodeUkiError, OptionalSections, ParseUkiError, UkiParts, parse_uki};
 use crate::verity::{self, VerityError, VerityParameters, append_verity};
+
+pub use self::signing::Signers;
+use self::signing::Signing;
 
 /// An OCI image as it was pulled: configuration and layers, verified against
 /// the digest in the recipe by whoever pulled it.
@@ -215,15 +215,6 @@ pub fn build(inputs: &BuildInputs) -> Result<Artifact, BuildError> {
     build_signed(inputs, Signers::default())
 }
 
-/// What signs an artifact's UKI.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Signers<'a> {
-    /// For Secure Boot.
-    pub secure_boot: Option<&'a ImageSigner>,
-    /// The PCR values that it leaves.
-    pub pcrs: Option<&'a PcrSigner>,
-}
-
 /// Builds an artifact whose UKI is signed. The launch digest is that of the signed
 /// file.
 pub fn build_signed(inputs: &BuildInputs, signers: Signers<'_>) -> Result<Artifact, BuildError> {
@@ -245,75 +236,6 @@ pub fn build_signed_as(
             phases,
         },
     )
-}
-
-/// Where the signatures of a UKI come from.
-#[derive(Clone, Copy)]
-enum Signing<'a> {
-    By(Signers<'a>),
-    As {
-        uki: &'a Bytes,
-        phases: &'a [String],
-    },
-}
-
-impl Signing<'_> {
-    /// The UKI with all that is signed.
-    fn encode_uki(self, parts: &mut UkiParts<'_>) -> Result<Rope, BuildError> {
-        self.add_pcr_sections(parts)?;
-        let uki = encode_uki(parts).map_err(BuildError::Uki)?;
-        match self {
-            Self::By(Signers {
-                secure_boot: None, ..
-            }) => Ok(uki),
-            Self::By(Signers {
-                secure_boot: Some(signer),
-                ..
-            }) => signer.sign(&uki.to_bytes()).map(Rope::from),
-            Self::As { uki: signed, .. } => {
-                copy_signatures(signed, &uki.to_bytes()).map(|copy| copy.map_or(uki, Rope::from))
-            }
-        }
-        .map_err(BuildError::Sign)
-    }
-
-    /// The key is measured and the signatures are of what is measured, so they are
-    /// made for a UKI that has the key.
-    fn add_pcr_sections(self, parts: &mut UkiParts<'_>) -> Result<(), BuildError> {
-        let encode = |parts: &UkiParts<'_>| {
-            let uki = encode_uki(parts).map_err(BuildError::Uki)?;
-            Ok(uki.to_bytes())
-        };
-        match self {
-            Self::By(Signers {
-                pcrs: Some(signer), ..
-            }) => {
-                parts.optional.pcr_public_key = Some(signer.key.to_pem().into());
-                let signatures = signer.sign(&encode(parts)?);
-                let signatures = signatures.map_err(BuildError::SignPcrs)?;
-                parts.optional.pcr_signatures = signatures.map(|it| it.encode().into());
-            }
-            Self::By(_) => {}
-            Self::As { uki, phases } => {
-                let copied = copy_pcr_sections(uki);
-                parts.optional.pcr_public_key = copied.pcr_public_key;
-                if copied.pcr_signatures.is_some() {
-                    parts.optional.pcr_signatures = copied.pcr_signatures;
-                    if verify_pcr_signatures(&encode(parts)?, phases).is_err() {
-                        parts.optional.pcr_signatures = None;
-                    }
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn phases(&self) -> &[String] {
-        match self {
-            Self::By(signers) => signers.pcrs.map_or(&[], |signer| &signer.phases),
-            Self::As { phases, .. } => phases,
-        }
-    }
 }
 
 fn build_with(inputs: &BuildInputs, signing: Signing<'_>) -> Result<Artifact, BuildError> {

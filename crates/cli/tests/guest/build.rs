@@ -224,4 +224,5 @@ fn signed_pcr_values_are_the_same_wherever_the_key_is() {
     );
     let said = String::from_utf8(verified.stdout).unwrap();
     assert!(said.starts_with("reproduced"), "{said}");
+    assert!(said.contains("PCR values by key sha256:"), "{said}");
 }

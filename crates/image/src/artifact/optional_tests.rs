@@ -3,7 +3,7 @@
 use super::tests::{inputs, kit, kit_files, recipe, secure_boot};
 use super::*;
 use crate::pcr_signature::tests::signer;
-use crate::pcr_signature::{PcrSignatureSummary, PcrSignedBy};
+use crate::pcr_signature::{PcrSignatureSummary, PcrSignedBy, PcrSigner};
 use crate::read::{ReadArtifactError, read_artifact_content};
 use crate::recipe::Recipe;
 use crate::uki::tests::{microcode, splash};

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::*;
+use crate::authenticode::ImageSigner;
 use crate::hardening::{Exception, Hardening, SettingState};
 use crate::kernel_config::complete;
 use crate::kernel_loader::tests::synthetic_firmware::{HASH_GUIDS, build_volume, kernel_loader};
