@@ -4,6 +4,7 @@
 //! `security.capability` are dropped: none of them may change what a guest is
 //! measured as, and a guest makes its own devices.
 
+mod archive;
 mod member;
 mod sparse;
 
@@ -14,6 +15,7 @@ use assay_tee::Sha256Digest;
 use bytes::Bytes;
 use flate2::read::MultiGzDecoder;
 
+use self::archive::ReadArchiveError;
 use self::member::{Member, MemberKind, read_members};
 use crate::oci::LayerCompression;
 use crate::tree::{Content, Entries, Inode, InodeId, Metadata, ResolveError, Tree};
@@ -85,7 +87,7 @@ pub enum FlattenError {
         layer: usize,
         /// Why.
         #[source]
-        source: io::Error,
+        source: ReadArchiveError,
     },
     /// An entry cannot be part of a tree.
     #[error("layer {layer}: entry {path:?} {problem}")]

@@ -279,10 +279,9 @@ fn numbers_that_are_none_are_refused() {
     ] {
         let tar = with_records(&[(key, value)], &member(b'0', "a", b""));
         let error = flatten_members(&[&[tar]]).unwrap_err();
-        assert!(
-            matches!(&error, FlattenError::Entry { path, .. } if path == "a"),
-            "{key}={value}: {error}"
-        );
+        let is_refused = matches!(&error, FlattenError::Entry { path, .. } if path == "a")
+            || matches!(&error, FlattenError::Tar { .. });
+        assert!(is_refused, "{key}={value}: {error}");
     }
     let tar = with_records(&[("uid", "3000000")], &member(b'0', "a", b""));
     let tree = flatten_members(&[&[tar]]).unwrap();
@@ -340,11 +339,8 @@ fn files_with_holes_are_whole_in_every_format() {
         assert_eq!(listing(&tree), ["/ 755", "/hole=\0\0abc\0\0"]);
         // Pieces that are not there, or not in the file.
         let tar = with_records(records, &member(b'0', path, &content[..content.len() - 1]));
-        let error = flatten_members(&[&[tar]]).unwrap_err();
-        assert!(
-            error.to_string().contains("\"hole\" is a sparse file"),
-            "{error}"
-        );
+        let said = with_source(&flatten_members(&[&[tar]]).unwrap_err());
+        assert!(said.ends_with("whose map is malformed"), "{said}");
     }
     for (size, map) in [
         ("7", "5,3"),
@@ -356,6 +352,128 @@ fn files_with_holes_are_whole_in_every_format() {
         let records = [("GNU.sparse.size", size), ("GNU.sparse.map", map)];
         let tar = with_records(&records, &member(b'0', "a", b"abc"));
         assert!(flatten_members(&[&[tar]]).is_err(), "{size} {map}");
+    }
+}
+
+#[test]
+fn gnu_tars_holes_may_need_more_blocks_than_a_header() {
+    let mut header = tar::Header::new_gnu();
+    header.set_path("hole").unwrap();
+    header.set_entry_type(EntryType::GNUSparse);
+    header.set_mode(0o644);
+    header.set_uid(0);
+    header.set_gid(0);
+    header.set_size(6);
+    let put = |block: &mut [u8], at: usize, value: u64| {
+        block[at..at + 12].copy_from_slice(format!("{value:011o}\0").as_bytes());
+    };
+    let mut more = [0; 512];
+    for index in 0..6 {
+        let (block, at): (&mut [u8], _) = match index {
+            0..4 => (header.as_mut_bytes(), 386 + 24 * index),
+            _ => (&mut more, 24 * (index - 4)),
+        };
+        put(block, at, 2 * index as u64);
+        put(block, at + 12, 1);
+    }
+    header.as_mut_bytes()[482] = 1;
+    put(header.as_mut_bytes(), 483, 13);
+    header.set_cksum();
+    let mut content = b"abcdef".to_vec();
+    content.resize(512, 0);
+    let tar = [
+        header.as_bytes().to_vec(),
+        more.to_vec(),
+        content,
+        member(b'0', "z", b"1"),
+    ];
+    let tree = flatten_members(&[&tar]).unwrap();
+    assert_eq!(
+        listing(&tree),
+        ["/ 755", "/hole=a\0b\0c\0d\0e\0f\0\0", "/z=1"]
+    );
+
+    // In binary, as eleven octal digits end below it.
+    header.as_mut_bytes()[483..495].copy_from_slice(b"\x80\0\0\0\0\0\x01\0\0\0\0\0");
+    header.set_cksum();
+    let tar = [&[header.as_bytes().to_vec()], &tar[1..]].concat();
+    let error = flatten_members(&[&tar]).unwrap_err();
+    let said = with_source(&error);
+    assert!(
+        said.contains("a file with holes of more than 8 GiB"),
+        "{said}"
+    );
+}
+
+fn with_source(error: &dyn std::error::Error) -> String {
+    let source = error.source().map(ToString::to_string);
+    format!("{error}: {}", source.unwrap_or_default())
+}
+
+#[test]
+fn a_record_may_hold_any_bytes() {
+    let records = [
+        ("SCHILY.xattr.user.x", "a\nb=c\n12 path=no\n"),
+        ("SCHILY.xattr.security.capability", "\u{1}\n\u{2}"),
+    ];
+    let tar = with_records(&records, &member(b'0', "a", b""));
+    let tree = flatten_members(&[&[tar]]).unwrap();
+    assert_eq!(listing(&tree), ["/ 755", "/a="]);
+    let metadata = &tree.inode(tree.lookup(b"a").unwrap().unwrap()).metadata;
+    assert_eq!(
+        metadata.capability.as_deref(),
+        Some(b"\x01\n\x02".as_slice())
+    );
+}
+
+#[test]
+fn what_is_no_archive_is_refused_with_its_place() {
+    let good = || member(b'0', "a", b"1");
+    let mut sum = good();
+    sum[0] = b'b';
+    let mut negative = good();
+    negative[124] = 0xff;
+    let mut negative_header = tar::Header::from_byte_slice(&negative[..512]).clone();
+    negative_header.set_cksum();
+    negative[..512].copy_from_slice(negative_header.as_bytes());
+    let rows = [
+        ([good(), sum].concat(), 1024, "checksum"),
+        ([good(), vec![1; 511]].concat(), 1024, "within a block"),
+        (
+            [good(), vec![0; 512], good()].concat(),
+            1024,
+            "a block of zeros",
+        ),
+        (good()[..512].to_vec(), 0, "ends after the archive"),
+        (negative, 0, "no number"),
+        (
+            member(b'x', "pax", b"9 path=x\n"),
+            0,
+            "no member after them",
+        ),
+        (member(b'x', "pax", b"99 path=x\n"), 0, "malformed"),
+        (
+            [
+                member(b'x', "pax", b"9 path=x\n"),
+                member(b'x', "pax", b"9 path=y\n"),
+                good(),
+            ]
+            .concat(),
+            0,
+            "two headers",
+        ),
+        (
+            member(b'L', "long", &vec![b'x'; (1 << 20) + 1]),
+            0,
+            "more than 1 MiB",
+        ),
+    ];
+    for (bytes, at, said) in rows {
+        let FlattenError::Tar { source, .. } = flatten_members(&[&[bytes]]).unwrap_err() else {
+            panic!("{said}: another error");
+        };
+        assert_eq!(source.at, at, "{source}");
+        assert!(source.to_string().contains(said), "{source}");
     }
 }
 
