@@ -4,14 +4,16 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use assay_tee::guest_config::GUEST_CONFIG_PATH;
+use assay_tee::guest_config::{GUEST_CONFIG_PATH, RootFs};
 use bytes::Bytes;
 use serde::Serialize;
 use serde_json::Value;
 
+use crate::erofs::BLOCK_LEN;
 use crate::erofs::walk::{Walked, walk};
-use crate::manifest::{FIRMWARE_PATH, MANIFEST_PATH, ROOT_DISK_PATH, UKI_PATH};
+use crate::manifest::{FIRMWARE_PATH, MANIFEST_PATH, Manifest, ROOT_DISK_PATH, UKI_PATH};
 use crate::newc::{NewcEntry, parse_newc};
+use crate::pe::PeImage;
 use crate::read::ArtifactContent;
 use crate::uki::{INITRD, parse_uki};
 
@@ -40,12 +42,19 @@ impl fmt::Display for Difference {
 /// what ought to be, `actual` what there is.
 pub fn compare(expected: &ArtifactContent, actual: &ArtifactContent) -> Vec<Difference> {
     let mut report = Report::default();
+    let manifest = &expected.manifest;
     report.file(MANIFEST_PATH, &expected.manifest, &actual.manifest, json);
     report.file(FIRMWARE_PATH, &expected.firmware, &actual.firmware, bytes);
     report.file(UKI_PATH, &expected.uki, &actual.uki, uki);
     match (&expected.root_disk, &actual.root_disk) {
         (Some(expected), Some(actual)) => {
-            report.file(ROOT_DISK_PATH, expected, actual, root_disk);
+            let hashes = hash_tree_start(manifest);
+            report.file(
+                ROOT_DISK_PATH,
+                expected,
+                actual,
+                |name, expected, actual| root_disk(name, expected, actual, hashes),
+            );
         }
         (Some(_), None) => report.say(&[ROOT_DISK_PATH], "is missing".to_owned()),
         (None, Some(_)) => report.say(&[ROOT_DISK_PATH], "ought not to be there".to_owned()),
@@ -73,7 +82,7 @@ impl Report {
         name: &str,
         expected: &Bytes,
         actual: &Bytes,
-        explain: fn(&str, &Bytes, &Bytes) -> Vec<Difference>,
+        explain: impl Fn(&str, &Bytes, &Bytes) -> Vec<Difference>,
     ) {
         if expected == actual {
             return;
@@ -114,6 +123,24 @@ fn difference(place: &[&str], what: String) -> Difference {
         place: place.iter().map(|part| (*part).to_owned()).collect(),
         what,
     }
+}
+
+/// What of `range` differs, where `place` is in both; the range says where in the
+/// file that is.
+fn region(
+    place: &[&str],
+    range: std::ops::Range<usize>,
+    expected: &Bytes,
+    actual: &Bytes,
+) -> Option<Difference> {
+    let (before, after) = (expected.get(range.clone())?, actual.get(range.clone())?);
+    (before != after).then(|| {
+        let said = byte_range(before, after);
+        difference(
+            place,
+            format!("{said} (it starts at byte {:#x})", range.start),
+        )
+    })
 }
 
 fn bytes(name: &str, expected: &Bytes, actual: &Bytes) -> Vec<Difference> {
@@ -179,47 +206,90 @@ fn short(text: &str) -> String {
 
 /// Sections of a UKI, and files of its initrd.
 fn uki(name: &str, expected: &Bytes, actual: &Bytes) -> Vec<Difference> {
-    let (Ok(before), Ok(after)) = (parse_uki(expected), parse_uki(actual)) else {
-        return bytes(name, expected, actual);
-    };
     let mut found = Vec::new();
-    for (section, content) in &before.sections {
-        let Some(other) = after.section(section) else {
-            found.push(difference(&[name, section], "is missing".to_owned()));
-            continue;
-        };
-        if content == other {
-            continue;
+    if let (Ok(before), Ok(after)) = (parse_uki(expected), parse_uki(actual)) {
+        for (section, content) in &before.sections {
+            match after.section(section) {
+                None => found.push(difference(&[name, section], "is missing".to_owned())),
+                Some(other) if content != other => {
+                    found.extend(section_differences(&[name, section], content, other));
+                }
+                Some(_) => {}
+            }
         }
-        let place = [name, section];
-        let explained = if *section == INITRD {
-            initrd(&place, content, other)
-        } else {
-            Vec::new()
-        };
-        if explained.is_empty() {
-            let text = |bytes: &Bytes| {
-                let text = std::str::from_utf8(bytes).ok()?;
-                (text.len() < 4096 && !text.contains('\0')).then(|| format!("{text:?}"))
-            };
-            let said = match (text(content), text(other)) {
-                (Some(before), Some(after)) => format!("is {after}, expected {before}"),
-                _ => byte_range(content, other),
-            };
-            found.push(difference(&place, said));
-        } else {
-            found.extend(explained);
+        for (section, _) in &after.sections {
+            if before.section(section).is_none() {
+                let said = "ought not to be there".to_owned();
+                found.push(difference(&[name, section], said));
+            }
         }
     }
-    for (section, _) in &after.sections {
-        if before.section(section).is_none() {
-            let said = "ought not to be there".to_owned();
-            found.push(difference(&[name, section], said));
-        }
+    // Where nothing has moved, the rest can be told apart.
+    if expected.len() == actual.len()
+        && let Ok(image) = PeImage::parse(expected)
+    {
+        found.extend(uki_regions(name, &image, expected, actual));
     }
     if found.is_empty() {
         let said = format!("outside of our sections: {}", byte_range(expected, actual));
         found.push(difference(&[name, "headers, stub or signatures"], said));
+    }
+    found
+}
+
+fn section_differences(place: &[&str], content: &Bytes, other: &Bytes) -> Vec<Difference> {
+    if place.last() == Some(&INITRD) {
+        let explained = initrd(place, content, other);
+        if !explained.is_empty() {
+            return explained;
+        }
+    }
+    let text = |bytes: &Bytes| {
+        let text = std::str::from_utf8(bytes).ok()?;
+        (text.len() < 4096 && !text.contains('\0')).then(|| format!("{text:?}"))
+    };
+    let said = match (text(content), text(other)) {
+        (Some(before), Some(after)) => format!("is {after}, expected {before}"),
+        _ => byte_range(content, other),
+    };
+    vec![difference(place, said)]
+}
+
+/// What is in a UKI besides the content of our sections.
+fn uki_regions(name: &str, image: &PeImage, expected: &Bytes, actual: &Bytes) -> Vec<Difference> {
+    let size = |size: u32| usize::try_from(size).unwrap_or(usize::MAX);
+    let ours = parse_uki(expected)
+        .map(|uki| uki.sections)
+        .unwrap_or_default();
+    // What cannot be parsed has no sections that would have been compared.
+    let is_compared = parse_uki(actual).is_ok();
+    let mut found = Vec::new();
+    let headers = 0..size(image.size_of_headers).min(expected.len());
+    found.extend(region(&[name, "headers"], headers, expected, actual));
+    for section in &image.sections {
+        let start = size(section.raw_offset);
+        let end = start
+            .saturating_add(size(section.raw_size))
+            .min(expected.len());
+        let content = ours.iter().find(|(name, _)| *name == section.name);
+        match content.filter(|_| is_compared) {
+            Some((_, content)) => {
+                let place = format!("padding of {}", section.name);
+                let padding = start.saturating_add(content.len())..end;
+                found.extend(region(&[name, &place], padding, expected, actual));
+            }
+            None => {
+                found.extend(region(&[name, &section.name], start..end, expected, actual));
+            }
+        }
+    }
+    if let Some(certificates) = image.certificates.clone() {
+        found.extend(region(
+            &[name, "signatures"],
+            certificates,
+            expected,
+            actual,
+        ));
     }
     found
 }
@@ -273,10 +343,46 @@ fn initrd(place: &[&str], expected: &Bytes, actual: &Bytes) -> Vec<Difference> {
     found
 }
 
-/// Files of a root disk; what lies outside of them is told as bytes.
-fn root_disk(name: &str, expected: &Bytes, actual: &Bytes) -> Vec<Difference> {
+/// Where a disk's hash tree begins, as its manifest says.
+fn hash_tree_start(manifest: &Bytes) -> Option<usize> {
+    let manifest: Manifest = serde_json::from_slice(manifest).ok()?;
+    match manifest.root_disk?.root {
+        RootFs::DmVerity {
+            block_size,
+            hash_start_block,
+            ..
+        } => usize::try_from(hash_start_block.checked_mul(u64::from(block_size))?).ok(),
+        RootFs::Initramfs => None,
+    }
+}
+
+/// Files of a root disk, its superblock and its hash tree.
+fn root_disk(
+    name: &str,
+    expected: &Bytes,
+    actual: &Bytes,
+    hashes: Option<usize>,
+) -> Vec<Difference> {
+    let mut found = files(name, expected, actual);
+    if expected.len() == actual.len() {
+        let superblock = 0..BLOCK_LEN.min(expected.len());
+        found.extend(region(&[name, "superblock"], superblock, expected, actual));
+        if let Some(start) = hashes {
+            let tree = start.min(expected.len())..expected.len();
+            found.extend(region(&[name, "hash tree"], tree, expected, actual));
+        }
+    }
+    if found.is_empty() {
+        let place = [name, "inodes, directories or padding"];
+        found.push(difference(&place, byte_range(expected, actual)));
+    }
+    found
+}
+
+/// Files of a root disk; none where it cannot be read.
+fn files(name: &str, expected: &Bytes, actual: &Bytes) -> Vec<Difference> {
     let (Some(before), Some(after)) = (walk(expected), walk(actual)) else {
-        return bytes(name, expected, actual);
+        return Vec::new();
     };
     let mut found = Vec::new();
     for (path, file) in &before {
@@ -293,11 +399,6 @@ fn root_disk(name: &str, expected: &Bytes, actual: &Bytes) -> Vec<Difference> {
         let shown = format!("/{}", String::from_utf8_lossy(path));
         let said = "ought not to be there".to_owned();
         found.push(difference(&[name, &shown], said));
-    }
-    if found.is_empty() {
-        let said = byte_range(expected, actual);
-        let place = [name, "superblock, padding or hash tree"];
-        found.push(difference(&place, said));
     }
     found
 }

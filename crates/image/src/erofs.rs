@@ -23,7 +23,7 @@ use crate::tree::{Content, Entries, Inode, InodeId, Tree};
 
 /// Block size.
 pub const BLOCK: u64 = 4096;
-const BLOCK_LEN: usize = 4096;
+pub(crate) const BLOCK_LEN: usize = 4096;
 const BLOCK_BITS: u8 = 12;
 
 const SUPERBLOCK_OFFSET: usize = 1024;
