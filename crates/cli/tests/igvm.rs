@@ -10,7 +10,7 @@ use std::process::{Command, Output};
 use assay_tee::Sha256Digest;
 use assay_tee::ovmf::{Section, SectionKind};
 use serde_json::Value;
-use synthetic_firmware::{SyntheticFirmware, build_firmware, build_igvm_firmware};
+use synthetic_firmware::{HASH_GUIDS, SyntheticFirmware, build_firmware, build_igvm_firmware};
 
 const SECTIONS: [Section; 4] = [
     section(0x80_0000, SectionKind::SecMem),
@@ -51,6 +51,11 @@ impl Files {
         };
         write("firmware.fd", &build_igvm_firmware(&firmware, &AREAS));
         write("old.fd", &build_firmware(&firmware));
+        let mut generic = build_igvm_firmware(&firmware, &AREAS);
+        let name = HASH_GUIDS[0].as_bytes();
+        let at = generic.windows(16).position(|bytes| bytes == name).unwrap();
+        generic[at] ^= 1;
+        write("generic.fd", &generic);
         write("uki.efi", &[b"MZ".as_slice(), &[7; 9000]].concat());
         write("vmlinuz", b"kernel");
         write("initrd", b"initrd");
@@ -120,6 +125,103 @@ fn the_digest_is_that_of_the_file() {
     );
 }
 
+/// The digests of files that nobody wrote, from files and from what was recorded.
+#[test]
+fn no_file_is_needed_for_a_digest() {
+    let files = Files::new();
+    let of_file = |vcpus: &str, model: &str| {
+        files.stdout(&format!(
+            "igvm build --ovmf firmware.fd --kernel uki.efi --vcpus {vcpus} --vcpu-type {model} \
+             --output guest.igvm"
+        ))
+    };
+    let measure = "measure --boot IGVM --vcpu-type EPYC-v4";
+    let built = of_file("2", "EPYC-v4");
+    let measured = files.stdout(&format!(
+        "{measure} --ovmf firmware.fd --kernel uki.efi --vcpus 2 --write-inputs inputs.json"
+    ));
+    assert_eq!(measured, built);
+    let recorded = format!("{measure} --inputs inputs.json");
+    assert_eq!(files.stdout(&format!("{recorded} --vcpus 2")), built);
+    let matrix = files.stdout(&format!("{recorded} --vcpus 1-3 --vcpu-type EPYC-Genoa"));
+    for (vcpus, model) in [("1", "EPYC-v4"), ("3", "EPYC-Genoa"), ("2", "EPYC-v4")] {
+        let digest = of_file(vcpus, model);
+        assert!(matrix.contains(digest.trim()), "{vcpus} {model}: {matrix}");
+    }
+    // The direct boot of the same inputs is another launch.
+    let direct = "measure --inputs inputs.json --vcpus 2 --vcpu-type EPYC-v4";
+    assert_ne!(files.stdout(direct), built);
+
+    for (rest, says) in [
+        ("--ovmf firmware.fd", "give one with --kernel"),
+        (
+            "--ovmf firmware.fd --kernel uki.efi --append x",
+            "leave out --append",
+        ),
+        (
+            "--ovmf firmware.fd --kernel vmlinuz",
+            "give a unified kernel image",
+        ),
+        ("--ovmf old.fd --kernel uki.efi", "hand the UKI over apart"),
+        ("--ovmf generic.fd --kernel uki.efi", "use the AmdSev build"),
+        (
+            "--mode seves --ovmf firmware.fd --kernel uki.efi",
+            "--boot does not apply to --mode seves",
+        ),
+        ("--igvm guest.igvm", "cannot be used with"),
+    ] {
+        let refused = files.refusal(&format!("{measure} --vcpus 2 {rest}"));
+        assert!(refused.contains(says), "{rest}: {refused}");
+    }
+    files.stdout(
+        "measure --ovmf old.fd --kernel uki.efi --vcpus 2 --vcpu-type EPYC-v4 --write-inputs \
+         old.json",
+    );
+    let refused = files.refusal(&format!("{measure} --vcpus 2 --inputs old.json"));
+    assert!(refused.contains("the inputs have none"), "{refused}");
+}
+
+#[test]
+fn a_guest_that_booted_otherwise_is_explained() {
+    let files = Files::new();
+    let inputs = "--ovmf firmware.fd --kernel uki.efi";
+    let shape = "--vcpus 2 --vcpu-type EPYC-v4";
+    let measure = |boot: &str, vcpus: u8| {
+        let said = files.stdout(&format!(
+            "measure --boot {boot} {inputs} --vcpus {vcpus} --vcpu-type EPYC-v4"
+        ));
+        said.trim().to_owned()
+    };
+    for (boot, observed, sentence) in [
+        ("IGVM", measure("IGVM", 2), "equals what was expected"),
+        (
+            "IGVM",
+            measure("IGVM", 7),
+            "equals this image with 7 vCPUs instead of 2",
+        ),
+        (
+            "IGVM",
+            measure("DirectKernel", 2),
+            "equals this image in its direct boot form",
+        ),
+        (
+            "DirectKernel",
+            measure("IGVM", 1),
+            "equals this image in its IGVM form with 1 vCPU instead of 2",
+        ),
+    ] {
+        let said = files.stdout(&format!(
+            "explain --observed {observed} --boot {boot} {inputs} {shape}"
+        ));
+        assert_eq!(said.lines().next(), Some(sentence), "{said}");
+    }
+    let said = files.stdout(&format!(
+        "explain --observed {} {inputs} {shape}",
+        measure("IGVM", 2)
+    ));
+    assert!(said.contains("  boot            IGVM\n"), "{said}");
+}
+
 #[test]
 fn the_file_says_what_it_holds() {
     let files = Files::new();
@@ -178,6 +280,14 @@ fn what_cannot_be_built_is_refused_with_the_option() {
     let build = "igvm build --vcpus 2 --vcpu-type EPYC-v4 --output x.igvm";
     for (rest, says) in [
         ("--ovmf old.fd --kernel uki.efi", "hand the UKI over apart"),
+        (
+            "--ovmf generic.fd --kernel uki.efi",
+            "starts it with a command line that the host hands over beside the file",
+        ),
+        (
+            "--ovmf generic.fd --kernel uki.efi --form verified",
+            "verifies no kernel hashes",
+        ),
         (
             "--ovmf firmware.fd --kernel vmlinuz",
             "--kernel vmlinuz: not an EFI",

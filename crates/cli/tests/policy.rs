@@ -7,6 +7,7 @@ use std::io::Write as _;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
+use assay_tee::{LaunchDigest, Sha256Digest};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
@@ -564,7 +565,7 @@ fn a_manifest_is_measured_for_the_shapes_that_are_named() {
             "kernelHashes": {
                 "kernel": sha256("kernel_sha256"),
                 "initrd": sha256("initrd_sha256"),
-                "cmdline": assay_tee::Sha256Digest::of(cmdline.as_bytes()),
+                "cmdline": Sha256Digest::of(cmdline.as_bytes()),
             },
         },
         "hardening": {},
@@ -601,6 +602,26 @@ fn a_manifest_is_measured_for_the_shapes_that_are_named() {
         "ovmf-000000000000.EPYC-v4.2.0x1.SNP"
     );
     assert_eq!(image["parts"][2]["serial"], "assay-root");
+    let igvm = [&shape[..], &["--boot", "DirectKernel,IGVM"]].concat();
+    refuse(path, 1, &igvm, &["--boot IGVM", "the inputs have none"]);
+    let mut with_igvm = manifest.clone();
+    with_igvm["measurement"]["igvmDigest"] = LaunchDigest::new([7; 48]).to_string().into();
+    fs::write(path.join("manifest.json"), with_igvm.to_string()).unwrap();
+    let statement: Value = serde_json::from_slice(&succeed(path, &igvm)).unwrap();
+    let rows = statement["predicate"]["images"][0]["launchDigests"].clone();
+    let rows: Vec<_> = rows
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|row| (row["id"].as_str().unwrap(), row["boot"].as_str()))
+        .collect();
+    assert_eq!(
+        rows,
+        [
+            ("ovmf-000000000000.EPYC-v4.2.0x1.SNP", None),
+            ("ovmf-000000000000.EPYC-v4.2.0x1.SNP.IGVM", Some("IGVM")),
+        ]
+    );
     let unknown = [&named[..], &["--vcpus", "2", "--vcpu-type", "i386"]].concat();
     refuse(path, 1, &unknown, &["--vcpu-type", "i386"]);
 }

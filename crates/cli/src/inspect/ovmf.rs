@@ -1,6 +1,7 @@
 //! OVMF images.
 
 use anyhow::Result;
+use assay_image::kernel_loader::{KernelLoader, read_kernel_loader};
 use assay_tee::Sha256Digest;
 use assay_tee::ovmf::{
     OvmfMetadata, ParseOvmfError, SectionKind, entry_name, parse_ovmf, parse_table,
@@ -86,7 +87,7 @@ pub(super) fn inspect(bytes: &[u8]) -> Result<Firmware> {
                 data: hex::encode(data),
             })
             .collect(),
-        notes: notes(&metadata),
+        notes: notes(bytes, &metadata),
         metadata: metadata.ok().map(|metadata| describe(&metadata)),
     })
 }
@@ -126,7 +127,7 @@ fn section_name(kind: SectionKind) -> String {
 }
 
 /// What the firmware lacks for a measured boot, and what follows.
-fn notes(metadata: &Result<OvmfMetadata, ParseOvmfError>) -> Vec<String> {
+fn notes(bytes: &[u8], metadata: &Result<OvmfMetadata, ParseOvmfError>) -> Vec<String> {
     let metadata = match metadata {
         Ok(metadata) => metadata,
         Err(error) => return vec![format!("Its metadata cannot be used: {error}.")],
@@ -170,11 +171,25 @@ fn notes(metadata: &Result<OvmfMetadata, ParseOvmfError>) -> Vec<String> {
         "It names no area for the hashes table, so it never verifies a kernel; use the AmdSev \
          build of OVMF.",
     );
-    note(
-        metadata.hashes_table.is_some() && has(SectionKind::KernelHashes),
-        "It has a place for kernel hashes. That it verifies them does not follow: of edk2's \
-         builds only AmdSev does.",
-    );
+    if metadata.hashes_table.is_some() && has(SectionKind::KernelHashes) {
+        let loader = read_kernel_loader(bytes);
+        note(
+            matches!(
+                loader,
+                Ok(KernelLoader {
+                    verifies_hashes: false,
+                    ..
+                })
+            ),
+            "It has a place for kernel hashes and never compares a kernel with them, so it boots \
+             anything; use the AmdSev build of OVMF.",
+        );
+        note(
+            loader.is_err(),
+            "It has a place for kernel hashes. Whether it verifies them cannot be told from its \
+             drivers: of edk2's builds only AmdSev does.",
+        );
+    }
     note(
         metadata.reset_eip.is_none(),
         "It names no start address for application processors, so guests can have one virtual CPU \

@@ -18,11 +18,13 @@ pub(super) async fn silence(
     accelerator: Accelerator,
 ) -> Decision {
     let spoken = progress.wait_for(|progress| progress.phase != Phase::Starting);
-    match timeout(limit, spoken).await {
-        Err(_) => Decision::Refused(sentence(limit, boot, accelerator)),
-        // A guest that is gone has an end of its own.
-        Ok(_) => std::future::pending().await,
+    // What the wait ends with keeps the progress from changing: it must not live on.
+    let silent = timeout(limit, spoken).await.is_err();
+    if silent {
+        return Decision::Refused(sentence(limit, boot, accelerator));
     }
+    // A guest that is gone has an end of its own.
+    std::future::pending().await
 }
 
 /// What to look at.
@@ -67,6 +69,21 @@ mod tests {
         let spoken = silence(progress.clone(), LIMIT, boot, tcg);
         assert!(timeout(LIMIT * 9, spoken).await.is_err());
         sender.send_modify(|progress| progress.phase = Phase::Starting);
+
+        // Whoever has heard the word does not keep the guest from the next one.
+        let heard = tokio::spawn(silence(progress.clone(), LIMIT, boot, tcg));
+        sender.send_modify(|progress| progress.phase = Phase::Booted);
+        tokio::task::yield_now().await;
+        let (done, ended) = std::sync::mpsc::channel();
+        let next = std::thread::spawn(move || {
+            sender.send_modify(|progress| progress.phase = Phase::Starting);
+            done.send(sender).unwrap();
+        });
+        let sender = ended.recv_timeout(LIMIT).unwrap();
+        next.join().unwrap();
+        assert!(!heard.is_finished());
+        heard.abort();
+
         drop(sender);
         let gone = silence(progress, LIMIT, boot, tcg);
         assert!(timeout(LIMIT * 9, gone).await.is_err());
