@@ -139,6 +139,10 @@ fn build_and_publish(args: &Args) -> Result<Built> {
     let secure_boot = args.secure_boot.signer()?;
     let pcrs = args.pcr_signature.signer()?;
     let provenance = args.provenance.open()?;
+    // Better now than after a long build.
+    if let Some(directory) = &args.output {
+        output_file::create_directory(directory)?;
+    }
     let sources = args.inputs.open(builder)?;
     let inputs = sources.inputs(recipe, args.inputs.layouts(), &progress)?;
 
@@ -157,6 +161,7 @@ fn build_and_publish(args: &Args) -> Result<Built> {
     let documents = provenance.documents(&artifact, &recipe.output_repository, &image)?;
     if let Some(directory) = &args.output {
         let step = progress.step(&format!("write {}", directory.display()));
+        let _held = output_file::hold(directory)?;
         write_files(directory, &artifact)?;
         documents.write(directory)?;
         step.done();
@@ -211,9 +216,9 @@ fn unpushed_reference(recipe: &ValidRecipe, image: &OciImage) -> String {
 }
 
 pub(crate) fn write_files(directory: &Path, artifact: &Artifact) -> Result<()> {
-    fs::create_dir_all(directory)
-        .with_context(|| format!("cannot create {}", directory.display()))?;
-    for (name, content) in &artifact.files {
+    output_file::create_directory(directory)?;
+    // The manifest is first, and written last: with it the files are complete.
+    for (name, content) in artifact.files.iter().rev() {
         output_file::write(&directory.join(name), content)?;
     }
     Ok(())

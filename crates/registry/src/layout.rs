@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 
 use assay_image::oci::{
@@ -28,6 +28,25 @@ pub enum ReadLayoutError {
         /// Why.
         #[source]
         source: io::Error,
+    },
+    /// A blob finds no room.
+    #[error("cannot keep a copy of {path} where temporary files go (--scratch or TMPDIR)")]
+    Keep {
+        /// The blob's file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The image is not there.
+    #[error("{directory} has no image {digest}: {found}")]
+    NoImage {
+        /// The layout.
+        directory: PathBuf,
+        /// What was asked for.
+        digest: Sha256Digest,
+        /// What is there, in words.
+        found: String,
     },
     /// A blob is not what its name says.
     #[error("{path} has digest {actual}")]
@@ -184,6 +203,13 @@ pub fn read_layout(
     scratch: Option<&Scratch>,
 ) -> Result<Pulled, ReadLayoutError> {
     let blob = |digest| blob(directory, digest, scratch);
+    if !blob_path(directory, digest).exists() {
+        return Err(ReadLayoutError::NoImage {
+            directory: directory.to_owned(),
+            digest,
+            found: images(directory),
+        });
+    }
     let no_platform = |found| ReadLayoutError::NoPlatform { digest, found };
     let (manifest_digest, (manifest, manifest_bytes)) = match manifest_or_index(digest, blob)? {
         (ManifestOrIndex::Manifest(manifest), bytes) => (digest, (manifest, bytes)),
@@ -212,6 +238,21 @@ pub fn read_layout(
     })
 }
 
+/// The images of a layout, in words.
+fn images(directory: &Path) -> String {
+    if !is_layout(directory) {
+        return "it is no OCI layout".to_owned();
+    }
+    match list_layout(directory) {
+        Ok(images) if images.is_empty() => "it has none".to_owned(),
+        Ok(images) => {
+            let digests = images.iter().map(|(_, digest)| digest.to_string());
+            format!("it has {}", digests.collect::<Vec<_>>().join(", "))
+        }
+        Err(error) => error.to_string(),
+    }
+}
+
 fn manifest_or_index(
     digest: Sha256Digest,
     blob: impl Fn(Sha256Digest) -> Result<Bytes, ReadLayoutError>,
@@ -222,20 +263,33 @@ fn manifest_or_index(
     Ok((parsed, bytes))
 }
 
+fn blob_path(directory: &Path, digest: Sha256Digest) -> PathBuf {
+    directory.join("blobs/sha256").join(digest.to_hex())
+}
+
 fn blob(
     directory: &Path,
     digest: Sha256Digest,
     scratch: Option<&Scratch>,
 ) -> Result<Bytes, ReadLayoutError> {
-    let path = directory.join("blobs/sha256").join(digest.to_hex());
+    let path = blob_path(directory, digest);
+    let mut file = match File::open(&path) {
+        Ok(file) => file,
+        Err(source) => return Err(ReadLayoutError::Read { path, source }),
+    };
     let content = match scratch {
         // A copy: whoever changes the layout later does not change what was verified.
-        Some(scratch) => File::open(&path).and_then(|mut file| scratch.keep(&mut file)),
-        None => std::fs::read(&path).map(Bytes::from),
-    };
-    let content = match content {
-        Ok(content) => content,
-        Err(source) => return Err(ReadLayoutError::Read { path, source }),
+        Some(scratch) => match scratch.keep(&mut file) {
+            Ok(content) => content,
+            Err(source) => return Err(ReadLayoutError::Keep { path, source }),
+        },
+        None => {
+            let mut content = Vec::new();
+            match file.read_to_end(&mut content) {
+                Ok(_) => content.into(),
+                Err(source) => return Err(ReadLayoutError::Read { path, source }),
+            }
+        }
     };
     let actual = Sha256Digest::of(&content);
     if actual != digest {
@@ -297,6 +351,21 @@ mod tests {
         put(&image.config);
         let missing = read_layout(directory.path(), image.manifest_digest, None).unwrap_err();
         assert!(matches!(missing, ReadLayoutError::Read { .. }), "{missing}");
+
+        let other = Sha256Digest::of(b"other");
+        let nothing = read_layout(directory.path(), other, None).unwrap_err();
+        assert!(
+            nothing.to_string().ends_with(": it is no OCI layout"),
+            "{nothing}"
+        );
+        let whole = directory.path().join("whole");
+        LayoutWriter::create(&whole)
+            .unwrap()
+            .add("x", &image)
+            .unwrap();
+        let nothing = read_layout(&whole, other, None).unwrap_err().to_string();
+        let has = format!("has no image {other}: it has {}", image.manifest_digest);
+        assert!(nothing.ends_with(&has), "{nothing}");
 
         put(&image.layers[0]);
         let read = read_layout(directory.path(), image.manifest_digest, None).unwrap();
