@@ -139,10 +139,6 @@ fn build_and_publish(args: &Args) -> Result<Built> {
     let secure_boot = args.secure_boot.signer()?;
     let pcrs = args.pcr_signature.signer()?;
     let provenance = args.provenance.open()?;
-    // Better now than after a long build.
-    if let Some(directory) = &args.output {
-        output_file::create_directory(directory)?;
-    }
     let sources = args.inputs.open(builder)?;
     let inputs = sources.inputs(recipe, args.inputs.layouts(), &progress)?;
 
