@@ -234,7 +234,7 @@ impl ModuleIndex {
                 continue;
             };
             let there = |names: &[String]| -> Vec<String> {
-                let found = names.iter().flat_map(|name| self.resolve(name));
+                let found = names.iter().filter_map(|name| self.resolve(name));
                 found.flatten().map(str::to_owned).collect()
             };
             let (before, after) = (there(&soft.before), there(&soft.after));

@@ -273,23 +273,22 @@ fn blob(
     scratch: Option<&Scratch>,
 ) -> Result<Bytes, ReadLayoutError> {
     let path = blob_path(directory, digest);
-    let mut file = match File::open(&path) {
-        Ok(file) => file,
-        Err(source) => return Err(ReadLayoutError::Read { path, source }),
+    let read = |source| ReadLayoutError::Read {
+        path: path.clone(),
+        source,
     };
-    let content = match scratch {
+    let mut file = File::open(&path).map_err(read)?;
+    let content = if let Some(scratch) = scratch {
         // A copy: whoever changes the layout later does not change what was verified.
-        Some(scratch) => match scratch.keep(&mut file) {
-            Ok(content) => content,
-            Err(source) => return Err(ReadLayoutError::Keep { path, source }),
-        },
-        None => {
-            let mut content = Vec::new();
-            match file.read_to_end(&mut content) {
-                Ok(_) => content.into(),
-                Err(source) => return Err(ReadLayoutError::Read { path, source }),
-            }
-        }
+        let keep = |source| ReadLayoutError::Keep {
+            path: path.clone(),
+            source,
+        };
+        scratch.keep(&mut file).map_err(keep)?
+    } else {
+        let mut content = Vec::new();
+        file.read_to_end(&mut content).map_err(read)?;
+        content.into()
     };
     let actual = Sha256Digest::of(&content);
     if actual != digest {

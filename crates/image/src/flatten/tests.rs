@@ -1,3 +1,5 @@
+use std::fmt::Write as _;
+
 use proptest::prelude::*;
 use tar::EntryType;
 
@@ -193,11 +195,11 @@ fn member(kind: u8, path: &str, content: &[u8]) -> Vec<u8> {
 fn with_records(records: &[(&str, &str)], member: &[u8]) -> Vec<u8> {
     let mut text = String::new();
     for (key, value) in records {
-        let len = key.len() + value.len() + 3;
-        let len = (len..)
-            .find(|all| all.to_string().len() + len == *all)
-            .unwrap();
-        text += &format!("{len} {key}={value}\n");
+        let rest = key.len() + value.len() + 3;
+        // The length is part of what it is the length of.
+        let digits = (rest + 2).to_string().len();
+        let len = rest + (rest + digits).to_string().len();
+        let _ = writeln!(text, "{len} {key}={value}");
     }
     [self::member(b'x', "pax", text.as_bytes()), member.to_vec()].concat()
 }

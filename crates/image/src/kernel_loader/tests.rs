@@ -84,7 +84,7 @@ fn a_driver_says_what_it_does_by_what_it_looks_for() {
     assert_eq!(read(&[&other, &bad]), loader(false, true));
     assert_eq!(read(&[&other]), Err(ReadKernelLoaderError::NoDriver));
     assert_eq!(
-        read_kernel_loader(&[0; 40_000]),
+        read_kernel_loader(&vec![0; 40_000]),
         Err(ReadKernelLoaderError::NoDriver)
     );
     // A volume in a section of a file of another.

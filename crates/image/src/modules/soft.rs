@@ -116,8 +116,10 @@ impl SoftIndex {
             let alias = std::str::from_utf8(record)
                 .ok()
                 .and_then(|record| record.split_once('='))
-                .filter(|(key, _)| key.ends_with(".alias"));
-            if let Some((_, alias)) = alias.filter(|(_, alias)| is_one_name(alias)) {
+                .filter(|(key, alias)| {
+                    key.split('.').nth(1) == Some("alias") && is_one_name(alias)
+                });
+            if let Some((_, alias)) = alias {
                 self.built_in.insert(plain(alias));
             }
         }

@@ -83,15 +83,15 @@ impl<'a> Database<'a> {
             let cells = |table: usize| {
                 (0..count).map(move |index| Some(usize::from(u16_at(page, table + 2 * index)?)))
             };
-            match page.get(header)? {
-                &INTERIOR_TABLE => {
+            match *page.get(header)? {
+                INTERIOR_TABLE => {
                     let last = u32_at(page, header + 8)?;
                     let children = cells(header + 12).map(|cell| u32_at(page, cell?));
                     let mut children = children.collect::<Option<Vec<_>>>()?;
                     children.push(last);
                     pending.extend(children.into_iter().rev());
                 }
-                &LEAF_TABLE => {
+                LEAF_TABLE => {
                     for cell in cells(header + 8) {
                         rows.push(self.record(page.get(cell?..)?, &mut budget)?);
                     }
