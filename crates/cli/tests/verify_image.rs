@@ -163,6 +163,23 @@ fn an_artifact_is_reproduced_or_what_differs_is_named() {
     assert!(said.contains("rootfs.img"), "{said}");
     fs::write(&disk, good).unwrap();
 
+    // One byte of the agent, which the artifact itself has to give.
+    let uki = directory.join("out/uki.efi");
+    let good = fs::read(&uki).unwrap();
+    let mut bad = good.clone();
+    let agent = b"\x7fELF\x02\x01agent";
+    let at = bad.windows(agent.len()).position(|it| it == agent).unwrap();
+    bad[at + agent.len() - 1] ^= 1;
+    fs::write(&uki, bad).unwrap();
+    let output = assay(directory, &verify);
+    assert_eq!(output.status.code(), Some(1));
+    let said = String::from_utf8(output.stdout).unwrap();
+    assert!(
+        said.contains("uki.efi > .initrd > init: is the agent"),
+        "{said}"
+    );
+    fs::write(&uki, good).unwrap();
+
     // Another agent than the one that ought to be in it.
     fs::write(directory.join("other"), b"\x7fELF\x02\x01other").unwrap();
     let output = assay(directory, &[&verify[..], &["--agent", "other"]].concat());
