@@ -2,7 +2,7 @@
 
 use anyhow::{Context as _, Result};
 use assay_image::oci::OciImage;
-use assay_registry::{DockerConfig, LayoutWriter, Registry, RegistryOptions};
+use assay_registry::{DockerConfig, LayoutWriter, NoProgress, Registry, RegistryOptions};
 use std::path::Path;
 
 /// The tag that images are pushed with. Nothing of ours asks for it.
@@ -69,7 +69,7 @@ impl Destination {
             } => {
                 let tag = format!("{prefix}/{name}:{TAG}");
                 runtime
-                    .block_on(client.push(&tag, image))
+                    .block_on(client.push(&tag, image, &NoProgress))
                     .with_context(|| format!("push {tag}"))
             }
             Self::Layout(layout) => {

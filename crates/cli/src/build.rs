@@ -170,7 +170,9 @@ fn build_and_publish(args: &Args) -> Result<Built> {
     }
     let reference = if args.push {
         let step = progress.step(&format!("push {}", recipe.output_repository));
-        let push = sources.registry.push(&recipe.output_repository, &image);
+        let push = sources
+            .registry
+            .push(&recipe.output_repository, &image, &step);
         let reference = sources
             .runtime
             .block_on(push)

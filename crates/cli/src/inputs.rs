@@ -202,16 +202,12 @@ impl Sources<'_> {
     ) -> Result<Pulled> {
         let step = progress.step(&format!("pull {what} {reference}"));
         let name = reference.to_string();
-        let pulled = match (layout, &self.cache) {
-            (Some(directory), _) => read_layout(directory, reference.digest(), Some(&self.scratch))
+        let pulled = match layout {
+            Some(directory) => read_layout(directory, reference.digest(), Some(&self.scratch))
                 .with_context(|| format!("cannot read the {what} from {}", directory.display()))?,
-            (None, Some(cache)) => self
+            None => self
                 .runtime
-                .block_on(self.registry.pull_cached(&name, cache, &step))
-                .with_context(|| format!("cannot pull the {what}"))?,
-            (None, None) => self
-                .runtime
-                .block_on(self.registry.pull(&name))
+                .block_on(self.registry.pull_with(&name, self.cache.as_ref(), &step))
                 .with_context(|| format!("cannot pull the {what}"))?,
         };
         step.done();

@@ -10,7 +10,7 @@ use std::process::ExitCode;
 use anyhow::{Context as _, Result, bail, ensure};
 use assay_image::boot_kit::{BootKit, PackOptions, pack_kit};
 use assay_image::tree::Tree;
-use assay_registry::{LayoutWriter, is_layout, list_layout, read_layout};
+use assay_registry::{LayoutWriter, NoProgress, is_layout, list_layout, read_layout};
 use assay_tee::Sha256Digest;
 use clap::Subcommand;
 
@@ -193,7 +193,7 @@ fn push(args: &PushArgs) -> Result<()> {
     let image = pulled.to_image();
     let reference = client
         .runtime
-        .block_on(client.registry.push(&args.reference, &image))
+        .block_on(client.registry.push(&args.reference, &image, &NoProgress))
         .with_context(|| format!("cannot push to {}", args.reference))?;
     stdout::write_line(reference)?;
     Ok(())

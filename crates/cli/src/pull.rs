@@ -7,11 +7,11 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result};
 use assay_image::manifest::{FIRMWARE_PATH, MANIFEST_PATH, ROOT_DISK_PATH, UKI_PATH};
 use assay_image::read::read_artifact;
-use assay_registry::{Pulled, Registry, RegistryOptions, Scratch};
+use assay_registry::{Pulled, Scratch};
 use assay_tee::canonical::encode_canonical;
 
 use crate::output_file;
-use crate::scratch::ScratchArgs;
+use crate::registry::RegistryArgs;
 
 /// Options of `assay pull`.
 #[derive(Debug, clap::Args)]
@@ -22,30 +22,18 @@ pub(crate) struct Args {
     /// artifact has one, rootfs.img to
     #[arg(short, long, value_name = "DIR")]
     output: PathBuf,
-    /// Registry host that speaks plain HTTP; may be given more than once
-    #[arg(long, value_name = "HOST")]
-    plain_http: Vec<String>,
     #[command(flatten)]
-    scratch: ScratchArgs,
+    registry: RegistryArgs,
 }
 
 /// Pulls, verifies, writes.
 pub(crate) fn run(args: &Args) -> Result<()> {
-    let scratch = args.scratch.open()?;
-    let options = RegistryOptions {
-        scratch: Some(scratch.clone()),
-        plain_http_hosts: args.plain_http.clone(),
-        ..RegistryOptions::default()
-    };
-    let registry = Registry::new(options).context("set up the registry client")?;
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .context("start the async runtime")?;
-    let pulled = runtime
-        .block_on(registry.pull(&args.reference))
+    let client = args.registry.client()?;
+    let pulled = client
+        .runtime
+        .block_on(client.registry.pull(&args.reference))
         .with_context(|| format!("pull {}", args.reference))?;
-    write_artifact(&pulled, &scratch, &args.output)
+    write_artifact(&pulled, &client.scratch, &args.output)
 }
 
 /// Writes the files of an artifact that is what it says.

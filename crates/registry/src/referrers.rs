@@ -7,12 +7,16 @@
 use assay_image::oci::{Blob, media_type};
 use assay_tee::Sha256Digest;
 use bytes::Bytes;
-use http::HeaderValue;
-use oci_client::{Reference, RegistryOperation};
+use http::{StatusCode, header};
+use oci_spec::distribution::Reference;
+use serde::Deserialize;
 use serde_json::{Value, json};
 
+use crate::auth::Operation;
+use crate::error::RequestError;
 use crate::retry::retried;
-use crate::{Registry, RegistryError, parse_reference};
+use crate::transport::{failed, manifest_types};
+use crate::{NoProgress, Registry, RegistryError, parse_reference};
 
 /// Media type of an artifact's empty configuration.
 const EMPTY: &str = "application/vnd.oci.empty.v1+json";
@@ -66,9 +70,10 @@ impl Registry {
         referrer: &Referrer,
     ) -> Result<Sha256Digest, RegistryError> {
         let parsed = parse_reference(subject.repository)?;
-        self.authenticate(&parsed, RegistryOperation::Push).await?;
+        self.authenticate(&parsed, Operation::Push).await?;
         for content in [Bytes::from_static(EMPTY_CONTENT), referrer.content.clone()] {
-            self.push_blob(&parsed, &Blob::new(content)).await?;
+            let blob = Blob::new(content);
+            self.push_blob(&parsed, &blob, &NoProgress).await?;
         }
         let manifest = manifest(referrer, subject.manifest);
         let digest = Sha256Digest::of(&manifest);
@@ -92,7 +97,7 @@ impl Registry {
         media_type: &str,
     ) -> Result<Vec<Sha256Digest>, RegistryError> {
         let parsed = parse_reference(repository)?;
-        self.authenticate(&parsed, RegistryOperation::Pull).await?;
+        self.authenticate(&parsed, Operation::Pull).await?;
         let listed = self.listed(&parsed, image).await?;
         Ok(listed
             .iter()
@@ -126,58 +131,78 @@ impl Registry {
             "mediaType": media_type::INDEX,
             "manifests": listed,
         });
-        let tag = format!("sha256-{}", image.to_hex());
         self.put_manifest(
             repository,
-            &tag,
+            &tag(image),
             &index.to_string().into(),
             media_type::INDEX,
         )
         .await
     }
 
+    /// What names an image as its subject: entries of an index.
     async fn listed(
         &self,
         repository: &Reference,
         image: Sha256Digest,
     ) -> Result<Vec<Value>, RegistryError> {
-        let reference = repository.clone_with_digest(image.to_string());
-        let error = |source| RegistryError::ListReferrers {
-            reference: reference.to_string(),
-            source,
+        let native = format!("referrers/{image}");
+        let fallback = format!("manifests/{}", tag(image));
+        let list = || async {
+            for path in [&native, &fallback] {
+                if let Some(entries) = self.index(repository, path).await? {
+                    return Ok(entries);
+                }
+            }
+            Ok(Vec::new())
         };
-        let pull = || self.client.pull_referrers(&reference, None);
-        let index = retried(pull).await.map_err(error)?;
-        // The client's own types, in the words of the specification.
-        let entries = index.manifests.into_iter();
-        Ok(entries
-            .filter_map(|entry| serde_json::to_value(entry).ok())
-            .collect())
+        retried(list)
+            .await
+            .map_err(|source| RegistryError::ListReferrers {
+                reference: format!(
+                    "{}/{}@{image}",
+                    repository.registry(),
+                    repository.repository()
+                ),
+                source,
+            })
     }
 
-    async fn put_manifest(
+    /// The entries of an index; `None` where there is none.
+    async fn index(
         &self,
         repository: &Reference,
-        tag: &str,
-        content: &Bytes,
-        media_type: &'static str,
-    ) -> Result<(), RegistryError> {
-        let target = Reference::with_tag(
-            repository.registry().to_owned(),
-            repository.repository().to_owned(),
-            tag.to_owned(),
-        );
-        let push = || {
-            let content_type = HeaderValue::from_static(media_type);
-            self.client
-                .push_manifest_raw(&target, content.clone(), content_type)
+        path: &str,
+    ) -> Result<Option<Vec<Value>>, RequestError> {
+        #[derive(Deserialize)]
+        struct Index {
+            manifests: Vec<Value>,
+        }
+        let url = self.transport.url(repository, path);
+        let get = |client: &reqwest::Client| {
+            let get = client.get(&url);
+            get.header(header::ACCEPT, manifest_types())
         };
-        retried(push)
-            .await
-            .map_err(|source| RegistryError::PushManifest {
-                reference: target.to_string(),
-                source,
-            })?;
-        Ok(())
+        let response = self
+            .transport
+            .send(repository, Operation::Pull, &url, get)
+            .await;
+        let response = match response {
+            Err(RequestError::Status { status, .. }) if status == StatusCode::NOT_FOUND => {
+                return Ok(None);
+            }
+            response => response?,
+        };
+        let bytes = response.bytes().await.map_err(failed(&url))?;
+        let index: Index = serde_json::from_slice(&bytes).map_err(|_| RequestError::Answer {
+            url,
+            what: "something else than an index",
+        })?;
+        Ok(Some(index.manifests))
     }
+}
+
+/// The tag of the index where the registry does not list referrers by itself.
+fn tag(image: Sha256Digest) -> String {
+    format!("sha256-{}", image.to_hex())
 }

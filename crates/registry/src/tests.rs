@@ -3,17 +3,19 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex};
 
-use assay_image::oci::{ImageOptions, Layer};
+use assay_image::oci::{Blob, ImageOptions, Layer, OciImage, media_type};
 use assay_image::tarball::{Owner, TarBuilder};
+use assay_tee::Sha256Digest;
 use axum::Router;
 use axum::body::Bytes as Body;
 use axum::extract::State;
 use axum::http::{HeaderMap, Method, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
-
+use futures::{StreamExt as _, stream};
 use serde_json::{Value, json};
 
 use super::*;
+use crate::push::explicit_tag;
 
 /// Paths to content, and the uploads that were made.
 #[derive(Default)]
@@ -27,9 +29,75 @@ struct Store {
     /// Ranges are not understood.
     no_ranges: bool,
     /// What the next requests are answered with instead.
-    faults: VecDeque<StatusCode>,
+    faults: VecDeque<Fault>,
+    /// Who may come in.
+    guard: Option<Guard>,
     /// Manifests, where the registry lists referrers.
     referrers: Option<Vec<(Sha256Digest, Value)>>,
+}
+
+#[derive(Clone, Copy)]
+struct Fault {
+    status: StatusCode,
+    retry_after: Option<&'static str>,
+}
+
+impl From<StatusCode> for Fault {
+    fn from(status: StatusCode) -> Self {
+        Self {
+            status,
+            retry_after: None,
+        }
+    }
+}
+
+impl IntoResponse for Fault {
+    fn into_response(self) -> Response {
+        match self.retry_after {
+            Some(value) => (self.status, [("Retry-After", value)]).into_response(),
+            None => self.status.into_response(),
+        }
+    }
+}
+
+/// How a registry lets in `user` with the password `secret`.
+#[derive(Clone, Copy)]
+enum Guard {
+    Basic,
+    /// By the token of this number, which grows with every one that is fetched.
+    Token(usize),
+}
+
+/// `user:secret`.
+const BASIC: &str = "Basic dXNlcjpzZWNyZXQ=";
+
+/// Refuses a request, where there is a guard and nothing that it wants.
+fn refusal(store: &mut Store, uri: &Uri, headers: &HeaderMap) -> Option<Response> {
+    let said = headers.get("authorization");
+    let said = said.map(|value| value.to_str().unwrap().to_owned());
+    let host = headers["host"].to_str().unwrap();
+    let challenge = match store.guard? {
+        Guard::Basic if said.as_deref() == Some(BASIC) => return None,
+        Guard::Basic => "Basic realm=\"registry\"".to_owned(),
+        Guard::Token(number) if uri.path() == "/token" => {
+            assert!(
+                uri.query()
+                    .unwrap()
+                    .contains("scope=repository%3Ateam%2Fapp%3Apull")
+            );
+            if said.as_deref() != Some(BASIC) {
+                return Some(StatusCode::UNAUTHORIZED.into_response());
+            }
+            let number = number + 1;
+            store.guard = Some(Guard::Token(number));
+            let token = json!({"token": number.to_string(), "expires_in": 300});
+            return Some(token.to_string().into_response());
+        }
+        Guard::Token(number) if said == Some(format!("Bearer {number}")) => return None,
+        Guard::Token(_) => format!("Bearer realm=\"http://{host}/token\",service=\"r\""),
+    };
+    let challenge = [("WWW-Authenticate", challenge)];
+    Some((StatusCode::UNAUTHORIZED, challenge).into_response())
 }
 
 /// What names `subject`, as distribution-spec 1.1 has it.
@@ -60,6 +128,9 @@ async fn handle(
 ) -> Response {
     let mut store = store.lock().unwrap();
     let path = uri.path().to_owned();
+    if let Some(refusal) = refusal(&mut store, &uri, &headers) {
+        return refusal;
+    }
     // Any answer to the question how to authenticate, but a challenge, says that it
     // is not needed.
     if path != "/v2/"
@@ -167,7 +238,7 @@ async fn what_is_pushed_is_pulled() {
     let (host, registry, store) = serve().await;
     let image = image();
     let reference = registry
-        .push(&format!("{host}/team/app:v1"), &image)
+        .push(&format!("{host}/team/app:v1"), &image, &NoProgress)
         .await
         .unwrap();
     assert_eq!(
@@ -202,7 +273,7 @@ async fn what_is_pushed_is_pulled() {
 
     // Without a tag, and with every blob there already.
     let again = registry
-        .push(&format!("{host}/team/app"), &image)
+        .push(&format!("{host}/team/app"), &image, &NoProgress)
         .await
         .unwrap();
     assert!(again.ends_with(&image.manifest_digest.to_string()));
@@ -214,7 +285,7 @@ async fn an_index_is_followed_to_linux_amd64() {
     let (host, registry, store) = serve().await;
     let image = image();
     registry
-        .push(&format!("{host}/team/app:amd64"), &image)
+        .push(&format!("{host}/team/app:amd64"), &image, &NoProgress)
         .await
         .unwrap();
     let entry = |digest: Sha256Digest, architecture: &str| {
@@ -258,7 +329,7 @@ async fn a_lying_registry_is_caught() {
     let (host, registry, store) = serve().await;
     let image = image();
     let reference = registry
-        .push(&format!("{host}/team/app:v1"), &image)
+        .push(&format!("{host}/team/app:v1"), &image, &NoProgress)
         .await
         .unwrap();
     let layer = format!("/v2/team/app/blobs/{}", image.layers[0].digest());
@@ -296,7 +367,10 @@ async fn references_are_checked_before_the_network() {
         "{error}"
     );
     let by_digest = format!("registry.invalid/app@{}", Sha256Digest::of(b""));
-    let error = registry.push(&by_digest, &image()).await.unwrap_err();
+    let error = registry
+        .push(&by_digest, &image(), &NoProgress)
+        .await
+        .unwrap_err();
     assert!(
         matches!(error, RegistryError::PushToDigest { .. }),
         "{error}"
@@ -353,7 +427,9 @@ impl CachedPull {
     async fn new() -> Self {
         let (host, registry, store) = serve().await;
         let image = image();
-        let reference = registry.push(&format!("{host}/team/app"), &image).await;
+        let reference = registry
+            .push(&format!("{host}/team/app"), &image, &NoProgress)
+            .await;
         store.lock().unwrap().requests.clear();
         let directory = tempfile::tempdir().unwrap();
         Self {
@@ -369,7 +445,7 @@ impl CachedPull {
     async fn pull(&self, counter: &Counter) -> Result<Pulled, RegistryError> {
         let pulled = self
             .registry
-            .pull_cached(&self.reference, &self.cache, counter);
+            .pull_with(&self.reference, Some(&self.cache), counter);
         pulled.await
     }
 
@@ -400,7 +476,7 @@ impl CachedPull {
 }
 
 fn ranges(starts: &[usize]) -> Vec<Option<String>> {
-    let range = |start| Some(format!("bytes={start}-"));
+    let range = |start: &usize| (*start > 0).then(|| format!("bytes={start}-"));
     starts.iter().map(range).collect()
 }
 
@@ -495,37 +571,44 @@ async fn a_lying_registry_leaves_nothing_in_a_cache() {
 /// Every request of a push and of a pull fails once, one after the other.
 #[tokio::test]
 async fn what_a_registry_fails_at_for_a_while_is_done_again() {
-    for status in [
+    let statuses = [
         StatusCode::TOO_MANY_REQUESTS,
         StatusCode::INTERNAL_SERVER_ERROR,
         StatusCode::SERVICE_UNAVAILABLE,
-    ] {
+    ];
+    futures::future::join_all(statuses.map(|status| async move {
         let (host, registry, store) = serve().await;
         let image = image();
-        let fail = |times| store.lock().unwrap().faults.extend(vec![status; times]);
+        let fail = |times| {
+            let faults = vec![Fault::from(status); times];
+            store.lock().unwrap().faults.extend(faults);
+        };
         fail(1);
-        let reference = registry.push(&format!("{host}/team/app"), &image).await;
-        let reference = reference.unwrap();
+        let target = format!("{host}/team/app");
+        let reference = registry.push(&target, &image, &NoProgress).await.unwrap();
         assert!(store.lock().unwrap().faults.is_empty());
         fail(3);
         let pulled = registry.pull(&reference).await.unwrap();
         assert_eq!(pulled.layers[0], image.layers[0].content().to_bytes());
         assert!(store.lock().unwrap().faults.is_empty());
-    }
+    }))
+    .await;
 }
 
 #[tokio::test]
 async fn what_a_registry_refuses_is_asked_for_once() {
     let (host, registry, store) = serve().await;
     let image = image();
-    let reference = registry.push(&format!("{host}/team/app"), &image).await;
+    let reference = registry
+        .push(&format!("{host}/team/app"), &image, &NoProgress)
+        .await;
     let reference = reference.unwrap();
     for (status, words) in [
-        (StatusCode::UNAUTHORIZED, "Not authorized"),
+        (StatusCode::UNAUTHORIZED, "was given no credentials"),
         (StatusCode::FORBIDDEN, "403"),
         (StatusCode::NOT_FOUND, "404"),
     ] {
-        store.lock().unwrap().faults.push_back(status);
+        store.lock().unwrap().faults.push_back(status.into());
         let pulled = registry.pull(&reference).await;
         let error = pulled.err().unwrap();
         assert!(
@@ -542,9 +625,11 @@ async fn what_a_registry_refuses_is_asked_for_once() {
 #[tokio::test]
 async fn a_registry_that_keeps_failing_is_named_with_its_status() {
     let (host, registry, store) = serve().await;
-    let reference = registry.push(&format!("{host}/team/app"), &image()).await;
+    let reference = registry
+        .push(&format!("{host}/team/app"), &image(), &NoProgress)
+        .await;
     let reference = reference.unwrap();
-    let always = vec![StatusCode::BAD_GATEWAY; 100];
+    let always = vec![Fault::from(StatusCode::BAD_GATEWAY); 100];
     store.lock().unwrap().faults.extend(always);
     let error = registry.pull(&reference).await.unwrap_err();
     let cause = std::error::Error::source(&error).unwrap().to_string();
@@ -558,7 +643,10 @@ async fn documents_are_found_by_their_image_in_either_kind_of_registry() {
         store.lock().unwrap().referrers = native.then(Vec::new);
         let repository = format!("{host}/team/app");
         let image = image();
-        registry.push(&repository, &image).await.unwrap();
+        registry
+            .push(&repository, &image, &NoProgress)
+            .await
+            .unwrap();
         let subject = Subject {
             repository: &repository,
             manifest: &image.manifest,
@@ -604,7 +692,196 @@ async fn a_transfer_without_a_cache_goes_on_too() {
     test.store.lock().unwrap().break_after = Some(30_000);
     let pulled = test.registry.pull(&test.reference).await.unwrap();
     assert_eq!(pulled.layers[0], test.layer().content().to_bytes());
-    let asked = test.ranges();
-    assert_eq!(asked[0], None);
-    assert_eq!(asked[1..], ranges(&[30_000, 60_000, 90_000]));
+    assert_eq!(test.ranges(), ranges(&[0, 30_000, 60_000, 90_000]));
+}
+
+fn credentials(host: &str, password: &str) -> DockerConfig {
+    let config = json!({"auths": {host: {"username": "user", "password": password}}});
+    DockerConfig::parse(config.to_string().as_bytes()).unwrap()
+}
+
+#[tokio::test]
+async fn a_private_registry_lets_in_who_has_the_password() {
+    for guard in [Guard::Basic, Guard::Token(0)] {
+        let (host, nobody, store) = serve().await;
+        store.lock().unwrap().guard = Some(guard);
+        let owner = nobody.with_credentials(credentials(&host, "secret"));
+        let stranger = nobody.with_credentials(credentials(&host, "guessed"));
+        let image = image();
+        let target = format!("{host}/team/app");
+        let reference = owner.push(&target, &image, &NoProgress).await.unwrap();
+        owner.pull(&reference).await.unwrap();
+        // What one has been granted is not the other's, although both know the host.
+        for (registry, sentence) in [
+            (&nobody, "was given no credentials"),
+            (&stranger, "refuses the credentials that were given"),
+        ] {
+            let error = registry.pull(&reference).await.unwrap_err();
+            let cause = std::error::Error::source(&error).unwrap().to_string();
+            assert!(error.is_refusal() && cause.contains(sentence), "{cause}");
+            assert!(!error.is_transient());
+            registry
+                .push(&target, &image, &NoProgress)
+                .await
+                .unwrap_err();
+        }
+        owner.pull(&reference).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_token_that_ends_is_replaced() {
+    let (host, registry, store) = serve().await;
+    store.lock().unwrap().guard = Some(Guard::Token(0));
+    let registry = registry.with_credentials(credentials(&host, "secret"));
+    let image = image();
+    let target = format!("{host}/team/app");
+    let reference = registry.push(&target, &image, &NoProgress).await.unwrap();
+    registry.pull(&reference).await.unwrap();
+    // The one that is known is good for five minutes, and refused now.
+    store.lock().unwrap().guard = Some(Guard::Token(100));
+    registry.pull(&reference).await.unwrap();
+    assert!(matches!(
+        store.lock().unwrap().guard,
+        Some(Guard::Token(101))
+    ));
+}
+
+#[tokio::test]
+async fn a_registry_that_asks_for_time_gets_it() {
+    let (host, registry, store) = serve().await;
+    let image = image();
+    let target = format!("{host}/team/app");
+    let reference = registry.push(&target, &image, &NoProgress).await.unwrap();
+    for status in [
+        StatusCode::TOO_MANY_REQUESTS,
+        StatusCode::SERVICE_UNAVAILABLE,
+    ] {
+        store.lock().unwrap().faults.push_back(Fault {
+            status,
+            retry_after: Some("2"),
+        });
+        let start = std::time::Instant::now();
+        registry.pull(&reference).await.unwrap();
+        let waited = start.elapsed();
+        assert!(waited >= std::time::Duration::from_secs(2), "{waited:?}");
+    }
+    // More than one waits here: whoever wants the image is told.
+    let hour = Fault {
+        status: StatusCode::TOO_MANY_REQUESTS,
+        retry_after: Some("3600"),
+    };
+    store.lock().unwrap().faults.push_back(hour);
+    let start = std::time::Instant::now();
+    let error = registry.pull(&reference).await.unwrap_err();
+    assert!(start.elapsed() < std::time::Duration::from_secs(2));
+    assert!(error.is_transient());
+    assert_eq!(
+        error.retry_after(),
+        Some(std::time::Duration::from_hours(1))
+    );
+    // So too where a blob is asked for.
+    let test = CachedPull::new().await;
+    let mut faults = vec![Fault::from(StatusCode::INTERNAL_SERVER_ERROR); 2];
+    faults.push(hour);
+    test.store.lock().unwrap().faults.extend(faults);
+    let error = test.pull(&Counter::default()).await.unwrap_err();
+    assert!(error.retry_after().is_some(), "{error}");
+}
+
+#[tokio::test]
+async fn a_push_says_how_far_it_is() {
+    let (host, registry, store) = serve().await;
+    let image = image();
+    let target = format!("{host}/team/app");
+    for fault in [None, Some(StatusCode::BAD_GATEWAY)] {
+        let counter = Counter::default();
+        store.lock().unwrap().content.clear();
+        let faults = fault.into_iter().map(Fault::from);
+        store.lock().unwrap().faults.extend(faults);
+        registry.push(&target, &image, &counter).await.unwrap();
+        counter.check();
+        // Everything is there already.
+        let counter = Counter::default();
+        registry.push(&target, &image, &counter).await.unwrap();
+        counter.check();
+    }
+}
+
+/// Without its manifest an image is none.
+#[tokio::test]
+async fn blobs_alone_are_no_image() {
+    let (host, registry, _store) = serve().await;
+    let image = image();
+    let target = format!("{host}/team/app:v1");
+    let blobs = registry.push_blobs(&target, &image, &NoProgress).await;
+    blobs.unwrap();
+    registry.pull(&target).await.unwrap_err();
+    registry.push_manifest(&target, &image).await.unwrap();
+    registry.pull(&target).await.unwrap();
+}
+
+#[tokio::test]
+async fn what_somebody_put_into_a_cache_changes_nothing() {
+    use std::os::unix::fs::symlink;
+    type Change = fn(&std::path::Path, &std::path::Path);
+    let test = CachedPull::new().await;
+    let victim = test.directory.path().join("victim");
+    std::fs::write(&victim, b"untouched").unwrap();
+    let changes: [Change; 3] = [
+        |place, _| std::fs::write(place, b"poison").unwrap(),
+        |place, victim| symlink(victim, place).unwrap(),
+        |place, _| symlink("nowhere", place).unwrap(),
+    ];
+    for kind in ["blobs/sha256", "partial"] {
+        for change in changes {
+            let _ = std::fs::remove_file(test.file("blobs/sha256"));
+            change(&test.file(kind), &victim);
+            test.pull_well().await;
+            assert_eq!(std::fs::read(&victim).unwrap(), b"untouched");
+        }
+    }
+}
+
+#[tokio::test]
+async fn many_may_pull_through_a_cache_at_once() {
+    let test = CachedPull::new().await;
+    let pulls = (0..6).map(|_| test.pull_well());
+    futures::future::join_all(pulls).await;
+    assert_eq!(test.ranges().len(), 1);
+}
+
+#[tokio::test]
+async fn a_cache_keeps_what_was_used_last() {
+    let test = CachedPull::new().await;
+    test.pull_well().await;
+    let layer = test.layer().size();
+    let (old, new) = (
+        test.directory.path().join("partial/old"),
+        test.directory.path().join("blobs/sha256/new"),
+    );
+    let past = std::time::SystemTime::UNIX_EPOCH;
+    for (path, used) in [(&old, past), (&new, std::time::SystemTime::now())] {
+        std::fs::write(path, [0; 5000]).unwrap();
+        let file = std::fs::File::options().write(true).open(path).unwrap();
+        file.set_modified(used).unwrap();
+    }
+    let used = std::fs::File::open(test.file("blobs/sha256")).unwrap();
+    used.set_modified(past).unwrap();
+    // To be read is to be used.
+    test.pull_well().await;
+    test.cache.trim(layer + 8_000).unwrap();
+    assert!(!old.exists() && test.file("blobs/sha256").exists());
+    test.cache.trim(0).unwrap();
+    assert!(!new.exists() && !test.file("blobs/sha256").exists());
+    test.pull_well().await;
+}
+
+#[test]
+fn a_directory_that_takes_no_files_is_no_cache() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("file");
+    std::fs::write(&file, b"").unwrap();
+    let error = BlobCache::open(&file).unwrap_err();
+    assert!(error.to_string().contains("file/blobs"), "{error}");
 }
