@@ -17,6 +17,7 @@ use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 
 use crate::causes::chain;
+use crate::pull_secret::{Credentials, PullSecret, PullSecretError, PullSecrets};
 
 /// Artifacts that are read at the same time: each is kept on the scratch disk
 /// meanwhile, and several together would need several times the room for no more
@@ -28,6 +29,8 @@ const MAX_REMEMBERED: usize = 4096;
 const FIRST_RETRY: Duration = Duration::from_secs(2);
 /// Longest delay after a failure.
 const LAST_RETRY: Duration = Duration::from_mins(5);
+/// Longest delay that a registry gets where it asks for one.
+const LONGEST_RETRY_AFTER: Duration = Duration::from_hours(1);
 
 /// How far the reading of an artifact is.
 #[derive(Debug, Clone)]
@@ -61,13 +64,22 @@ enum Entry {
     },
 }
 
+/// An artifact and what it is pulled with. What somebody has read with a Secret is
+/// not shown to who names none, or another.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Key {
+    reference: String,
+    secret: Option<PullSecret>,
+}
+
 /// Reads artifacts, each once.
 #[derive(Clone)]
 pub struct Artifacts {
     registry: Registry,
+    secrets: PullSecrets,
     scratch: Scratch,
     slots: Arc<Semaphore>,
-    entries: Arc<Mutex<HashMap<String, Entry>>>,
+    entries: Arc<Mutex<HashMap<Key, Entry>>>,
 }
 
 /// An artifact could not be read.
@@ -75,6 +87,18 @@ pub struct Artifacts {
 enum ReadArtifactError {
     #[error("cannot pull the artifact")]
     Pull(#[source] RegistryError),
+    #[error(
+        "cannot pull the artifact without credentials; if it is private, name a Secret in spec.pullSecretRef"
+    )]
+    Refused(#[source] RegistryError),
+    #[error("cannot pull the artifact without credentials, and {remedy}")]
+    Withheld {
+        remedy: String,
+        #[source]
+        source: Box<RegistryError>,
+    },
+    #[error("cannot get the right to pull the artifact")]
+    Secret(#[source] PullSecretError),
     #[error("the artifact is not what it says")]
     MediaType(#[source] LayerMediaTypeError),
     #[error("cannot unpack the artifact")]
@@ -86,19 +110,33 @@ enum ReadArtifactError {
 impl ReadArtifactError {
     fn reason(&self) -> Reason {
         match self {
-            Self::Pull(_) | Self::Scratch(ScratchError::File { .. }) => Reason::PullFailed,
+            Self::Pull(_)
+            | Self::Refused(_)
+            | Self::Secret(PullSecretError::Read { .. })
+            | Self::Scratch(ScratchError::File { .. }) => Reason::PullFailed,
+            Self::Withheld { .. } | Self::Secret(_) => Reason::PullSecretUnusable,
             Self::MediaType(_) | Self::Scratch(ScratchError::Uncompress(_)) | Self::Read(_) => {
                 Reason::ArtifactInvalid
             }
         }
     }
+
+    /// How long the registry asks to be left alone.
+    fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Pull(error) => error.retry_after(),
+            _ => None,
+        }
+    }
 }
 
 impl Artifacts {
-    /// A reader that pulls from `registry`, and keeps in `scratch` what it reads.
-    pub fn new(registry: Registry, scratch: Scratch) -> Self {
+    /// A reader that pulls from `registry`, with the credentials that `secrets` gives,
+    /// and keeps in `scratch` what it reads.
+    pub fn new(registry: Registry, secrets: PullSecrets, scratch: Scratch) -> Self {
         Self {
             registry,
+            secrets,
             scratch,
             slots: Arc::new(Semaphore::new(CONCURRENT_READS)),
             entries: Arc::default(),
@@ -110,11 +148,16 @@ impl Artifacts {
     pub fn state(
         &self,
         reference: &str,
+        secret: Option<PullSecret>,
         now: Timestamp,
         when_read: impl FnOnce() + Send + 'static,
     ) -> ArtifactState {
+        let key = Key {
+            reference: reference.to_owned(),
+            secret,
+        };
         let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
-        let failures = match entries.get_mut(reference) {
+        let failures = match entries.get_mut(&key) {
             Some(Entry::Measured(artifact)) => return ArtifactState::Measured(artifact.clone()),
             Some(Entry::Pulling { waiting, .. }) => {
                 waiting.push(Box::new(when_read));
@@ -139,50 +182,84 @@ impl Artifacts {
             entries.retain(|_, entry| matches!(entry, Entry::Pulling { .. }));
         }
         let waiting: Vec<Box<dyn FnOnce() + Send>> = vec![Box::new(when_read)];
-        entries.insert(reference.to_owned(), Entry::Pulling { waiting, failures });
+        entries.insert(key.clone(), Entry::Pulling { waiting, failures });
         drop(entries);
         let reader = self.clone();
-        let reference = reference.to_owned();
         let runtime = Handle::current();
         // On a thread of its own: hashing a disk takes as long as pulling it.
         tokio::task::spawn_blocking(move || {
-            let result = runtime.block_on(reader.read(&reference));
-            reader.finish(&reference, result, Timestamp::now());
+            let result = runtime.block_on(reader.read(&key));
+            reader.finish(key, result, Timestamp::now());
         });
         ArtifactState::Pulling
     }
 
-    async fn read(&self, reference: &str) -> Result<MeasuredArtifact, ReadArtifactError> {
+    async fn read(&self, key: &Key) -> Result<MeasuredArtifact, ReadArtifactError> {
+        let reference = key.reference.as_str();
         // The semaphore is never closed.
         let _slot = self.slots.acquire().await;
         tracing::info!(reference, "reading an artifact");
-        let pulled = self
-            .registry
-            .pull(reference)
-            .await
-            .map_err(ReadArtifactError::Pull)?;
+        let pulled = self.pull(key).await?;
         prepare(reference, &pulled, &self.scratch)
+    }
+
+    async fn pull(&self, key: &Key) -> Result<Pulled, ReadArtifactError> {
+        let reference = key.reference.as_str();
+        let Some(secret) = &key.secret else {
+            let pulled = self.registry.pull(reference).await;
+            return pulled.map_err(|error| {
+                if error.is_refusal() {
+                    ReadArtifactError::Refused(error)
+                } else {
+                    ReadArtifactError::Pull(error)
+                }
+            });
+        };
+        let credentials = self.secrets.read(secret).await;
+        match credentials.map_err(ReadArtifactError::Secret)? {
+            Credentials::Given(config) => {
+                let registry = self.registry.with_credentials(config);
+                let pulled = registry.pull(reference).await;
+                pulled.map_err(ReadArtifactError::Pull)
+            }
+            // The artifact may be everybody's, and the Secret for who pushes it.
+            Credentials::Withheld => {
+                let pulled = self.registry.pull(reference).await;
+                pulled.map_err(|error| {
+                    if error.is_refusal() {
+                        ReadArtifactError::Withheld {
+                            remedy: self.secrets.remedy(secret),
+                            source: Box::new(error),
+                        }
+                    } else {
+                        ReadArtifactError::Pull(error)
+                    }
+                })
+            }
+        }
     }
 
     fn finish(
         &self,
-        reference: &str,
+        key: Key,
         result: Result<MeasuredArtifact, ReadArtifactError>,
         now: Timestamp,
     ) {
         let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
-        let (waiting, failures) = match entries.remove(reference) {
+        let (waiting, failures) = match entries.remove(&key) {
             Some(Entry::Pulling { waiting, failures }) => (waiting, failures),
             _ => (Vec::new(), 0),
         };
         let entry = match result {
             Ok(artifact) => Entry::Measured(Arc::new(artifact)),
             Err(error) => {
-                let delay = FIRST_RETRY
-                    .saturating_mul(2_u32.saturating_pow(failures))
-                    .min(LAST_RETRY);
+                let delay = retry_delay(failures, error.retry_after());
                 let message = chain(&error);
-                tracing::warn!(reference, error = message, "cannot read an artifact");
+                tracing::warn!(
+                    reference = key.reference,
+                    error = message,
+                    "cannot read an artifact"
+                );
                 Entry::Failed {
                     reason: error.reason(),
                     message,
@@ -191,12 +268,20 @@ impl Artifacts {
                 }
             }
         };
-        entries.insert(reference.to_owned(), entry);
+        entries.insert(key, entry);
         drop(entries);
         for wake in waiting {
             wake();
         }
     }
+}
+
+/// How long to wait after one more than so many failures.
+fn retry_delay(failures: u32, asked: Option<Duration>) -> Duration {
+    let own = FIRST_RETRY
+        .saturating_mul(2_u32.saturating_pow(failures))
+        .min(LAST_RETRY);
+    own.max(asked.unwrap_or_default().min(LONGEST_RETRY_AFTER))
 }
 
 /// Recomputes every hash of an artifact and keeps what measuring needs.
@@ -213,4 +298,24 @@ fn prepare(
         .map_err(ReadArtifactError::Scratch)?;
     let artifact = read_artifact(&pulled.config, &layers).map_err(ReadArtifactError::Read)?;
     Ok(MeasuredArtifact::of(reference, &artifact))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_registry_that_asks_for_time_gets_it_within_bounds() {
+        let seconds = Duration::from_secs;
+        for (failures, asked, delay) in [
+            (0, None, FIRST_RETRY),
+            (1, None, seconds(4)),
+            (40, None, LAST_RETRY),
+            (0, Some(seconds(90)), seconds(90)),
+            (40, Some(seconds(90)), LAST_RETRY),
+            (0, Some(seconds(100_000)), LONGEST_RETRY_AFTER),
+        ] {
+            assert_eq!(retry_delay(failures, asked), delay, "{failures} {asked:?}");
+        }
+    }
 }

@@ -161,6 +161,8 @@ pub(crate) fn new_image() -> MeasuredImage {
                 build: Some(build_source()),
                 oci: None,
             },
+            pull_secret_ref: None,
+            build_job: None,
             shapes: LaunchShapes::default(),
             lifecycle: Lifecycle::default(),
         },

@@ -19,6 +19,7 @@ pub mod lease;
 pub mod manifest;
 pub mod plan;
 pub mod pods;
+pub mod pull_secret;
 pub mod queue;
 pub mod restricted;
 pub mod run;

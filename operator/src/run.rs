@@ -35,6 +35,7 @@ use crate::controllers::{
 use crate::health::{Readiness, serve};
 use crate::lease::Elector;
 use crate::manifest::{MANAGED_BY, MANAGED_BY_LABEL, owner_of};
+use crate::pull_secret::PullSecrets;
 use crate::queue::{self, Queue, Watchable};
 use crate::settings::Settings;
 use crate::simulation;
@@ -105,12 +106,13 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
         ..RegistryOptions::default()
     })
     .context("cannot set up the registry client")?;
+    let secrets = PullSecrets::new(client.clone(), settings.namespace.clone());
     let base = Base {
         client,
         stores,
         settings,
         verifier: verifier.map(Arc::new),
-        artifacts: Artifacts::new(registry, scratch),
+        artifacts: Artifacts::new(registry, secrets, scratch),
         simulation,
     };
     let mut controllers = controllers(&base, &queues, requests, &stop);

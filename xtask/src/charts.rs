@@ -17,7 +17,7 @@ const CASES: [&str; 4] = ["defaults", "simulation", "every-value", "external-ver
 const KUBERNETES: &str = "1.33.0";
 
 /// Values that must be refused, and what the refusal must name.
-const REFUSED: [(&str, &str); 14] = [
+const REFUSED: [(&str, &str); 15] = [
     (
         "images.assay=",
         "images.assay is \"\": name the image by digest",
@@ -32,6 +32,7 @@ const REFUSED: [(&str, &str); 14] = [
     ),
     ("images.tag=v1", "images"),
     ("broker.replicas=0", "replicas"),
+    ("registry.pullSecrets[0].name=x", "namespace"),
     ("broker.auditLog.claim=A/b", "claim"),
     ("broker.secrets.files.directory=/x", "files"),
     ("collateral.url=kds.example", "collateral"),

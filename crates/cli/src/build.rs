@@ -1,6 +1,8 @@
 //! `assay build`: an artifact from a MeasuredImage or a recipe. The operator's Job
 //! runs the same command as a person, and both get the same bytes.
 
+mod ending;
+mod progress_server;
 mod provenance;
 
 use std::fs;
@@ -8,18 +10,22 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context as _, Result, bail};
-use assay_image::artifact::{Artifact, BuildError, BuildInputs, Signers, build_signed};
+use assay_crds::v1alpha1::measured_image::BuildPhase;
+use assay_image::artifact::{
+    Artifact, BuildError, BuildInputs, BuildStep, Signers, build_in_steps,
+};
 use assay_image::disk::encode_disk;
 use assay_image::erofs::EncodeErofsError;
 use assay_image::oci::OciImage;
 use assay_image::recipe::{
-    EXIT_NO_CREDENTIALS, EXIT_UNBUILDABLE, Recipe, RecipeError, ValidRecipe,
+    EXIT_NO_CACHE, EXIT_NO_CREDENTIALS, EXIT_UNBUILDABLE, Recipe, RecipeError, ValidRecipe,
 };
-use assay_registry::ScratchError;
+use assay_registry::{CacheError, RegistryError, ScratchError, TransferProgress};
 use serde_json::json;
 
-use self::provenance::ProvenanceArgs;
-use crate::inputs::{Builder, InputArgs, NoCredentials, image_recipe};
+use self::ending::Ending;
+use self::provenance::{Documents, ProvenanceArgs};
+use crate::inputs::{Builder, InputArgs, NoCredentials, Sources, image_recipe};
 use crate::objects::{Objects, choose};
 use crate::pcr_signature::PcrSignatureArgs;
 use crate::progress::{Progress, ProgressMode};
@@ -76,6 +82,9 @@ pub(crate) struct Args {
     /// How to show progress
     #[arg(long, value_enum, default_value = "auto")]
     progress: ProgressMode,
+    /// Port on which to serve how far the build is, as JSON over HTTP
+    #[arg(long, value_name = "PORT")]
+    progress_port: Option<u16>,
 }
 
 /// Runs `assay build`. The exit status tells whether another try may end
@@ -104,14 +113,23 @@ fn exit_code(error: &anyhow::Error) -> ExitCode {
         EXIT_UNBUILDABLE.into()
     } else if error.is::<NoCredentials>() {
         EXIT_NO_CREDENTIALS.into()
+    } else if is_about_cache(error) {
+        EXIT_NO_CACHE.into()
     } else {
         ExitCode::FAILURE
     }
 }
 
+fn is_about_cache(error: &anyhow::Error) -> bool {
+    error.is::<CacheError>() || matches!(error.downcast_ref(), Some(RegistryError::Cache(_)))
+}
+
 /// What happened also goes to the result file.
 fn build_and_report(args: &Args) -> Result<()> {
-    let result = build_and_publish(args);
+    let ending = Ending::watch(args.result_file.clone())?;
+    let result = build_and_publish(args, &ending);
+    // What happened is not told twice.
+    ending.too_late();
     if let Some(path) = &args.result_file {
         let words = match &result {
             Ok(built) => json!({
@@ -133,8 +151,11 @@ struct Built {
     reference: String,
 }
 
-fn build_and_publish(args: &Args) -> Result<Built> {
+fn build_and_publish(args: &Args, ending: &Ending) -> Result<Built> {
     let progress = Progress::new(args.progress);
+    if let Some(port) = args.progress_port {
+        progress_server::serve(port, progress.state())?;
+    }
     let (recipe, builder) = read_recipe(args)?;
     let secure_boot = args.secure_boot.signer()?;
     let pcrs = args.pcr_signature.signer()?;
@@ -147,10 +168,11 @@ fn build_and_publish(args: &Args) -> Result<Built> {
         secure_boot: secure_boot.as_ref(),
         pcrs: pcrs.as_ref(),
     };
-    let artifact = build_signed(&inputs, signers)?;
+    let mut begin = |step| progress.enter(phase(step));
+    let artifact = build_in_steps(&inputs, signers, &mut begin)?;
     step.done();
     let BuildInputs { recipe, .. } = inputs;
-    let step = progress.step("pack");
+    let step = progress.phase(BuildPhase::Packing, "pack");
     let image = artifact.to_image()?;
     step.done();
 
@@ -169,25 +191,54 @@ fn build_and_publish(args: &Args) -> Result<Built> {
         step.done();
     }
     let reference = if args.push {
-        let step = progress.step(&format!("push {}", recipe.output_repository));
-        let push = sources
-            .registry
-            .push(&recipe.output_repository, &image, &step);
-        let reference = sources
-            .runtime
-            .block_on(push)
-            .context("cannot push the artifact")?;
-        let push = documents.push(&sources.registry, &recipe.output_repository, &image);
-        sources
-            .runtime
-            .block_on(push)
-            .context("the artifact is pushed, but not all documents about it")?;
+        let step = progress.phase(
+            BuildPhase::Pushing,
+            &format!("push {}", recipe.output_repository),
+        );
+        let reference = push(&sources, &recipe, &image, documents, &step, ending)?;
         step.done();
         reference
     } else {
         unpushed_reference(&recipe, &image)
     };
     Ok(Built { image, reference })
+}
+
+/// What a step of the build is called in a status.
+fn phase(step: BuildStep) -> BuildPhase {
+    match step {
+        BuildStep::Flatten => BuildPhase::Flattening,
+        BuildStep::Erofs => BuildPhase::Erofs,
+        BuildStep::Verity => BuildPhase::Verity,
+        BuildStep::Uki => BuildPhase::Uki,
+    }
+}
+
+/// Pushes what takes long; then, and that is not interrupted, what makes an artifact
+/// of it and the documents about it.
+fn push(
+    sources: &Sources<'_>,
+    recipe: &ValidRecipe,
+    image: &OciImage,
+    documents: Documents,
+    progress: &dyn TransferProgress,
+    ending: &Ending,
+) -> Result<String> {
+    let Sources {
+        registry, runtime, ..
+    } = sources;
+    let repository = &recipe.output_repository;
+    runtime
+        .block_on(registry.push_blobs(repository, image, progress))
+        .context("cannot push the artifact")?;
+    ending.too_late();
+    let reference = runtime
+        .block_on(registry.push_manifest(repository, image))
+        .context("cannot push the artifact")?;
+    runtime
+        .block_on(documents.push(registry, repository, image))
+        .context("the artifact is pushed, but not all documents about it")?;
+    Ok(reference)
 }
 
 fn read_recipe(args: &Args) -> Result<(ValidRecipe, Builder)> {

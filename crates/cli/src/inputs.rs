@@ -3,15 +3,18 @@
 use std::env;
 use std::fmt;
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result, ensure};
 use assay_crds::v1alpha1::MeasuredImage;
+use assay_crds::v1alpha1::measured_image::BuildPhase;
 use assay_image::artifact::{BuildInputs, SourceImage};
 use assay_image::recipe::{PinnedReference, ValidRecipe};
 use assay_registry::{
-    BlobCache, DockerConfig, Pulled, Registry, RegistryOptions, Scratch, read_layout,
+    BlobCache, CacheError, DockerConfig, Pulled, Registry, RegistryError, RegistryOptions, Scratch,
+    TransferProgress, read_layout,
 };
 use assay_workload::recipe::build_recipe;
 use bytes::Bytes;
@@ -47,10 +50,17 @@ pub(crate) struct InputArgs {
     /// with -f unless this says otherwise
     #[arg(long, value_name = "FILE")]
     docker_config: Option<PathBuf>,
+    /// Registry credentials to pull with, where they are others than to push with
+    #[arg(long, value_name = "FILE")]
+    pull_docker_config: Option<PathBuf>,
     /// Directory that keeps what is pulled; a pull that broke off goes on from it
     /// [default with -f: assay/oci in $XDG_CACHE_HOME]
     #[arg(long, value_name = "DIR")]
     cache: Option<PathBuf>,
+    /// Most bytes that --cache keeps; what was not used for the longest time goes
+    /// first
+    #[arg(long, value_name = "BYTES", requires = "cache")]
+    cache_limit: Option<u64>,
     #[command(flatten)]
     scratch: ScratchArgs,
 }
@@ -74,13 +84,30 @@ pub(crate) enum Builder {
 /// The registry credentials cannot be read. In a build Job the file is missing
 /// where the Secret is, or its key.
 #[derive(Debug)]
-pub(crate) struct NoCredentials;
+pub(crate) struct NoCredentials {
+    /// The field of a MeasuredImage that names the Secret.
+    field: &'static str,
+    option: &'static str,
+}
+
+impl NoCredentials {
+    const DOCKER_CONFIG: Self = Self {
+        field: "spec.source.build.output.secretRef",
+        option: "--docker-config",
+    };
+    const PULL_DOCKER_CONFIG: Self = Self {
+        field: "spec.pullSecretRef",
+        option: "--pull-docker-config",
+    };
+}
 
 impl fmt::Display for NoCredentials {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(
-            "no registry credentials: create the Secret that spec.source.build.output.secretRef \
-             names, of type kubernetes.io/dockerconfigjson, or correct --docker-config",
+        write!(
+            f,
+            "no registry credentials: create the Secret that {} names, of type \
+             kubernetes.io/dockerconfigjson, or correct {}",
+            self.field, self.option
         )
     }
 }
@@ -93,7 +120,7 @@ impl InputArgs {
 
     pub(crate) fn open(&self, builder: Builder) -> Result<Sources<'_>> {
         let docker_config = match (&self.docker_config, builder) {
-            (Some(path), _) => Some(read_credentials(path).context(NoCredentials)?),
+            (Some(path), _) => Some(read_credentials(path).context(NoCredentials::DOCKER_CONFIG)?),
             (None, Builder::Person) => DockerConfig::of_user()?,
             (None, Builder::Job) => None,
         };
@@ -103,19 +130,27 @@ impl InputArgs {
             (None, Builder::Job) => None,
         };
         let scratch = self.scratch()?;
+        let registry = Registry::new(RegistryOptions {
+            plain_http_hosts: self.plain_http.clone(),
+            docker_config,
+            scratch: Some(scratch.clone()),
+        })?;
+        let source = match &self.pull_docker_config {
+            Some(path) => registry.with_credentials(
+                read_credentials(path).context(NoCredentials::PULL_DOCKER_CONFIG)?,
+            ),
+            None => registry.clone(),
+        };
         Ok(Sources {
             args: self,
-            registry: Registry::new(RegistryOptions {
-                plain_http_hosts: self.plain_http.clone(),
-                docker_config,
-                scratch: Some(scratch.clone()),
-            })?,
+            registry,
+            source,
             scratch,
             cache: cache
                 .as_deref()
                 .map(BlobCache::open)
                 .transpose()
-                .context("cannot keep what is pulled; name another directory with --cache")?,
+                .context(NO_CACHE)?,
             runtime: tokio::runtime::Builder::new_current_thread()
                 .enable_all()
                 .build()?,
@@ -163,7 +198,10 @@ fn user_cache() -> Option<PathBuf> {
 /// Registries, and what stands for them.
 pub(crate) struct Sources<'a> {
     args: &'a InputArgs,
+    /// Where artifacts go.
     pub(crate) registry: Registry,
+    /// Where images come from.
+    source: Registry,
     pub(crate) scratch: Scratch,
     cache: Option<BlobCache>,
     pub(crate) runtime: Runtime,
@@ -178,14 +216,29 @@ impl Sources<'_> {
         progress: &Progress,
     ) -> Result<BuildInputs> {
         let agent = self.args.agent()?;
-        let source = |what, reference: &PinnedReference, layout: Option<&Path>| {
-            let pulled = self.pull(what, reference, layout, progress)?;
+        let source = |phase, reference: &PinnedReference, layout: Option<&Path>| {
+            let what = match phase {
+                BuildPhase::PullingBootKit => "boot kit",
+                _ => "workload image",
+            };
+            let step = progress.phase(phase, &format!("pull {what} {reference}"));
+            let pulled = self.pull(what, reference, layout, &step)?;
+            step.done();
             self.source_image(&pulled, reference)
                 .with_context(|| format!("cannot use the {what}"))
         };
+        let rootfs = source(BuildPhase::PullingRootfs, &recipe.rootfs, layouts.rootfs)?;
+        let boot_kit = source(
+            BuildPhase::PullingBootKit,
+            &recipe.boot_kit,
+            layouts.boot_kit,
+        )?;
+        if let (Some(cache), Some(limit)) = (&self.cache, self.args.cache_limit) {
+            cache.trim(limit).context(TRIM)?;
+        }
         Ok(BuildInputs {
-            rootfs: source("workload image", &recipe.rootfs, layouts.rootfs)?,
-            boot_kit: source("boot kit", &recipe.boot_kit, layouts.boot_kit)?,
+            rootfs,
+            boot_kit,
             recipe,
             agent,
             keep: Arc::new(self.scratch.clone()),
@@ -198,20 +251,28 @@ impl Sources<'_> {
         what: &str,
         reference: &PinnedReference,
         layout: Option<&Path>,
-        progress: &Progress,
+        progress: &dyn TransferProgress,
     ) -> Result<Pulled> {
-        let step = progress.step(&format!("pull {what} {reference}"));
+        if let Some(directory) = layout {
+            return read_layout(directory, reference.digest(), Some(&self.scratch))
+                .with_context(|| format!("cannot read the {what} from {}", directory.display()));
+        }
         let name = reference.to_string();
-        let pulled = match layout {
-            Some(directory) => read_layout(directory, reference.digest(), Some(&self.scratch))
-                .with_context(|| format!("cannot read the {what} from {}", directory.display()))?,
-            None => self
-                .runtime
-                .block_on(self.registry.pull_with(&name, self.cache.as_ref(), &step))
-                .with_context(|| format!("cannot pull the {what}"))?,
+        let cache = self.cache.as_ref();
+        let pull = || {
+            let pull = self.source.pull_with(&name, cache, progress);
+            self.runtime.block_on(pull)
         };
-        step.done();
-        Ok(pulled)
+        let pulled = match (pull(), cache) {
+            // A cache may always be emptied.
+            (Err(RegistryError::Cache(error)), Some(cache)) if is_full(&error) => {
+                eprintln!("emptying the cache, which is full");
+                cache.trim(0).context(TRIM)?;
+                pull()
+            }
+            (pulled, _) => pulled,
+        };
+        pulled.with_context(|| format!("cannot pull the {what}"))
     }
 
     fn source_image(&self, pulled: &Pulled, reference: &PinnedReference) -> Result<SourceImage> {
@@ -225,6 +286,17 @@ impl Sources<'_> {
             layers: self.scratch.uncompress(pulled.stored_layers()?)?,
         })
     }
+}
+
+const NO_CACHE: &str = "cannot keep what is pulled: name another directory with --cache, or \
+                        correct the volume that spec.buildJob.cache names";
+const TRIM: &str = "cannot make room in the cache";
+
+fn is_full(error: &CacheError) -> bool {
+    matches!(
+        error.source.kind(),
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+    )
 }
 
 /// The recipe that the operator gives a build Job for this image.

@@ -158,6 +158,19 @@ pub enum BuildError {
     Encode(#[source] EncodeCanonicalError),
 }
 
+/// What a build is at, in order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BuildStep {
+    /// The layers become trees.
+    Flatten,
+    /// The root file system is written, where there is a root disk.
+    Erofs,
+    /// Its hash tree is computed.
+    Verity,
+    /// Initramfs and UKI are made.
+    Uki,
+}
+
 /// An artifact: its files and their manifest.
 #[derive(Debug, Clone)]
 pub struct Artifact {
@@ -218,7 +231,17 @@ pub fn build(inputs: &BuildInputs) -> Result<Artifact, BuildError> {
 /// Builds an artifact whose UKI is signed. The launch digest is that of the signed
 /// file.
 pub fn build_signed(inputs: &BuildInputs, signers: Signers<'_>) -> Result<Artifact, BuildError> {
-    build_with(inputs, Signing::By(signers))
+    build_in_steps(inputs, signers, &mut |_| ())
+}
+
+/// As [`build_signed`]; `begin` hears of every step when it begins, and can change
+/// nothing.
+pub fn build_in_steps(
+    inputs: &BuildInputs,
+    signers: Signers<'_>,
+    begin: &mut dyn FnMut(BuildStep),
+) -> Result<Artifact, BuildError> {
+    build_with(inputs, Signing::By(signers), begin)
 }
 
 /// Builds an artifact whose UKI has the signatures of another, where they are of this
@@ -229,16 +252,18 @@ pub fn build_signed_as(
     signed: &Bytes,
     phases: &[String],
 ) -> Result<Artifact, BuildError> {
-    build_with(
-        inputs,
-        Signing::As {
-            uki: signed,
-            phases,
-        },
-    )
+    let signing = Signing::As {
+        uki: signed,
+        phases,
+    };
+    build_with(inputs, signing, &mut |_| ())
 }
 
-fn build_with(inputs: &BuildInputs, signing: Signing<'_>) -> Result<Artifact, BuildError> {
+fn build_with(
+    inputs: &BuildInputs,
+    signing: Signing<'_>,
+    begin: &mut dyn FnMut(BuildStep),
+) -> Result<Artifact, BuildError> {
     let BuildInputs {
         recipe,
         rootfs,
@@ -246,6 +271,7 @@ fn build_with(inputs: &BuildInputs, signing: Signing<'_>) -> Result<Artifact, Bu
         agent,
         keep,
     } = inputs;
+    begin(BuildStep::Flatten);
     let (kit_tree, _) = open("bootKit", boot_kit)?;
     let kit = BootKit::from_tree(&kit_tree).map_err(BuildError::BootKit)?;
     let optional = optional_sections(&kit_tree, &recipe.uki)?;
@@ -269,12 +295,13 @@ fn build_with(inputs: &BuildInputs, signing: Signing<'_>) -> Result<Artifact, Bu
     })?;
     let (root_disk, root) = match recipe.layout {
         Layout::DmVerity => {
-            let (disk, root) = dm_verity_disk(&tree, recipe, keep.as_ref())?;
+            let (disk, root) = dm_verity_disk(&tree, recipe, keep.as_ref(), begin)?;
             (Some(disk), root)
         }
         Layout::Initramfs => (None, RootFs::Initramfs),
     };
 
+    begin(BuildStep::Uki);
     let modules: Vec<_> = kit
         .modules
         .iter()
@@ -521,6 +548,7 @@ fn dm_verity_disk(
     tree: &Tree,
     recipe: &ValidRecipe,
     keep: &dyn Keep,
+    begin: &mut dyn FnMut(BuildStep),
 ) -> Result<(Rope, RootFs), BuildError> {
     let image = recipe.rootfs.digest();
     let salt = *derive("assay dm-verity salt v1", image).as_bytes();
@@ -532,8 +560,10 @@ fn dm_verity_disk(
             .unwrap_or_default()
     };
     let uuid_of_files = uuid("assay erofs uuid v1");
+    begin(BuildStep::Erofs);
     let disk = encode_erofs(tree, uuid_of_files, recipe.compression, keep);
     let mut disk = disk.map_err(BuildError::Erofs)?;
+    begin(BuildStep::Verity);
     let parameters = VerityParameters {
         salt,
         uuid: uuid("assay dm-verity uuid v1"),

@@ -14,6 +14,9 @@ pub const EXIT_UNBUILDABLE: u8 = 65;
 /// Exit status of a builder that cannot read the registry credentials it was told
 /// to use (EX_NOINPUT of sysexits.h).
 pub const EXIT_NO_CREDENTIALS: u8 = 66;
+/// Exit status of a builder that cannot keep what it pulls where it was told to
+/// (EX_CANTCREAT of sysexits.h).
+pub const EXIT_NO_CACHE: u8 = 73;
 
 /// Longest command line that Linux keeps on x86 (COMMAND_LINE_SIZE, with NUL).
 const MAX_CMDLINE_LEN: usize = 2047;

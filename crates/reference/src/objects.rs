@@ -240,6 +240,8 @@ pub fn to_measured_image(image: &Image) -> Result<MeasuredImage, ObjectError> {
                     reference: image.reference.clone(),
                 }),
             },
+            pull_secret_ref: None,
+            build_job: None,
             shapes: LaunchShapes {
                 vcpus,
                 cpu_models,

@@ -236,13 +236,7 @@ pub fn validate(
             ),
         );
     };
-    let pull_secret = image.spec.source.build.as_ref().and_then(|build| {
-        build
-            .output
-            .secret_ref
-            .as_ref()
-            .map(|secret| secret.name.clone())
-    });
+    let pull_secret = image.spec.pull_secret().map(|secret| secret.name.clone());
     Ok(Valid {
         shape,
         memory_mib,
@@ -432,9 +426,9 @@ fn memory(quantity: &Quantity) -> Result<u32, Rejection> {
     }
 }
 
-/// The bytes of a Kubernetes quantity without a sign, exponent or fraction:
+/// The bytes of a Kubernetes quantity, where it is one without a sign, exponent or fraction:
 /// an amount of memory needs none of them.
-fn bytes_of(text: &str) -> Option<u64> {
+pub fn bytes_of(text: &str) -> Option<u64> {
     let digits = text.bytes().take_while(u8::is_ascii_digit).count();
     let (number, suffix) = text.split_at_checked(digits)?;
     let unit: u64 = match suffix {

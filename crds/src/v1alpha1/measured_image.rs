@@ -1,6 +1,9 @@
 //! `MeasuredImage`: an immutable guest image and the launch digest of every
 //! shape that it may be launched in.
 
+use std::collections::BTreeMap;
+
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
@@ -23,6 +26,7 @@ use crate::conditions::reasons;
     derive = "PartialEq",
     doc = "A guest image and the launch digest of every shape that it may be launched in.",
     validation = Rule::new("self.metadata.name.size() <= 63").message("metadata.name is longer than 63 characters, but it becomes a label: create the MeasuredImage under a shorter name"),
+    validation = Rule::new("!has(self.spec.buildJob) || self.spec.source.type == 'Build'").message("spec.buildJob is about the build, and spec.source.type OCI has none: leave it out"),
     selectable = ".spec.lifecycle.state",
     printcolumn(
         name = "Ready",
@@ -65,12 +69,79 @@ pub struct MeasuredImageSpec {
     /// for another build.
     #[x_kube(validation = Rule::new("self == oldSelf").message("spec.source is immutable; create another MeasuredImage"))]
     pub source: ImageSource,
+    /// A Secret of type `kubernetes.io/dockerconfigjson` with the right to pull: the
+    /// images that the artifact is built from, and the artifact. Where there is none,
+    /// `source.build.output.secretRef` is used, and else nothing. The operator reads
+    /// it only where a Role of the namespace lets it; docs/images.md says how.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pull_secret_ref: Option<LocalReference>,
+    /// How the build runs. No byte of the artifact depends on it, and a change while
+    /// it runs ends it and starts another.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub build_job: Option<BuildJob>,
     /// Which launch shapes get a digest.
     #[serde(default)]
     pub shapes: LaunchShapes,
     /// Whether the image may be used.
     #[serde(default)]
     pub lifecycle: Lifecycle,
+}
+
+impl MeasuredImageSpec {
+    /// The Secret with the right to pull, if any.
+    pub fn pull_secret(&self) -> Option<&LocalReference> {
+        let push = self.source.build.as_ref();
+        let push = push.and_then(|build| build.output.secret_ref.as_ref());
+        self.pull_secret_ref.as_ref().or(push)
+    }
+}
+
+/// How the build runs.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct BuildJob {
+    /// Whether nothing is built for now. A build that runs is ended.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub suspend: bool,
+    /// Resources of the builder, in addition to the default or instead of it:
+    /// requests of 250m CPU and 256Mi memory, and a limit of 1Gi memory, or 4Gi where
+    /// files are compressed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resources: Option<BuildResources>,
+    /// What keeps images that were pulled for the next build.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cache: Option<BuildCache>,
+}
+
+/// Resources of the builder.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct BuildResources {
+    /// What the builder is sure to get, by resource.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(extend("additionalProperties" = serde_json::json!({"x-kubernetes-int-or-string": true})))]
+    pub requests: BTreeMap<String, Quantity>,
+    /// What the builder gets at most, by resource.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(extend("additionalProperties" = serde_json::json!({"x-kubernetes-int-or-string": true})))]
+    pub limits: BTreeMap<String, Quantity>,
+}
+
+/// A volume that keeps images that were pulled. Builds of a namespace may share it,
+/// also at the same time. What is in it is verified whenever it is read.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct BuildCache {
+    /// A `PersistentVolumeClaim` of the namespace, of volume mode Filesystem.
+    /// ReadWriteMany, where builds run on several nodes at once.
+    #[schemars(length(min = 1, max = 253))]
+    pub claim_name: String,
+    /// Most that is kept after a build, such as `20Gi`: what was not used for the
+    /// longest time goes first. Leave room for one image besides. Everything is kept
+    /// where this is absent, until the volume is full; then it is emptied.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[x_kube(validation = Rule::new("type(self) == string && self.matches('^[1-9][0-9]*(k|M|G|T|Ki|Mi|Gi|Ti)?$')").message("cache.sizeLimit must be an amount such as 20Gi"))]
+    pub size_limit: Option<Quantity>,
 }
 
 /// Where the artifact comes from: exactly the member that `type` names.
@@ -364,6 +435,9 @@ pub struct MeasuredImageStatus {
     #[x_kube(merge_strategy = ListMerge::Map(vec!["id".to_owned()]))]
     #[schemars(length(max = 64))]
     pub launch_digests: Vec<LaunchDigestRow>,
+    /// How far the build is, while it runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub build: Option<BuildStatus>,
     /// The rows, counted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub digests: Option<DigestCounts>,
@@ -375,6 +449,79 @@ pub struct MeasuredImageStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".to_owned()]))]
     pub conditions: Vec<Condition>,
+}
+
+/// How far a build is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct BuildStatus {
+    /// What it is at.
+    pub phase: BuildPhase,
+    /// Bytes that were transferred, where the phase is a transfer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0))]
+    pub transferred_bytes: Option<i64>,
+    /// Bytes that there are to transfer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0))]
+    pub total_bytes: Option<i64>,
+    /// How much of them that is, in percent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 100))]
+    pub percent: Option<i32>,
+}
+
+impl BuildStatus {
+    /// A phase of which no more is known.
+    pub fn at(phase: BuildPhase) -> Self {
+        Self {
+            phase,
+            transferred_bytes: None,
+            total_bytes: None,
+            percent: None,
+        }
+    }
+
+    /// A phase that has transferred some of its bytes.
+    pub fn transfer(phase: BuildPhase, transferred: u64, total: u64) -> Self {
+        let transferred = transferred.min(total);
+        let percent = transferred.saturating_mul(100).checked_div(total);
+        let bytes = |count: u64| i64::try_from(count).ok();
+        Self {
+            phase,
+            transferred_bytes: bytes(transferred),
+            total_bytes: bytes(total),
+            percent: percent.and_then(|percent| i32::try_from(percent).ok()),
+        }
+    }
+}
+
+/// What a build is at, in the order in which it gets there.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema,
+)]
+pub enum BuildPhase {
+    /// Its pod has not started.
+    Pending,
+    /// It runs, and cannot be asked how far it is.
+    Running,
+    /// The workload's image is pulled.
+    PullingRootfs,
+    /// The boot kit is pulled.
+    PullingBootKit,
+    /// Layers become one tree.
+    Flattening,
+    /// The root file system is written.
+    Erofs,
+    /// The root disk's hash tree is computed.
+    Verity,
+    /// Initramfs and UKI are made.
+    #[serde(rename = "UKI")]
+    Uki,
+    /// The artifact becomes an image.
+    Packing,
+    /// The artifact is pushed.
+    Pushing,
 }
 
 /// The artifact's parts.
@@ -539,6 +686,10 @@ reasons! {
         SpecInvalid,
         /// The build Job has not finished.
         Building,
+        /// The build's pod cannot start; the message says why.
+        BuildBlocked,
+        /// spec.buildJob.suspend says that nothing is built.
+        BuildSuspended,
         /// The build Job failed; the message has its error.
         BuildFailed,
         /// A second build is under way.
@@ -553,6 +704,8 @@ reasons! {
         Pulling,
         /// The artifact cannot be read from its registry.
         PullFailed,
+        /// The Secret with the right to pull cannot be used; the message says why.
+        PullSecretUnusable,
         /// The artifact's content contradicts its manifest.
         ArtifactInvalid,
         /// A requested CPU model is unknown.

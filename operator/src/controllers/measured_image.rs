@@ -9,6 +9,7 @@
 mod build_job;
 mod observe;
 mod plan;
+mod progress;
 mod rebuild;
 mod status;
 mod validate;
@@ -16,8 +17,9 @@ mod validate;
 #[cfg(test)]
 mod tests;
 
-pub use self::build_job::{BuildProgress, BuildReport};
+pub use self::build_job::{BuildProgress, BuildReport, Builder};
 pub use self::plan::plan;
+pub use self::progress::Running;
 
 use std::sync::Arc;
 

@@ -109,7 +109,9 @@ fn pull(
     let pinned: PinnedReference = reference
         .parse()
         .with_context(|| format!("spec.source.oci.reference: {reference:?}"))?;
-    let pulled = sources.pull("artifact", &pinned, None, progress)?;
+    let step = progress.step(&format!("pull artifact {pinned}"));
+    let pulled = sources.pull("artifact", &pinned, None, &step)?;
+    step.done();
     ensure!(
         pulled.digest == pinned.digest(),
         "got {} where {pinned} was asked for",

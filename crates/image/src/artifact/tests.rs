@@ -392,9 +392,17 @@ fn a_setting_that_is_off_says_why_and_changes_the_launch_digest() {
 #[test]
 fn what_somebody_signed_can_be_built_again() {
     let signer = crate::authenticode::tests::signer();
-    let signed = build_signed(&inputs(), secure_boot(&signer))
-        .unwrap()
-        .content();
+    let mut steps = Vec::new();
+    let signers = secure_boot(&signer);
+    let signed = build_in_steps(&inputs(), signers, &mut |step| steps.push(step));
+    let signed = signed.unwrap().content();
+    let all = [
+        BuildStep::Flatten,
+        BuildStep::Erofs,
+        BuildStep::Verity,
+        BuildStep::Uki,
+    ];
+    assert_eq!(steps, all);
     let again = build_signed_as(&inputs(), &signed.uki, &[])
         .unwrap()
         .content();

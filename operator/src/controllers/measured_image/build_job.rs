@@ -4,24 +4,28 @@ use std::collections::BTreeMap;
 
 use assay_crds::names;
 use assay_crds::v1alpha1::MeasuredImage;
-use assay_crds::v1alpha1::measured_image::BuildSource;
-use assay_image::recipe::{EXIT_NO_CREDENTIALS, EXIT_UNBUILDABLE};
+use assay_crds::v1alpha1::measured_image::{BuildCache, BuildJob, BuildSource};
+use assay_image::recipe::{EXIT_NO_CACHE, EXIT_NO_CREDENTIALS, EXIT_UNBUILDABLE};
 use assay_tee::Sha256Digest;
 use assay_tee::canonical::encode_canonical;
 use assay_workload::recipe::build_recipe;
+use assay_workload::validate::bytes_of;
 use k8s_openapi::api::batch::v1::{
-    Job, JobSpec, PodFailurePolicy, PodFailurePolicyOnExitCodesRequirement, PodFailurePolicyRule,
+    Job, JobSpec, PodFailurePolicy, PodFailurePolicyOnExitCodesRequirement,
+    PodFailurePolicyOnPodConditionsPattern, PodFailurePolicyRule,
 };
 use k8s_openapi::api::core::v1::{
-    ConfigMap, ConfigMapVolumeSource, Container, EmptyDirVolumeSource, KeyToPath, Pod, PodSpec,
-    PodTemplateSpec, ResourceRequirements, SecretVolumeSource, Volume,
+    ConfigMap, ConfigMapVolumeSource, Container, EmptyDirVolumeSource, KeyToPath,
+    PersistentVolumeClaimVolumeSource, Pod, PodSecurityContext, PodSpec, PodTemplateSpec,
+    ResourceRequirements, SecretVolumeSource, Volume,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use kube::ResourceExt as _;
 use kube::api::ObjectMeta;
 use serde::Deserialize;
 
-use crate::manifest::child_metadata;
+use super::progress::{PROGRESS_PORT, Running};
+use crate::manifest::{child_metadata, is_controlled_by};
 use crate::restricted::{container_security_context, mount, pod_security_context};
 
 /// Longest prefix of the image's name in the Job's: with `-build-` and eight
@@ -38,6 +42,13 @@ const AGENT_PATH: &str = "/usr/lib/assay/assay-agent";
 const RECIPE_DIR: &str = "/etc/assay/recipe";
 const RECIPE_KEY: &str = "recipe.json";
 const DOCKER_DIR: &str = "/etc/assay/docker";
+/// Credentials to pull with, where they are others than to push with.
+const PULL_DIR: &str = "/etc/assay/pull";
+/// The volume that keeps images.
+const CACHE_DIR: &str = "/cache";
+/// Annotation of a Job with the digest of what a MeasuredImage says of its builds
+/// besides what is built.
+const SETTINGS_ANNOTATION: &str = "assay.dev/build-settings";
 /// The node's disk, for images while they are worked on.
 const SCRATCH_DIR: &str = "/scratch";
 /// Where the kubelet reads a container's last words from.
@@ -50,8 +61,10 @@ pub enum BuildProgress {
     Absent,
     /// A Job of that name is of an earlier MeasuredImage, and about to go.
     Foreign,
+    /// The Job is being deleted.
+    Ending,
     /// The Job runs.
-    Running,
+    Running(Running),
     /// The Job ended, and this is what it said.
     Ended(BuildReport),
 }
@@ -99,44 +112,93 @@ pub(super) fn build_recipe_config_map(image: &MeasuredImage, source: &BuildSourc
     }
 }
 
-pub(super) fn build_job(
-    image: &MeasuredImage,
-    source: &BuildSource,
-    builder_image: &str,
-    plain_http: &[String],
-) -> Job {
+/// The installation's builder.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Builder {
+    /// Image of the builder.
+    pub image: String,
+    /// Registry hosts that speak plain HTTP.
+    pub plain_http: Vec<String>,
+}
+
+/// Says of a Job under which settings it builds.
+pub(super) fn settings_annotation(image: &MeasuredImage) -> BTreeMap<String, String> {
+    BTreeMap::from([(SETTINGS_ANNOTATION.to_owned(), settings(image))])
+}
+
+/// Digest of what an image says of its builds besides what is built.
+fn settings(image: &MeasuredImage) -> String {
+    let job = image.spec.build_job.clone().unwrap_or_default();
+    let job = BuildJob {
+        suspend: false,
+        ..job
+    };
+    // Strings and numbers always have a canonical form.
+    let settings = encode_canonical(&(job, &image.spec.pull_secret_ref)).unwrap_or_default();
+    let digest = Sha256Digest::of(&settings).to_hex();
+    digest.get(..16).unwrap_or_default().to_owned()
+}
+
+/// Whether a Job runs, or ran, under other settings than the image has now. Of a Job
+/// of an earlier version of this program that cannot be said.
+pub(super) fn is_outdated(image: &MeasuredImage, job: &Job) -> bool {
+    job.annotations()
+        .get(SETTINGS_ANNOTATION)
+        .is_some_and(|other| *other != settings(image))
+}
+
+pub(super) fn build_job(image: &MeasuredImage, source: &BuildSource, builder: &Builder) -> Job {
     let name = job_name(image, source);
     let image_name = image.name_any();
     let labels = [(names::IMAGE_LABEL, image_name.as_str())];
+    let mut metadata = child_metadata(image, name.clone(), &labels);
+    metadata.annotations = Some(settings_annotation(image));
     Job {
-        metadata: child_metadata(image, name.clone(), &labels),
+        metadata,
         spec: Some(JobSpec {
             backoff_limit: Some(BACKOFF_LIMIT),
             active_deadline_seconds: Some(DEADLINE_SECONDS),
-            // Neither sources nor Secrets mend themselves.
-            pod_failure_policy: Some(PodFailurePolicy {
-                rules: vec![PodFailurePolicyRule {
-                    action: "FailJob".to_owned(),
-                    on_exit_codes: Some(PodFailurePolicyOnExitCodesRequirement {
-                        container_name: Some(CONTAINER.to_owned()),
-                        operator: "In".to_owned(),
-                        values: [EXIT_UNBUILDABLE, EXIT_NO_CREDENTIALS]
-                            .map(i32::from)
-                            .into(),
-                    }),
-                    on_pod_conditions: None,
-                }],
-            }),
+            pod_failure_policy: Some(failure_policy()),
             template: PodTemplateSpec {
                 metadata: Some(ObjectMeta {
                     labels: Some([(names::IMAGE_LABEL.to_owned(), image_name.clone())].into()),
                     ..ObjectMeta::default()
                 }),
-                spec: Some(build_pod(&name, source, builder_image, plain_http)),
+                spec: Some(build_pod(&name, image, source, builder)),
             },
             ..JobSpec::default()
         }),
         ..Job::default()
+    }
+}
+
+fn failure_policy() -> PodFailurePolicy {
+    let disrupted = PodFailurePolicyOnPodConditionsPattern {
+        type_: "DisruptionTarget".to_owned(),
+        status: "True".to_owned(),
+    };
+    let hopeless = PodFailurePolicyOnExitCodesRequirement {
+        container_name: Some(CONTAINER.to_owned()),
+        operator: "In".to_owned(),
+        values: [EXIT_UNBUILDABLE, EXIT_NO_CREDENTIALS, EXIT_NO_CACHE]
+            .map(i32::from)
+            .into(),
+    };
+    PodFailurePolicy {
+        rules: vec![
+            // A node that is drained is no fault of the build's.
+            PodFailurePolicyRule {
+                action: "Ignore".to_owned(),
+                on_exit_codes: None,
+                on_pod_conditions: Some(vec![disrupted]),
+            },
+            // Neither sources nor Secrets nor volumes mend themselves.
+            PodFailurePolicyRule {
+                action: "FailJob".to_owned(),
+                on_exit_codes: Some(hopeless),
+                on_pod_conditions: None,
+            },
+        ],
     }
 }
 
@@ -152,9 +214,9 @@ fn memory_limit(source: &BuildSource) -> &'static str {
 
 fn build_pod(
     config_map: &str,
+    image: &MeasuredImage,
     source: &BuildSource,
-    builder_image: &str,
-    plain_http: &[String],
+    builder: &Builder,
 ) -> PodSpec {
     let mut args: Vec<String> = [
         "build",
@@ -166,13 +228,15 @@ fn build_pod(
         "--scratch",
         SCRATCH_DIR,
         "--builder-id",
-        &format!("oci://{builder_image}"),
+        &format!("oci://{}", builder.image),
         "--result-file",
         RESULT_PATH,
+        "--progress-port",
+        &PROGRESS_PORT.to_string(),
     ]
     .map(str::to_owned)
     .into();
-    for host in plain_http {
+    for host in &builder.plain_http {
         args.extend(["--plain-http".to_owned(), host.clone()]);
     }
     let mut volumes = vec![
@@ -194,59 +258,105 @@ fn build_pod(
         mount("recipe", RECIPE_DIR, true),
         mount("scratch", SCRATCH_DIR, false),
     ];
-    if let Some(secret) = &source.output.secret_ref {
-        args.extend([
-            "--docker-config".to_owned(),
-            format!("{DOCKER_DIR}/config.json"),
-        ]);
-        mounts.push(mount("docker", DOCKER_DIR, true));
+    let secrets = [
+        (&source.output.secret_ref, "docker", DOCKER_DIR),
+        (&image.spec.pull_secret_ref, "pull", PULL_DIR),
+    ];
+    for (secret, volume, directory) in secrets {
+        if let Some(secret) = secret {
+            let option = match volume {
+                "pull" => "--pull-docker-config",
+                _ => "--docker-config",
+            };
+            args.extend([option.to_owned(), format!("{directory}/config.json")]);
+            mounts.push(mount(volume, directory, true));
+            volumes.push(credentials(volume, &secret.name));
+        }
+    }
+    let job = image.spec.build_job.clone().unwrap_or_default();
+    if let Some(cache) = &job.cache {
+        args.extend(cache_args(cache));
+        mounts.push(mount("cache", CACHE_DIR, false));
         volumes.push(Volume {
-            name: "docker".to_owned(),
-            secret: Some(SecretVolumeSource {
-                secret_name: Some(secret.name.clone()),
-                // The kubelet would wait for a missing one without a word; the
-                // builder ends and says so.
-                optional: Some(true),
-                items: Some(vec![KeyToPath {
-                    key: ".dockerconfigjson".to_owned(),
-                    path: "config.json".to_owned(),
-                    mode: None,
-                }]),
-                ..SecretVolumeSource::default()
+            name: "cache".to_owned(),
+            persistent_volume_claim: Some(PersistentVolumeClaimVolumeSource {
+                claim_name: cache.claim_name.clone(),
+                read_only: None,
             }),
             ..Volume::default()
         });
     }
-    let amounts = |pairs: &[(&str, &str)]| -> BTreeMap<String, Quantity> {
-        pairs
-            .iter()
-            .map(|(k, v)| ((*k).to_owned(), Quantity((*v).to_owned())))
-            .collect()
-    };
     PodSpec {
         automount_service_account_token: Some(false),
         enable_service_links: Some(false),
         restart_policy: Some("Never".to_owned()),
-        security_context: Some(pod_security_context()),
+        security_context: Some(PodSecurityContext {
+            // A cache has many files, which have their group since the first build.
+            fs_group_change_policy: job.cache.is_some().then(|| "OnRootMismatch".to_owned()),
+            ..pod_security_context()
+        }),
         containers: vec![Container {
             name: CONTAINER.to_owned(),
-            image: Some(builder_image.to_owned()),
+            image: Some(builder.image.clone()),
             image_pull_policy: Some("IfNotPresent".to_owned()),
             command: Some(vec!["assay".to_owned()]),
             args: Some(args),
             termination_message_path: Some(RESULT_PATH.to_owned()),
             termination_message_policy: Some("FallbackToLogsOnError".to_owned()),
-            resources: Some(ResourceRequirements {
-                requests: Some(amounts(&[("cpu", "250m"), ("memory", "256Mi")])),
-                limits: Some(amounts(&[("memory", memory_limit(source))])),
-                ..ResourceRequirements::default()
-            }),
+            resources: Some(resources(source, &job)),
             security_context: Some(container_security_context()),
             volume_mounts: Some(mounts),
             ..Container::default()
         }],
         volumes: Some(volumes),
         ..PodSpec::default()
+    }
+}
+
+fn cache_args(cache: &BuildCache) -> Vec<String> {
+    let mut args = vec!["--cache".to_owned(), CACHE_DIR.to_owned()];
+    let limit = cache.size_limit.as_ref();
+    if let Some(limit) = limit.and_then(|limit| bytes_of(&limit.0)) {
+        args.extend(["--cache-limit".to_owned(), limit.to_string()]);
+    }
+    args
+}
+
+/// A volume with the registry credentials of a Secret.
+fn credentials(volume: &str, secret: &str) -> Volume {
+    Volume {
+        name: volume.to_owned(),
+        secret: Some(SecretVolumeSource {
+            secret_name: Some(secret.to_owned()),
+            // The kubelet would wait for a missing one without a word; the
+            // builder ends and says so.
+            optional: Some(true),
+            items: Some(vec![KeyToPath {
+                key: ".dockerconfigjson".to_owned(),
+                path: "config.json".to_owned(),
+                mode: None,
+            }]),
+            ..SecretVolumeSource::default()
+        }),
+        ..Volume::default()
+    }
+}
+
+fn resources(source: &BuildSource, job: &BuildJob) -> ResourceRequirements {
+    let asked = job.resources.clone().unwrap_or_default();
+    let amounts = |defaults: &[(&str, &str)], asked: BTreeMap<String, Quantity>| {
+        let defaults = defaults
+            .iter()
+            .map(|(name, amount)| ((*name).to_owned(), Quantity((*amount).to_owned())));
+        defaults.chain(asked).collect::<BTreeMap<_, _>>()
+    };
+    ResourceRequirements {
+        requests: Some(amounts(
+            &[("cpu", "250m"), ("memory", "256Mi")],
+            asked.requests,
+        )),
+        limits: Some(amounts(&[("memory", memory_limit(source))], asked.limits)),
+        ..ResourceRequirements::default()
     }
 }
 
@@ -267,62 +377,101 @@ pub(super) fn ended(job: &Job) -> Option<bool> {
     }
 }
 
+/// The pods of this very Job, and not of an earlier one of its name.
+pub(super) fn pods_of(job: &Job, mut pods: Vec<Pod>) -> Vec<Pod> {
+    let uid = job.metadata.uid.as_deref().unwrap_or_default();
+    pods.retain(|pod| is_controlled_by(&pod.metadata, uid));
+    pods
+}
+
+/// What a container said at its end.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Said<'a> {
+    finished: Option<jiff::Timestamp>,
+    exit_code: i32,
+    reason: &'a str,
+    message: &'a str,
+}
+
+fn said(pods: &[Pod]) -> impl Iterator<Item = Said<'_>> {
+    let statuses = pods.iter().filter_map(|pod| pod.status.as_ref());
+    let containers = statuses.flat_map(|status| status.container_statuses.iter().flatten());
+    containers
+        .filter_map(|container| container.state.as_ref()?.terminated.as_ref())
+        .map(|end| Said {
+            finished: end.finished_at.as_ref().map(|time| time.0),
+            exit_code: end.exit_code,
+            reason: end.reason.as_deref().unwrap_or_default(),
+            message: end.message.as_deref().unwrap_or_default().trim(),
+        })
+}
+
 /// What the pods of a Job that ended said; the youngest that says something.
 pub(super) fn parse_report(succeeded: bool, job: &Job, pods: &[Pod]) -> BuildReport {
-    let mut said: Vec<(Option<jiff::Timestamp>, i32, &str)> = pods
-        .iter()
-        .flat_map(|pod| {
-            pod.status
-                .iter()
-                .flat_map(|status| status.container_statuses.iter().flatten())
-        })
-        .filter_map(|container| container.state.as_ref()?.terminated.as_ref())
-        .map(|end| {
-            let finished = end.finished_at.as_ref().map(|time| time.0);
-            (
-                finished,
-                end.exit_code,
-                end.message.as_deref().unwrap_or_default().trim(),
-            )
-        })
-        .filter(|(_, code, _)| (*code == 0) == succeeded)
-        .collect();
-    said.sort();
-    let last = said.last().map(|(_, _, message)| *message);
-    let unbuildable = said
-        .last()
-        .is_some_and(|(_, code, _)| *code == i32::from(EXIT_UNBUILDABLE));
+    let last = said(pods)
+        .filter(|said| (said.exit_code == 0) == succeeded)
+        .max();
     let name = job.name_any();
     if succeeded {
-        let result = last.and_then(|message| serde_json::from_str::<Words>(message).ok());
-        return match result.and_then(|result| result.reference) {
+        let words = last.and_then(|said| serde_json::from_str::<Words>(said.message).ok());
+        return match words.and_then(|words| words.reference) {
             Some(reference) => BuildReport::Built(reference),
             None => BuildReport::Failed(format!(
                 "Job {name} is complete, but its result is lost; delete the Job to build again"
             )),
         };
     }
-    let words = match last {
-        Some(message) => match serde_json::from_str::<Words>(message)
-            .ok()
-            .and_then(|r| r.error)
-        {
-            Some(error) => error,
-            // Without a result these are the last lines of the log.
-            None if !message.is_empty() => message.to_owned(),
-            None => "the builder said nothing".to_owned(),
-        },
-        None => job
-            .status
-            .iter()
-            .flat_map(|status| status.conditions.iter().flatten())
-            .find(|condition| condition.type_ == "Failed")
-            .and_then(|condition| condition.message.clone())
-            .unwrap_or_else(|| "no pod of the Job is left".to_owned()),
-    };
-    BuildReport::Failed(if unbuildable {
-        format!("{words}; spec.source is immutable: create another MeasuredImage with other inputs")
-    } else {
-        format!("{words}; delete Job {name} to build again")
+    let again = format!("delete Job {name} to build again");
+    BuildReport::Failed(match last {
+        Some(said) if said.reason == "OOMKilled" => {
+            "the builder ran out of memory; set more in spec.buildJob.resources.limits.memory, \
+             which starts another build"
+                .to_owned()
+        }
+        Some(said) if said.exit_code == i32::from(EXIT_UNBUILDABLE) => format!(
+            "{}; spec.source is immutable: create another MeasuredImage with other inputs",
+            last_words(&said)
+        ),
+        Some(said) => format!("{}; {again}", last_words(&said)),
+        None => format!("{}; {again}", without_words(job, pods)),
     })
+}
+
+fn last_words(said: &Said<'_>) -> String {
+    let words = serde_json::from_str::<Words>(said.message).ok();
+    match words.and_then(|words| words.error) {
+        Some(error) => error,
+        // Without a result these are the last lines of the log.
+        None if !said.message.is_empty() => format!(
+            "the builder ended with status {} and these lines:\n{}\n",
+            said.exit_code, said.message
+        ),
+        None => format!(
+            "the builder ended with status {} and said nothing",
+            said.exit_code
+        ),
+    }
+}
+
+/// Why a Job failed none of whose containers ended: a pod was evicted, or the time is
+/// up.
+fn without_words(job: &Job, pods: &[Pod]) -> String {
+    let of_pod = pods.iter().find_map(|pod| {
+        let status = pod.status.as_ref()?;
+        let reason = status.reason.as_ref()?;
+        Some(format!(
+            "its pod is gone: {reason}: {}",
+            status.message.as_deref().unwrap_or_default()
+        ))
+    });
+    let mut conditions = job
+        .status
+        .iter()
+        .flat_map(|status| status.conditions.iter().flatten());
+    let of_job = conditions
+        .find(|condition| condition.type_ == "Failed")
+        .and_then(|condition| condition.message.clone());
+    of_pod
+        .or(of_job)
+        .unwrap_or_else(|| "no pod of the Job is left".to_owned())
 }

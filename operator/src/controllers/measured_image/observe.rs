@@ -16,11 +16,15 @@ use k8s_openapi::api::core::v1::{ConfigMap, Pod};
 use kube::ResourceExt as _;
 use kube::api::{Api, ListParams};
 
-use super::build_job::{BuildProgress, BuildReport, ended, job_name, parse_report};
+use super::build_job::{
+    BuildProgress, BuildReport, Builder, ended, job_name, parse_report, pods_of,
+};
+use super::progress::running;
 use super::rebuild::{obstacle, rebuild_job_name};
 use crate::artifact::ArtifactState;
 use crate::context::{Context, find};
 use crate::manifest::is_controlled_by;
+use crate::pull_secret::PullSecret;
 use crate::queue::Failure;
 
 /// Label that the Job controller puts on a Job's pods.
@@ -35,16 +39,16 @@ pub struct Observed {
     pub build: BuildProgress,
     /// The second build, where one is asked for.
     pub rebuild: BuildProgress,
+    /// The Jobs of both.
+    pub jobs: Vec<Arc<Job>>,
     /// The artifact, once its reference is known.
     pub artifact: Option<ArtifactState>,
     /// Shapes that deployments ask for or still run.
     pub requested: BTreeSet<LaunchShape>,
     /// ConfidentialDeployments that name the image.
     pub used_by: usize,
-    /// Image of the builder.
-    pub builder_image: String,
-    /// Registry hosts that speak plain HTTP.
-    pub plain_http: Vec<String>,
+    /// The installation's builder.
+    pub builder: Builder,
 }
 
 /// Reads; when an artifact has to be pulled, `when_read` is called afterwards.
@@ -63,32 +67,32 @@ pub(super) async fn observe(
         .as_ref()
         .is_some_and(|status| status.artifact.is_some());
 
-    let build = match &job_name {
-        Some(job_name) if !has_artifact => {
-            let job = find(&stores.jobs, &namespace, job_name);
-            progress(image, job.as_deref(), &namespace, context).await?
-        }
-        _ => BuildProgress::Absent,
-    };
-    let rebuild = match source.filter(|source| source.verify_rebuild && !has_artifact) {
-        Some(source) => {
-            let name = rebuild_job_name(image, source);
-            let job = find(&stores.jobs, &namespace, &name);
-            progress(image, job.as_deref(), &namespace, context).await?
-        }
-        None => BuildProgress::Absent,
-    };
+    let find_job = |name: &String| find(&stores.jobs, &namespace, name);
+    let first = job_name.as_ref().filter(|_| !has_artifact);
+    let first = first.and_then(find_job);
+    let second = source.filter(|source| source.verify_rebuild && !has_artifact);
+    let second = second.map(|source| rebuild_job_name(image, source));
+    let second = second.as_ref().and_then(find_job);
+    let build = progress(image, first.as_deref(), &namespace, context).await?;
+    let rebuild = progress(image, second.as_deref(), &namespace, context).await?;
+    let secret = image.spec.pull_secret().map(|secret| PullSecret {
+        namespace: namespace.clone(),
+        name: secret.name.clone(),
+    });
     let (requested, used_by) = requested(image, context);
     Ok(Observed {
         recipe: job_name.and_then(|name| find(&stores.config_maps, &namespace, &name)),
         artifact: artifact_reference(image, &build, &rebuild)
-            .map(|reference| context.artifacts.state(&reference, now, when_read)),
+            .map(|reference| context.artifacts.state(&reference, secret, now, when_read)),
         build,
         rebuild,
+        jobs: first.into_iter().chain(second).collect(),
         requested,
         used_by,
-        builder_image: context.settings.builder_image.clone(),
-        plain_http: context.settings.plain_http_registry.clone(),
+        builder: Builder {
+            image: context.settings.builder_image.clone(),
+            plain_http: context.settings.plain_http_registry.clone(),
+        },
     })
 }
 
@@ -107,20 +111,20 @@ async fn progress(
     ) {
         return Ok(BuildProgress::Foreign);
     }
-    let Some(succeeded) = ended(job) else {
-        return Ok(BuildProgress::Running);
-    };
+    if job.metadata.deletion_timestamp.is_some() {
+        return Ok(BuildProgress::Ending);
+    }
     let pods: Api<Pod> = Api::namespaced(context.client.clone(), namespace);
     let selector = ListParams::default().labels(&format!("{JOB_NAME_LABEL}={}", job.name_any()));
     let pods = pods.list(&selector).await.map_err(|source| Failure {
         reason: "ListBuildPods",
         source: Box::new(source),
     })?;
-    Ok(BuildProgress::Ended(parse_report(
-        succeeded,
-        job,
-        &pods.items,
-    )))
+    let pods = pods_of(job, pods.items);
+    Ok(match ended(job) {
+        None => BuildProgress::Running(running(&pods).await),
+        Some(succeeded) => BuildProgress::Ended(parse_report(succeeded, job, &pods)),
+    })
 }
 
 /// Shapes of deployments that name the image, and of revisions that still run:

@@ -1,7 +1,7 @@
 //! The second build of an artifact, by which the first is checked.
 //!
 //! Both Jobs start together and have the same recipe; the second prefers another
-//! node and pushes nothing. The artifact is used once both name the same digest.
+//! node, pulls everything itself, and pushes nothing. The artifact is used once both name the same digest.
 
 use assay_crds::names;
 use assay_crds::v1alpha1::MeasuredImage;
@@ -13,8 +13,11 @@ use k8s_openapi::api::core::v1::{
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use kube::ResourceExt as _;
 
-use super::build_job::{BuildProgress, BuildReport, build_job, job_name};
+use super::build_job::{
+    BuildProgress, BuildReport, Builder, build_job, job_name, settings_annotation,
+};
 use super::observe::Observed;
+use super::progress::{sentence, shown};
 use super::status::Blocked;
 
 /// Well-known label of a node's name.
@@ -30,13 +33,13 @@ pub(super) fn rebuild_job_name(image: &MeasuredImage, source: &BuildSource) -> S
     }
 }
 
-pub(super) fn rebuild_job(
-    image: &MeasuredImage,
-    source: &BuildSource,
-    builder_image: &str,
-    plain_http: &[String],
-) -> Job {
-    let mut job = build_job(image, source, builder_image, plain_http);
+pub(super) fn rebuild_job(image: &MeasuredImage, source: &BuildSource, builder: &Builder) -> Job {
+    let mut alone = image.clone();
+    if let Some(settings) = &mut alone.spec.build_job {
+        settings.cache = None;
+    }
+    let mut job = build_job(&alone, source, builder);
+    job.metadata.annotations = Some(settings_annotation(image));
     job.metadata.name = Some(rebuild_job_name(image, source));
     if let Some(spec) = job
         .spec
@@ -93,10 +96,21 @@ pub(super) fn obstacle(
             false,
             format!("Job {job} is being made"),
         ),
-        BuildProgress::Running => (
+        BuildProgress::Running(running) => match &running.blocked {
+            None => (
+                Reason::VerifyingRebuild,
+                false,
+                format!(
+                    "Job {job} builds the artifact again: {}",
+                    sentence(&shown(image, running))
+                ),
+            ),
+            Some(why) => (Reason::BuildBlocked, false, format!("Job {job}: {why}")),
+        },
+        BuildProgress::Ending => (
             Reason::VerifyingRebuild,
             false,
-            format!("Job {job} builds the artifact again"),
+            format!("Job {job} is being ended"),
         ),
         BuildProgress::Foreign => (
             Reason::VerifyingRebuild,

@@ -2,8 +2,8 @@
 
 use assay_crds::conditions::ConditionState;
 use assay_crds::v1alpha1::measured_image::{
-    ArtifactStatus, DigestCounts, DigestState, LaunchDigestRow, LifecycleState,
-    MeasuredImageReason as Reason,
+    ArtifactStatus, BuildPhase, BuildStatus, DigestCounts, DigestState, LaunchDigestRow,
+    LifecycleState, MeasuredImageReason as Reason,
 };
 use assay_crds::v1alpha1::{MeasuredImage, MeasuredImageStatus};
 use assay_tee::LaunchShape;
@@ -12,7 +12,9 @@ use assay_workload::shapes::{MAX_ROWS, firmware_name, row, row_id, row_state, wa
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 
+use super::build_job::BuildProgress;
 use super::observe::Observed;
+use super::progress::{sentence, shown};
 use crate::apply::ApplyError;
 use crate::artifact::ArtifactState;
 use crate::causes::chain;
@@ -68,17 +70,42 @@ pub(super) fn status(
         rows.len(),
     );
     let conditions = own_conditions(&before.conditions, &states, image.metadata.generation, now);
-    let events = transitions(&before.conditions, &conditions, &NEWSWORTHY, severity);
+    let mut events = transitions(&before.conditions, &conditions, &NEWSWORTHY, severity);
+    let build = build(image, observed);
+    events.extend(phase_note(before.build, build));
     let status = MeasuredImageStatus {
         observed_generation: image.metadata.generation,
         artifact,
         measurement_inputs,
         launch_digests: rows,
+        build,
         digests: Some(digests),
         used_by: i32::try_from(observed.used_by).unwrap_or(i32::MAX),
         conditions,
     };
     (status, events)
+}
+
+/// How far the build is, and where that is done, the one that checks it.
+fn build(image: &MeasuredImage, observed: &Observed) -> Option<BuildStatus> {
+    [&observed.build, &observed.rebuild]
+        .into_iter()
+        .find_map(|build| match build {
+            BuildProgress::Running(running) => Some(shown(image, running)),
+            _ => None,
+        })
+}
+
+/// News of a build that has got further.
+fn phase_note(before: Option<BuildStatus>, now: Option<BuildStatus>) -> Option<Note> {
+    let now = now.filter(|now| now.phase > BuildPhase::Running)?;
+    let is_news = before.is_none_or(|before| before.phase != now.phase);
+    is_news.then(|| Note {
+        warning: false,
+        reason: Reason::Building.as_str().to_owned(),
+        action: "Build".to_owned(),
+        message: sentence(&BuildStatus::at(now.phase)),
+    })
 }
 
 /// A listed CPU model that cannot be measured, whatever the artifact is.
@@ -293,7 +320,12 @@ fn abnormal(type_: &'static str, why: Option<&Blocked>) -> ConditionState {
 /// Building is good to know, a revocation and every obstacle should be looked
 /// at.
 fn severity(ready: &Condition) -> Severity {
-    let under_way = [Reason::Building, Reason::VerifyingRebuild].map(Reason::as_str);
+    let under_way = [
+        Reason::Building,
+        Reason::BuildSuspended,
+        Reason::VerifyingRebuild,
+    ]
+    .map(Reason::as_str);
     if ready.reason == Reason::Pulling.as_str() {
         Severity::Quiet
     } else if ready.status == "True" || under_way.contains(&ready.reason.as_str()) {

@@ -3,14 +3,15 @@ use std::sync::Arc;
 
 use assay_crds::conditions;
 use assay_crds::v1alpha1::measured_image::{
-    DigestState, LaunchShapes, LifecycleState, MeasuredImageReason as Reason,
+    BuildCache, BuildJob, BuildPhase, BuildResources, BuildStatus, DigestState, LaunchShapes,
+    LifecycleState, MeasuredImageReason as Reason,
 };
 use assay_crds::v1alpha1::{self as api, LocalReference, MeasuredImage, MeasuredImageStatus};
 use assay_image::igvm::{
     EncodeIgvmError, IgvmKernel, IgvmSpec, MeasureSelfContainedError, encode_igvm,
     measure_self_contained,
 };
-use assay_image::recipe::{EXIT_NO_CREDENTIALS, EXIT_UNBUILDABLE, Recipe};
+use assay_image::recipe::{EXIT_NO_CACHE, EXIT_NO_CREDENTIALS, EXIT_UNBUILDABLE, Recipe};
 use assay_measure::igvm::{IgvmLaunch, measure_igvm_snp};
 use assay_measure::{MeasurementInputs, measure_snp};
 use assay_tee::cpu::CpuModel;
@@ -24,6 +25,7 @@ use k8s_openapi::api::batch::v1::{Job, JobCondition, JobStatus};
 use k8s_openapi::api::core::v1::{
     ConfigMap, ContainerState, ContainerStateTerminated, ContainerStatus, Pod, PodStatus,
 };
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use self::synthetic_firmware::{SyntheticFirmware, build_igvm_firmware};
@@ -39,6 +41,21 @@ mod synthetic_firmware;
 
 const BUILDER: &str = "registry.test/assay-builder@sha256:ee";
 
+fn builder() -> Builder {
+    Builder {
+        image: BUILDER.to_owned(),
+        plain_http: vec!["registry.test:5000".to_owned()],
+    }
+}
+
+fn running() -> BuildProgress {
+    at_phase(BuildPhase::Running)
+}
+
+fn at_phase(phase: BuildPhase) -> BuildProgress {
+    BuildProgress::Running(Running::at(phase))
+}
+
 fn observed(build: BuildProgress, artifact: impl Into<Option<ArtifactState>>) -> Observed {
     Observed {
         recipe: None,
@@ -47,8 +64,8 @@ fn observed(build: BuildProgress, artifact: impl Into<Option<ArtifactState>>) ->
         artifact: artifact.into(),
         requested: BTreeSet::from([shape(Tee::SimulatedSnp, 2)]),
         used_by: 1,
-        builder_image: BUILDER.to_owned(),
-        plain_http: vec!["registry.test:5000".to_owned()],
+        jobs: Vec::new(),
+        builder: builder(),
     }
 }
 
@@ -103,7 +120,7 @@ fn a_build_starts_once_and_is_not_repeated_after_success() {
     let recipe: ConfigMap = serde_json::from_value(first.writes[0].body.clone()).unwrap();
     let document = &recipe.data.as_ref().unwrap()["recipe.json"];
     Recipe::parse(document.as_bytes()).unwrap();
-    let mut running = observed(BuildProgress::Running, None);
+    let mut running = observed(running(), None);
     running.recipe = Some(Arc::new(recipe));
     image.status = Some(first.status);
     let second = planned(&image, &running);
@@ -162,11 +179,245 @@ fn two_jobs_build_where_that_is_asked_for() {
     assert!(again.affinity.unwrap().pod_anti_affinity.is_some());
 
     // Both run, and neither is made again.
-    let (image, seen) = twice(BuildProgress::Running, BuildProgress::Running);
+    let (image, seen) = twice(running(), running());
     assert_eq!(kinds(&planned(&image, &seen)), ["ConfigMap"]);
     // One was deleted.
     let (image, seen) = twice(built(REFERENCE), BuildProgress::Absent);
     assert_eq!(kinds(&planned(&image, &seen)), ["ConfigMap", "Job"]);
+}
+
+fn with_settings(change: impl FnOnce(&mut BuildJob)) -> MeasuredImage {
+    let mut image = fixtures::new_image();
+    let mut job = BuildJob::default();
+    change(&mut job);
+    image.spec.build_job = Some(job);
+    image
+}
+
+/// A Job of `image` as the API server has it.
+fn job_of(image: &MeasuredImage) -> Arc<Job> {
+    let source = image.spec.source.build.as_ref().unwrap();
+    let mut job = build_job(image, source, &builder());
+    job.metadata.uid = Some("uid-of-job".to_owned());
+    Arc::new(job)
+}
+
+#[test]
+fn a_suspended_image_ends_its_build_and_starts_none() {
+    let image = with_settings(|job| job.suspend = true);
+    let plan = planned(&image, &observed(BuildProgress::Absent, None));
+    assert!(plan.writes.is_empty() && plan.deletes.is_empty());
+    is(&plan, "Ready", "False", Reason::BuildSuspended);
+
+    let mut seen = observed(running(), None);
+    seen.jobs = vec![job_of(&fixtures::new_image())];
+    let plan = planned(&image, &seen);
+    assert_eq!(plan.deletes.len(), 1);
+    assert_eq!(plan.deletes[0].uid, "uid-of-job");
+    assert!(plan.writes.is_empty());
+    is(&plan, "Ready", "False", Reason::BuildSuspended);
+    assert!(plan.events.iter().all(|event| !event.warning));
+
+    // It is resumed under the same settings.
+    assert_eq!(
+        job_of(&image).metadata.annotations,
+        job_of(&fixtures::new_image()).metadata.annotations
+    );
+    // What was built is used.
+    let done = planned(&image, &observed(built(REFERENCE), measured()));
+    is(&done, "Ready", "True", Reason::Published);
+    // So is what failed: nothing would run anyway.
+    let failed = BuildProgress::Ended(BuildReport::Failed("because".to_owned()));
+    let plan = planned(&image, &observed(failed, None));
+    is(&plan, "Ready", "False", Reason::BuildFailed);
+    // The second build waits too.
+    let (mut twice, seen) = twice(built(REFERENCE), BuildProgress::Absent);
+    twice.spec.build_job = image.spec.build_job;
+    let plan = planned(&twice, &seen);
+    assert!(plan.writes.is_empty());
+    is(&plan, "Ready", "False", Reason::BuildSuspended);
+}
+
+#[test]
+fn a_job_of_other_settings_is_ended_and_made_again() {
+    let resources = |memory: &str| BuildResources {
+        limits: [("memory".to_owned(), Quantity(memory.to_owned()))].into(),
+        ..BuildResources::default()
+    };
+    let more = with_settings(|job| job.resources = Some(resources("8Gi")));
+    let mut other_secret = fixtures::new_image();
+    other_secret.spec.pull_secret_ref = Some(LocalReference {
+        name: "pull".to_owned(),
+    });
+    let before = job_of(&fixtures::new_image());
+    let mut ended = before.as_ref().clone();
+    ended.status = ended_job("Failed", "").status;
+    let ended = Arc::new(ended);
+    let failed = || BuildProgress::Ended(BuildReport::Failed("because".to_owned()));
+    for image in [&more, &other_secret] {
+        for (build, job) in [(running(), &before), (failed(), &ended)] {
+            let mut seen = observed(build, None);
+            seen.jobs = vec![Arc::clone(job)];
+            let plan = planned(image, &seen);
+            assert_eq!(plan.deletes.len(), 1);
+            assert!(plan.writes.is_empty());
+            is(&plan, "Ready", "False", Reason::Building);
+            let message = conditions::find(&plan.status.conditions, "Ready").unwrap();
+            assert!(message.message.contains("has changed"), "{message:?}");
+        }
+        let plan = planned(image, &observed(BuildProgress::Absent, None));
+        assert_eq!(kinds(&plan), ["ConfigMap", "Job"]);
+    }
+    let keeps = |image: &MeasuredImage, build, job: &Arc<Job>| {
+        let mut seen = observed(build, None);
+        seen.jobs = vec![Arc::clone(job)];
+        assert!(planned(image, &seen).deletes.is_empty());
+    };
+    // The same settings; an earlier operator's Job; another's; one that goes.
+    keeps(&fixtures::new_image(), running(), &before);
+    let changed = |change: fn(&mut Job)| {
+        let mut job = before.as_ref().clone();
+        change(&mut job);
+        Arc::new(job)
+    };
+    keeps(
+        &more,
+        running(),
+        &changed(|job| job.metadata.annotations = None),
+    );
+    let foreign = changed(|job| job.metadata.owner_references = None);
+    keeps(&more, BuildProgress::Foreign, &foreign);
+    let going = changed(|job| job.metadata.deletion_timestamp = Some(Time(fixtures::at(1))));
+    keeps(&more, BuildProgress::Ending, &going);
+    // What was built is used.
+    keeps(
+        &more,
+        built(REFERENCE),
+        &changed(|job| job.status = ended_job("Complete", "").status),
+    );
+}
+
+#[test]
+fn a_build_says_how_far_it_is() {
+    let mut image = fixtures::new_image();
+    let first = planned(&image, &observed(at_phase(BuildPhase::PullingRootfs), None));
+    is(&first, "Ready", "False", Reason::Building);
+    assert_eq!(
+        first.status.build,
+        Some(BuildStatus::at(BuildPhase::PullingRootfs))
+    );
+    assert_eq!(first.requeue, Requeue::At(at(1_505)));
+    let notes: Vec<&str> = first
+        .events
+        .iter()
+        .map(|note| note.message.as_str())
+        .collect();
+    assert!(notes.contains(&"pulling the workload's image"), "{notes:?}");
+    image.status = Some(first.status);
+
+    let again = planned(&image, &observed(at_phase(BuildPhase::PullingRootfs), None));
+    assert!(again.events.is_empty());
+    assert!(status::is_current(&image, &again.status), "silence");
+
+    let mut running = Running::at(BuildPhase::Pushing);
+    running.status = BuildStatus::transfer(BuildPhase::Pushing, 1 << 20, 4 << 20);
+    let later = planned(&image, &observed(BuildProgress::Running(running), None));
+    let ready = conditions::find(&later.status.conditions, "Ready").unwrap();
+    let sentence = ": pushing the artifact: 1.0 MiB of 4.0 MiB, 25 %";
+    assert!(ready.message.ends_with(sentence), "{}", ready.message);
+    assert_eq!(later.events.len(), 1);
+    assert!(!later.events[0].warning);
+    image.status = Some(later.status);
+
+    let done = planned(&image, &observed(built(REFERENCE), measured()));
+    assert_eq!(done.status.build, None);
+    let (_, seen) = twice(built(REFERENCE), at_phase(BuildPhase::Verity));
+    let plan = planned(&image, &seen);
+    assert_eq!(plan.status.build, Some(BuildStatus::at(BuildPhase::Verity)));
+}
+
+#[test]
+fn a_build_that_cannot_start_says_why() {
+    let mut stuck = Running::at(BuildPhase::Pending);
+    stuck.blocked = Some("its pod cannot be scheduled: no claim".to_owned());
+    let build = BuildProgress::Running(stuck);
+    let plan = planned(&fixtures::new_image(), &observed(build.clone(), None));
+    is(&plan, "Ready", "False", Reason::BuildBlocked);
+    is(&plan, "Reconciling", "True", Reason::BuildBlocked);
+    assert!(plan.events[0].warning);
+    assert!(plan.events[0].message.contains("no claim"));
+    assert!(plan.deletes.is_empty());
+    let (image, seen) = twice(built(REFERENCE), build);
+    let plan = planned(&image, &seen);
+    is(&plan, "Ready", "False", Reason::BuildBlocked);
+}
+
+#[test]
+fn settings_reach_the_builder() {
+    let mut image = with_settings(|job| {
+        job.resources = Some(BuildResources {
+            requests: [("cpu".to_owned(), Quantity("2".to_owned()))].into(),
+            limits: [("ephemeral-storage".to_owned(), Quantity("9Gi".to_owned()))].into(),
+        });
+        job.cache = Some(BuildCache {
+            claim_name: "images".to_owned(),
+            size_limit: Some(Quantity("2Gi".to_owned())),
+        });
+    });
+    let source = image.spec.source.build.as_mut().unwrap();
+    source.verify_rebuild = true;
+    let name = |name: &str| LocalReference {
+        name: name.to_owned(),
+    };
+    source.output.secret_ref = Some(name("push"));
+    image.spec.pull_secret_ref = Some(name("pull"));
+    let source = image.spec.source.build.as_ref().unwrap();
+    let pod = |job: &Job| job.spec.clone().unwrap().template.spec.unwrap();
+    let first = pod(&build_job(&image, source, &builder()));
+    let resources = first.containers[0].resources.clone().unwrap();
+    let amounts = |amounts: Option<std::collections::BTreeMap<String, Quantity>>| {
+        let amounts = amounts.unwrap().into_iter();
+        amounts
+            .map(|(name, amount)| format!("{name}={}", amount.0))
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(amounts(resources.requests), ["cpu=2", "memory=256Mi"]);
+    assert_eq!(
+        amounts(resources.limits),
+        ["ephemeral-storage=9Gi", "memory=1Gi"]
+    );
+    let args = first.containers[0].args.as_ref().unwrap().join(" ");
+    assert!(
+        args.ends_with(
+            "--docker-config /etc/assay/docker/config.json --pull-docker-config \
+             /etc/assay/pull/config.json --cache /cache --cache-limit 2147483648"
+        ),
+        "{args}"
+    );
+    let volumes = first.volumes.unwrap();
+    let claim = volumes
+        .iter()
+        .find_map(|volume| volume.persistent_volume_claim.as_ref());
+    assert_eq!(claim.unwrap().claim_name, "images");
+    let secrets: Vec<_> = volumes
+        .iter()
+        .filter_map(|volume| volume.secret.as_ref()?.secret_name.as_deref())
+        .collect();
+    assert_eq!(secrets, ["push", "pull"]);
+
+    // Who checks pulls for itself.
+    let again = super::rebuild::rebuild_job(&image, source, &builder());
+    assert!(!super::build_job::is_outdated(&image, &again));
+    let again = pod(&again);
+    assert!(
+        !again.containers[0]
+            .args
+            .as_ref()
+            .unwrap()
+            .join(" ")
+            .contains("cache")
+    );
+    assert_eq!(again.volumes.unwrap().len(), volumes.len() - 1);
 }
 
 #[test]
@@ -174,11 +425,7 @@ fn an_artifact_is_used_once_two_builds_agree() {
     let other = format!("{}{}", &REFERENCE[..REFERENCE.len() - 4], "0000");
     let failed = || BuildProgress::Ended(BuildReport::Failed("because".to_owned()));
     let rows = [
-        (
-            BuildProgress::Running,
-            Reason::VerifyingRebuild,
-            "Reconciling",
-        ),
+        (running(), Reason::VerifyingRebuild, "Reconciling"),
         (
             BuildProgress::Absent,
             Reason::VerifyingRebuild,
@@ -403,7 +650,7 @@ fn an_unknown_cpu_model_costs_only_its_own_rows() {
     let mut build = fixtures::new_image();
     build.spec.shapes = image.spec.shapes;
     for (artifact, reason) in [
-        (observed(BuildProgress::Running, None), Reason::Building),
+        (observed(running(), None), Reason::Building),
         (
             observed(
                 BuildProgress::Ended(BuildReport::Built(REFERENCE.to_owned())),
@@ -592,7 +839,7 @@ fn only_an_artifact_in_the_output_repository_is_read() {
     assert_eq!(read(&built(REFERENCE)).as_deref(), Some(REFERENCE));
     assert_eq!(read(&built("other.test/x@sha256:00")), None);
     assert_eq!(read(&built("registry.test/measured/web:tag")), None);
-    assert_eq!(read(&BuildProgress::Running), None);
+    assert_eq!(read(&running()), None);
 }
 
 #[test]
@@ -612,13 +859,16 @@ fn the_job_is_named_by_its_source_and_needs_nothing() {
         name: "push".to_owned(),
     });
     assert_ne!(job_name(&image, &source), name);
-    let job = build_job(&image, &source, BUILDER, &["registry.test:5000".to_owned()]);
+    let job = build_job(&image, &source, &builder());
     let spec = job.spec.unwrap();
-    let rule = &spec.pod_failure_policy.unwrap().rules[0];
-    assert_eq!(rule.action, "FailJob");
+    let rules = spec.pod_failure_policy.unwrap().rules;
+    let disrupted = &rules[0].on_pod_conditions.as_ref().unwrap()[0];
+    assert_eq!(rules[0].action, "Ignore");
+    assert_eq!(disrupted.type_, "DisruptionTarget");
+    assert_eq!(rules[1].action, "FailJob");
     assert_eq!(
-        rule.on_exit_codes.as_ref().unwrap().values,
-        [EXIT_UNBUILDABLE, EXIT_NO_CREDENTIALS].map(i32::from)
+        rules[1].on_exit_codes.as_ref().unwrap().values,
+        [EXIT_UNBUILDABLE, EXIT_NO_CREDENTIALS, EXIT_NO_CACHE].map(i32::from)
     );
     let pod = spec.template.spec.unwrap();
     let docker = pod.volumes.as_ref().unwrap().last().unwrap();
@@ -636,7 +886,7 @@ fn the_job_is_named_by_its_source_and_needs_nothing() {
         container.args.as_ref().unwrap().join(" "),
         "build --recipe /etc/assay/recipe/recipe.json --agent /usr/lib/assay/assay-agent --push \
          --scratch /scratch --builder-id oci://registry.test/assay-builder@sha256:ee \
-         --result-file /dev/termination-log --plain-http registry.test:5000 --docker-config \
+         --result-file /dev/termination-log --progress-port 8082 --plain-http registry.test:5000 --docker-config \
          /etc/assay/docker/config.json"
     );
 }
@@ -712,8 +962,37 @@ fn the_youngest_words_count() {
         BuildReport::Built(reference) => reference,
     };
     assert!(words(&pods).starts_with("no such image; delete Job web-1-build-0"));
-    assert!(words(&pods[..1]).starts_with("log line;"));
+    assert!(
+        words(&pods[..1])
+            .starts_with("the builder ended with status 1 and these lines:\nlog line\n; delete"),
+        "{}",
+        words(&pods[..1])
+    );
     assert!(words(&[]).starts_with("Job was active longer"));
+    let mut killed = said(20, 137, "");
+    let status = killed.status.as_mut().unwrap();
+    let state = status.container_statuses.as_mut().unwrap()[0]
+        .state
+        .as_mut();
+    state.unwrap().terminated.as_mut().unwrap().reason = Some("OOMKilled".to_owned());
+    let said_of = words(&[killed]);
+    assert!(
+        said_of.contains("spec.buildJob.resources.limits.memory"),
+        "{said_of}"
+    );
+    let evicted = Pod {
+        status: Some(PodStatus {
+            reason: Some("Evicted".to_owned()),
+            message: Some("the node was low on ephemeral-storage".to_owned()),
+            ..PodStatus::default()
+        }),
+        ..Pod::default()
+    };
+    let said_of = words(&[evicted]);
+    assert!(
+        said_of.starts_with("its pod is gone: Evicted: the node was low"),
+        "{said_of}"
+    );
     let unbuildable = said(20, EXIT_UNBUILDABLE.into(), r#"{"error":"no kernel"}"#);
     let words = words(&[said(10, 1, "log line"), unbuildable]);
     assert!(
