@@ -31,6 +31,8 @@ pub struct Environment {
     pub assay: PathBuf,
     /// Registry that the cluster and this machine reach by the same address.
     pub registry: String,
+    /// The registry program, where the cluster is on this machine.
+    pub registry_program: Option<PathBuf>,
     /// Images by digest.
     pub images: Images,
     /// Workloads of different kinds, where tests want them.

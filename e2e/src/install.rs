@@ -4,7 +4,7 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::Environment;
+use crate::{Environment, private};
 
 /// Namespace that the scenarios install into.
 pub const NAMESPACE: &str = "assay-system";
@@ -43,7 +43,11 @@ pub fn install(environment: &Environment) -> Result<()> {
             "--set",
             "simulation.enabled=true",
             "--set",
-            &format!("registry.plainHTTP={{{}}}", environment.registry),
+            &format!(
+                "registry.plainHTTP={{{},{}}}",
+                environment.registry,
+                private::host(environment)
+            ),
         ],
     )
     .map(drop)

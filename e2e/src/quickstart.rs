@@ -178,15 +178,16 @@ pub fn start_hostile(environment: &Environment, name: &str, fault: &str) -> Resu
     kubectl.apply(&hostile)
 }
 
-/// Builds the quickstart's image again with everything in the UKI and no disk, and
-/// starts one guest of it; both are called `name`.
+/// Builds the quickstart's image again with everything in the UKI and no disk, in the
+/// way that `build_job` says, and starts one guest of it; both are called `name`.
 ///
 /// # Errors
 /// When the API server refuses it.
-pub fn start_without_disk(environment: &Environment, name: &str) -> Result<()> {
+pub fn start_without_disk(environment: &Environment, name: &str, build_job: &Value) -> Result<()> {
     let kubectl = environment.kubectl();
     let mut image = copy(&kubectl, "measuredimage", IMAGE, name)?;
     image["spec"]["source"]["build"]["layout"] = json!("Initramfs");
+    image["spec"]["buildJob"] = build_job.clone();
     kubectl.apply(&image)?;
     let mut deployment = copy(&kubectl, "confidentialdeployment", DEPLOYMENT, name)?;
     deployment["spec"]["replicas"] = json!(1);

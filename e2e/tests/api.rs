@@ -18,7 +18,27 @@ fn contradictions_are_refused_with_the_field_s_name() -> Result<()> {
     accept(&kubectl, &policy())?;
     accept(&kubectl, &deployment())?;
 
-    let cases: [(Value, &str, Value, &str); 37] = [
+    accept(&kubectl, &with_build_job())?;
+
+    let cases: [(Value, &str, Value, &str); 40] = [
+        (
+            with_build_job(),
+            "/spec/source",
+            json!({"type": "OCI", "oci": {"reference": format!("host/x@sha256:{}", "0".repeat(64))}}),
+            "spec.buildJob is about the build, and spec.source.type OCI has none",
+        ),
+        (
+            with_build_job(),
+            "/spec/buildJob/cache/sizeLimit",
+            json!("twenty"),
+            "cache.sizeLimit must be an amount such as 20Gi",
+        ),
+        (
+            with_build_job(),
+            "/spec/buildJob/cache/claimName",
+            json!(""),
+            "claimName in body should be at least 1 chars long",
+        ),
         (
             image(),
             "/spec/source/type",
@@ -317,6 +337,7 @@ fn programs_can_do_what_they_need_and_no_more() -> Result<()> {
     for (account, verb, resource, namespace, expected) in [
         (operator, "patch", "pods/status", "default", true),
         (operator, "create", "jobs.batch", "default", true),
+        (operator, "delete", "jobs.batch", "default", true),
         (
             operator,
             "patch",
@@ -637,6 +658,17 @@ fn image() -> Value {
             "output": {"repository": "host:5000/repository"},
         }}}),
     )
+}
+
+fn with_build_job() -> Value {
+    let mut image = image();
+    image["spec"]["pullSecretRef"] = json!({"name": "pull"});
+    image["spec"]["buildJob"] = json!({
+        "suspend": true,
+        "resources": {"requests": {"cpu": 2}, "limits": {"memory": "3Gi"}},
+        "cache": {"claimName": "images", "sizeLimit": "20Gi"},
+    });
+    image
 }
 
 fn without_disk() -> Value {

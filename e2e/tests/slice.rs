@@ -9,7 +9,9 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use assay_e2e::leaks::{self, Needles};
-use assay_e2e::{Environment, install, kubectl, phases, quickstart, samples, wait};
+use assay_e2e::{
+    Environment, builds, install, kubectl, phases, private, quickstart, samples, wait,
+};
 use assay_tee::guest_message::{CertificateGuid, CertificateTable};
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
@@ -40,6 +42,10 @@ fn a_measured_image_runs_as_attested_pods() -> Result<()> {
     records_verify_anywhere(&environment, &deployment)?;
     the_node_shows_what_its_guests_proved(&environment)?;
     drift_is_repaired(&environment)?;
+    a_private_artifact_needs_its_owner_s_permission(&environment, &image)?;
+    if environment.registry_program.is_some() {
+        builds::a_build_ends_when_it_is_told_to(&environment)?;
+    }
     an_image_without_a_disk_runs(&environment)?;
     images_of_every_kind_see_their_files(&environment)?;
     a_guest_boots_from_an_igvm_file(&environment)?;
@@ -303,6 +309,66 @@ fn the_node_shows_what_its_guests_proved(environment: &Environment) -> Result<()
     Ok(())
 }
 
+/// Until then the artifact is out of reach, and the message has the very commands.
+fn a_private_artifact_needs_its_owner_s_permission(
+    environment: &Environment,
+    image: &Value,
+) -> Result<()> {
+    let Some(program) = &environment.registry_program else {
+        println!("skipped: the cluster is not on this machine");
+        return Ok(());
+    };
+    let kubectl = environment.kubectl();
+    let reference = image["status"]["artifact"]["reference"]
+        .as_str()
+        .context("no artifact reference")?;
+    let registry = private::PrivateRegistry::start(environment, program)?;
+    let copy = registry.copy(environment, reference)?;
+    let config = private::docker_config(environment).to_string();
+    let metadata = |name: &str| json!({"name": name, "namespace": quickstart::NAMESPACE});
+    kubectl.apply(&json!({
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": metadata("pull"),
+        "type": "kubernetes.io/dockerconfigjson",
+        "stringData": {".dockerconfigjson": config},
+    }))?;
+    kubectl.apply(&json!({
+        "apiVersion": "assay.dev/v1alpha1",
+        "kind": "MeasuredImage",
+        "metadata": metadata("private"),
+        "spec": {
+            "source": {"type": "OCI", "oci": {"reference": copy}},
+            "pullSecretRef": {"name": "pull"},
+            "shapes": {"vcpus": [1], "cpuModels": ["EPYC-v4"]},
+        },
+    }))?;
+    let why = builds::wait_for_reason(&kubectl, "private", "PullSecretUnusable")?;
+    let commands = why.split('`').skip(1).step_by(2);
+    let mut count = 0;
+    for command in commands {
+        let words: Vec<&str> = command.split_whitespace().collect();
+        ensure!(words.first() == Some(&"kubectl"), "{why}");
+        kubectl.run(&words[1..])?;
+        count += 1;
+    }
+    ensure!(count == 2, "{why}");
+    let ready = quickstart::wait_for_image(environment, "private")?;
+    let digests = |image: &Value| -> Vec<Value> {
+        let rows = image["status"]["launchDigests"].as_array().cloned();
+        let rows = rows.unwrap_or_default().into_iter();
+        rows.map(|row| row["digest"].clone()).collect()
+    };
+    let (copied, original) = (digests(&ready), digests(image));
+    ensure!(
+        !copied.is_empty() && copied.iter().any(|digest| original.contains(digest)),
+        "the copy has other digests: {copied:?} {original:?}"
+    );
+    kubectl
+        .run(&["-n", quickstart::NAMESPACE, "delete", "mi", "private"])
+        .map(drop)
+}
+
 fn drift_is_repaired(environment: &Environment) -> Result<()> {
     let kubectl = environment.kubectl();
     let uid = |kubectl: &assay_e2e::Kubectl| -> Result<Option<Value>> {
@@ -445,8 +511,25 @@ fn the_deployment_says_why(environment: &Environment) -> Result<()> {
 /// The other layout, from build to a guest that serves with its secret.
 fn an_image_without_a_disk_runs(environment: &Environment) -> Result<()> {
     let name = "web-in-memory";
-    quickstart::start_without_disk(environment, name)?;
+    // A cluster on another machine has no directory here.
+    let claim = "images";
+    let cache = environment.registry_program.as_ref();
+    let cache = cache.map(|_| builds::make_cache(environment, claim));
+    let cache = cache.transpose()?;
+    let build_job = match &cache {
+        Some(_) => json!({"cache": {"claimName": claim, "sizeLimit": "900Mi"}}),
+        None => json!({}),
+    };
+    quickstart::start_without_disk(environment, name, &build_job)?;
     let image = quickstart::wait_for_image(environment, name)?;
+    if let Some(directory) = cache {
+        let kept = std::fs::read_dir(directory.join("blobs/sha256"))
+            .context("the build kept nothing")?
+            .count();
+        // Manifest, configuration and layers of two images.
+        ensure!(kept >= 6, "the build kept {kept} blobs");
+        builds::remove_cache(environment, claim, &directory)?;
+    }
     let artifact = &image["status"]["artifact"];
     ensure!(
         artifact["rootDisk"].is_null(),

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 use assay_cluster::layout::Layout;
+use assay_cluster::programs::REGISTRY;
 use assay_cluster::{Cache, Kubeconfig};
 use assay_e2e::Environment;
 use assay_e2e::environment::{Images, Samples};
@@ -34,6 +35,10 @@ pub(crate) fn prepare(checkout: &Path, cluster: &Kubeconfig, oracles: bool) -> R
         helm: cache.helm()?,
         assay: programs::directory().join("assay"),
         registry: cluster.registry.clone(),
+        registry_program: cluster
+            .ours
+            .then(|| cache.program(&REGISTRY, "registry"))
+            .transpose()?,
         images: Images {
             assay: pushed.programs.assay,
             launcher: pushed.programs.launcher,

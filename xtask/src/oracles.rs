@@ -2,6 +2,7 @@
 
 use crate::{layers, programs};
 use anyhow::{Context, Result};
+use assay_cluster::programs::REGISTRY;
 use assay_cluster::{Cache, command, pins};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -24,6 +25,10 @@ pub(crate) fn variables(cache: &Cache) -> Result<Vec<(&'static str, String)>> {
             layers::archive(cache, &layers::WEB_SERVER)?,
         ),
         ("ASSAY_AGENT", programs::build_agent()?),
+        (
+            "ASSAY_REGISTRY_PROGRAM",
+            cache.program(&REGISTRY, "registry")?,
+        ),
     ]
     .into_iter()
     .map(|(name, path)| Ok((name, text(&path)?)))
