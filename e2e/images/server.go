@@ -13,6 +13,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"sort"
 	"strings"
 	"syscall"
 )
@@ -37,7 +38,7 @@ func describe(path string) (string, error) {
 	if err := syscall.Lstat(path, &stat); err != nil {
 		return "", err
 	}
-	kind, content, capability := "other", "-", "-"
+	kind, content, attributes := "other", "-", "-"
 	switch stat.Mode & syscall.S_IFMT {
 	case syscall.S_IFDIR:
 		kind = "directory"
@@ -57,14 +58,42 @@ func describe(path string) (string, error) {
 		if _, err := io.Copy(digest, file); err != nil {
 			return "", err
 		}
-		value := make([]byte, 256)
-		if length, err := syscall.Getxattr(path, "security.capability", value); err == nil {
-			capability = hex.EncodeToString(value[:length])
-		}
 		kind, content = "file", hex.EncodeToString(digest.Sum(nil))
 	}
+	if kind != "link" {
+		found, err := extendedAttributes(path)
+		if err != nil {
+			return "", err
+		}
+		if len(found) > 0 {
+			attributes = strings.Join(found, ",")
+		}
+	}
 	return fmt.Sprintf("%x %s %o %d %d %s %s", path, kind, stat.Mode&0o7777, stat.Uid, stat.Gid,
-		content, capability), nil
+		content, attributes), nil
+}
+
+// Name and value of every extended attribute, sorted by name.
+func extendedAttributes(path string) ([]string, error) {
+	names := make([]byte, 1<<16)
+	length, err := syscall.Listxattr(path, names)
+	if err != nil {
+		return nil, fmt.Errorf("list the attributes of %q: %w", path, err)
+	}
+	var found []string
+	for _, name := range strings.Split(string(names[:length]), "\x00") {
+		if name == "" {
+			continue
+		}
+		value := make([]byte, 1<<16)
+		length, err := syscall.Getxattr(path, name, value)
+		if err != nil {
+			return nil, fmt.Errorf("read the attribute %s of %q: %w", name, path, err)
+		}
+		found = append(found, fmt.Sprintf("%x=%x", name, value[:length]))
+	}
+	sort.Strings(found)
+	return found, nil
 }
 
 func tree(answer http.ResponseWriter, _ *http.Request) {

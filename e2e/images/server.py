@@ -1,6 +1,7 @@
 """A workload that shows what it sees: GET / greets, and GET /tree lists every file
 of its root, one line each: path in hexadecimal digits, kind, mode, user, group,
-SHA-256 of the content or the link's target, and the file capabilities."""
+SHA-256 of the content or the link's target, and the extended
+attributes."""
 
 import hashlib
 import http.server
@@ -15,7 +16,7 @@ def mounts():
 
 def describe(path):
     status = os.lstat(path)
-    kind, content, capability = "other", "-", "-"
+    kind, content, attributes = "other", "-", "-"
     if stat.S_ISDIR(status.st_mode):
         kind = "directory"
     elif stat.S_ISLNK(status.st_mode):
@@ -24,10 +25,12 @@ def describe(path):
         kind = "file"
         with open(path, "rb") as file:
             content = hashlib.file_digest(file, "sha256").hexdigest()
-        if b"security.capability" in map(os.fsencode, os.listxattr(path)):
-            capability = os.getxattr(path, b"security.capability").hex()
+    if kind != "link":
+        names = sorted(map(os.fsencode, os.listxattr(path)))
+        found = [f"{name.hex()}={os.getxattr(path, name).hex()}" for name in names]
+        attributes = ",".join(found) or "-"
     mode = stat.S_IMODE(status.st_mode)
-    return f"{path.hex()} {kind} {mode:o} {status.st_uid} {status.st_gid} {content} {capability}"
+    return f"{path.hex()} {kind} {mode:o} {status.st_uid} {status.st_gid} {content} {attributes}"
 
 
 def walk(path, mounted):

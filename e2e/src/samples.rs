@@ -10,6 +10,7 @@ use assay_image::oci::ImageConfig;
 use assay_image::tree::{Content, InodeId, Tree};
 use assay_registry::{Registry, RegistryOptions};
 use assay_tee::Sha256Digest;
+use bytes::Bytes;
 use serde_json::json;
 
 use crate::{Environment, quickstart, visitor};
@@ -66,7 +67,7 @@ pub fn start(environment: &Environment, name: &str, image: &str) -> Result<()> {
 }
 
 /// Checks that the guest of [`start`] sees what its image has: path, kind, mode,
-/// owner, content, target and capabilities of every file.
+/// owner, content, target and extended attributes of every file.
 ///
 /// # Errors
 /// When it does not answer, or sees something else.
@@ -166,24 +167,31 @@ fn wanted(environment: &Environment, image: &str) -> Result<BTreeMap<String, Str
     Ok(files)
 }
 
+fn attribute((name, value): (&Bytes, &Bytes)) -> String {
+    format!("{}={}", hex::encode(name), hex::encode(value))
+}
+
 fn list(tree: &Tree, id: InodeId, path: &[u8], files: &mut BTreeMap<String, String>) {
     let inode = tree.inode(id);
     let metadata = &inode.metadata;
-    let capability = metadata.capability.as_ref();
-    let capability = capability.map_or_else(|| "-".to_owned(), hex::encode);
-    let (kind, mode, content, capability) = match &inode.content {
-        Content::Directory(_) => ("directory", metadata.mode, "-".to_owned(), "-".to_owned()),
+    let attributes: Vec<_> = metadata.attributes.iter().map(attribute).collect();
+    let attributes = match attributes.join(",") {
+        none if none.is_empty() => "-".to_owned(),
+        some => some,
+    };
+    let (kind, mode, content) = match &inode.content {
+        Content::Directory(_) => ("directory", metadata.mode, "-".to_owned()),
         Content::File(content) => {
             let digest = Sha256Digest::of(content).to_hex();
-            ("file", metadata.mode, digest, capability)
+            ("file", metadata.mode, digest)
         }
-        Content::Symlink(target) => ("link", 0o777, hex::encode(target), "-".to_owned()),
+        Content::Symlink(target) => ("link", 0o777, hex::encode(target)),
     };
     let owner = metadata.owner;
     files.insert(
         hex::encode(path),
         format!(
-            "{kind} {mode:o} {} {} {content} {capability}",
+            "{kind} {mode:o} {} {} {content} {attributes}",
             owner.uid, owner.gid
         ),
     );

@@ -99,8 +99,7 @@ fn every_kind() -> Result<Layer> {
         capability.as_flattened(),
     )?;
     layer.file("opt/capable", 0o755, (0, 0), b"capable")?;
-    // Dropped: nothing that a guest needs.
-    layer.attribute("SCHILY.xattr.user.note", b"note")?;
+    layer.attribute("SCHILY.xattr.user.note", &pattern(20_000))?;
     layer.file("opt/noted", 0o644, (0, 0), b"noted")?;
 
     layer.file("opt/set-id", 0o6755, (0, 4), b"set-id")?;

@@ -52,9 +52,13 @@ const DIRENT_LEN: usize = 12;
 const XATTR_HEADER_LEN: usize = 12;
 /// `struct erofs_xattr_entry`.
 const XATTR_ENTRY_LEN: usize = 4;
-/// EROFS_XATTR_INDEX_SECURITY: the prefix `security.`.
-const XATTR_INDEX_SECURITY: u8 = 6;
-const CAPABILITY: &[u8] = b"capability";
+/// What stands for the prefix of an extended attribute's name: EROFS_XATTR_INDEX_*.
+const XATTR_PREFIXES: [(u8, &[u8]); 4] = [
+    (1, b"user."),
+    (2, b"system.posix_acl_access"),
+    (3, b"system.posix_acl_default"),
+    (6, b"security."),
+];
 
 const S_IFDIR: u16 = 0o040_000;
 const S_IFREG: u16 = 0o100_000;
@@ -73,6 +77,12 @@ pub enum EncodeErofsError {
     TooLarge {
         /// Which number.
         what: &'static str,
+    },
+    /// An extended attribute is of a kind that erofs has no place for.
+    #[error("erofs has no place for the extended attribute {name}")]
+    Attribute {
+        /// Its name.
+        name: String,
     },
     /// A codec fails, as it does without memory.
     #[error("cannot compress with {codec:?}: {reason}")]
@@ -234,7 +244,7 @@ impl Layout {
         let mut offset = 0_u64;
         for placed in &mut self.placed {
             let len = (INODE_LEN + xattr_len(tree.inode(placed.id))?) as u64;
-            // An inode and its attributes stay within one block.
+            // An inode and its attributes stay within one block, where one is enough.
             if offset % BLOCK + len > BLOCK {
                 offset = offset.next_multiple_of(BLOCK);
             }
@@ -435,17 +445,25 @@ fn directory_size(entries: &Entries) -> u64 {
 
 /// Bytes of the inode's extended attributes.
 fn xattr_len(inode: &Inode) -> Result<usize, EncodeErofsError> {
-    let Some(value) = &inode.metadata.capability else {
+    let attributes = &inode.metadata.attributes;
+    if attributes.is_empty() {
         return Ok(0);
-    };
-    let entry = XATTR_ENTRY_LEN + CAPABILITY.len() + value.len();
-    let len = XATTR_HEADER_LEN + entry.next_multiple_of(4);
-    if (INODE_LEN + len) as u64 > BLOCK {
-        return Err(EncodeErofsError::TooLarge {
-            what: "an extended attribute",
-        });
+    }
+    let mut len = XATTR_HEADER_LEN;
+    for (name, value) in attributes {
+        let (_, suffix) = split_xattr_name(name)?;
+        len += (XATTR_ENTRY_LEN + suffix.len() + value.len()).next_multiple_of(4);
     }
     Ok(len)
+}
+
+/// The number of a name's prefix, and the rest of the name.
+fn split_xattr_name(name: &[u8]) -> Result<(u8, &[u8]), EncodeErofsError> {
+    let split = |(index, prefix): &(u8, &[u8])| Some((*index, name.strip_prefix(*prefix)?));
+    let split = XATTR_PREFIXES.iter().find_map(split);
+    split.ok_or_else(|| EncodeErofsError::Attribute {
+        name: String::from_utf8_lossy(name).into_owned(),
+    })
 }
 
 fn encode_inode(
@@ -464,7 +482,10 @@ fn encode_inode(
     // Units of four bytes after the header, plus one; zero means none.
     let xattr_count = match xattrs {
         0 => 0,
-        len => narrow((len - XATTR_HEADER_LEN) / 4 + 1, "an extended attribute")?,
+        len => narrow(
+            (len - XATTR_HEADER_LEN) / 4 + 1,
+            "a file's extended attributes",
+        )?,
     };
     let end = out.len() + INODE_LEN + xattrs;
     // `i_u`: where the blocks start, or how many there are.
@@ -484,14 +505,17 @@ fn encode_inode(
     out.extend([0; 8 + 4]); // mtime
     out.extend(placed.links.to_le_bytes());
     out.extend([0; 16]);
-    if let Some(value) = &inode.metadata.capability {
+    if xattrs > 0 {
         out.extend([0; XATTR_HEADER_LEN]);
-        out.push(narrow(CAPABILITY.len(), "an extended attribute")?);
-        out.push(XATTR_INDEX_SECURITY);
+    }
+    for (name, value) in &inode.metadata.attributes {
+        let (prefix, suffix) = split_xattr_name(name)?;
+        out.push(narrow(suffix.len(), "an extended attribute's name")?);
+        out.push(prefix);
         out.extend(narrow::<_, u16>(value.len(), "an extended attribute")?.to_le_bytes());
-        out.extend_from_slice(CAPABILITY);
+        out.extend_from_slice(suffix);
         out.extend_from_slice(value);
-        out.resize(end, 0);
+        out.resize(out.len() + (end - out.len()) % 4, 0);
     }
     if let Some(packed) = &placed.packed {
         packed.encode_map(out, placed.block)?;

@@ -1,8 +1,8 @@
 //! OCI layers to one tree (image-spec 1.1, `layer.md`).
 //!
-//! Modification times, device nodes and extended attributes other than
-//! `security.capability` are dropped: none of them may change what a guest is
-//! measured as, and a guest makes its own devices.
+//! Modification times, device nodes and the extended attributes of overlayfs and of
+//! the host's root are dropped: none of them may change what a guest is measured as,
+//! and a guest makes its own devices.
 
 mod archive;
 mod member;

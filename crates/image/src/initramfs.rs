@@ -12,7 +12,7 @@ use bytes::Bytes;
 use crate::newc::{EncodeNewcError, NewcBuilder};
 use crate::rope::Rope;
 use crate::tarball::Owner;
-use crate::tree::{Content, InodeId, Tree};
+use crate::tree::{ACCESS_LISTS, CAPABILITY, Content, InodeId, Tree};
 
 /// Path of the guest agent, which the kernel starts.
 pub const AGENT_PATH: &str = "/init";
@@ -36,12 +36,14 @@ pub enum EncodeInitramfsError {
     /// The archive cannot hold a file.
     #[error("cannot write the initramfs")]
     Archive(#[source] EncodeNewcError),
-    /// A file has capabilities, which a cpio archive cannot hold.
+    /// A file has capabilities or an access list, which a cpio archive cannot hold.
     #[error(
-        "layout: {path:?} has file capabilities, which an initramfs cannot hold; use the layout \
-         DmVerity, or remove them from the image (setcap -r)"
+        "layout: {path:?} has the extended attribute {attribute}, which an initramfs cannot hold; \
+         use the layout DmVerity, or remove it from the image (setcap -r, setfacl -b)"
     )]
-    Capability {
+    Attribute {
+        /// Its name.
+        attribute: String,
         /// Path in the image.
         path: String,
     },
@@ -104,9 +106,11 @@ fn append_tree(archive: &mut NewcBuilder, tree: &Tree) -> Result<(), EncodeInitr
     while let Some((path, id)) = pending.pop() {
         let inode = tree.inode(id);
         let (mode, owner) = (inode.metadata.mode, inode.metadata.owner);
-        if inode.metadata.capability.is_some() {
+        let decides = |name: &Bytes| name == CAPABILITY || ACCESS_LISTS.contains(&name.as_ref());
+        if let Some(attribute) = inode.metadata.attributes.keys().find(|name| decides(name)) {
             let inside = path.get(INITRAMFS_ROOT.len() - 1..).unwrap_or_default();
-            return Err(EncodeInitramfsError::Capability {
+            return Err(EncodeInitramfsError::Attribute {
+                attribute: String::from_utf8_lossy(attribute).into_owned(),
                 path: String::from_utf8_lossy(inside).into_owned(),
             });
         }

@@ -17,20 +17,28 @@ pub struct Metadata {
     pub mode: u32,
     /// Owner.
     pub owner: Owner,
-    /// `security.capability`, the one extended attribute that is kept.
-    pub capability: Option<Bytes>,
+    /// Extended attributes by their whole names (xattr(7)).
+    pub attributes: Attributes,
 }
 
 impl Metadata {
-    /// Owned by root, without capabilities.
+    /// Owned by root, without extended attributes.
     pub fn root(mode: u32) -> Self {
         Self {
             mode,
             owner: Owner::ROOT,
-            capability: None,
+            attributes: Attributes::new(),
         }
     }
 }
+
+/// Extended attributes that say who may do what (acl(5)).
+pub const ACCESS_LISTS: [&[u8]; 2] = [b"system.posix_acl_access", b"system.posix_acl_default"];
+/// The extended attribute that gives a program rights (capabilities(7)).
+pub const CAPABILITY: &[u8] = b"security.capability";
+
+/// Values of extended attributes by name.
+pub type Attributes = BTreeMap<Bytes, Bytes>;
 
 /// A directory's entries by name, sorted by bytes.
 pub type Entries = BTreeMap<Bytes, InodeId>;
@@ -49,7 +57,7 @@ pub enum Content {
 /// A directory, file or symbolic link.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Inode {
-    /// Mode, owner and capabilities.
+    /// Mode, owner and extended attributes.
     pub metadata: Metadata,
     /// Content.
     pub content: Content,

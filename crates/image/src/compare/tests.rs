@@ -5,7 +5,7 @@ use crate::erofs::encode_erofs;
 use crate::hardening::Setting;
 use crate::recipe::Compression;
 use crate::rope::InMemory;
-use crate::tree::{Content, Inode, Metadata, Tree};
+use crate::tree::{CAPABILITY, Content, Inode, Metadata, Tree};
 
 fn content(inputs: &BuildInputs) -> ArtifactContent {
     build(inputs).unwrap().content()
@@ -227,7 +227,11 @@ fn other_capabilities_are_told() {
         let mut tree = Tree::new();
         let id = tree.add(Inode {
             metadata: Metadata {
-                capability: Some(Bytes::from_static(capability)),
+                attributes: [(
+                    Bytes::from_static(CAPABILITY),
+                    Bytes::from_static(capability),
+                )]
+                .into(),
                 ..Metadata::root(0o755)
             },
             content: Content::File(Bytes::from_static(b"ping")),

@@ -7,7 +7,7 @@ use crate::newc::NewcBuilder;
 use crate::oracles::Oracles;
 use crate::rope::InMemory;
 use crate::tarball::Owner;
-use crate::tree::Metadata;
+use crate::tree::{ACCESS_LISTS, CAPABILITY, Metadata};
 
 fn put(tree: &mut Tree, path: &str, inode: Inode) -> InodeId {
     let (parent, name) = path.rsplit_once('/').unwrap_or(("", path));
@@ -26,6 +26,11 @@ fn file(mode: u32, content: Vec<u8>) -> Inode {
     }
 }
 
+fn set(inode: &mut Inode, name: &'static [u8], value: &[u8]) {
+    let attributes = &mut inode.metadata.attributes;
+    attributes.insert(Bytes::from_static(name), Bytes::copy_from_slice(value));
+}
+
 /// A tree with everything that the format treats differently.
 pub(crate) fn rich_tree() -> Tree {
     let mut tree = Tree::new();
@@ -41,9 +46,8 @@ pub(crate) fn rich_tree() -> Tree {
         uid: 4_000_000_000,
         gid: 65534,
     };
-    owned.metadata.capability = Some(Bytes::from_static(
-        b"\x01\0\0\x02\0\x20\0\0\0\0\0\0\0\0\0\0\0\0\0\0",
-    ));
+    let capability = b"\x01\0\0\x02\0\x20\0\0\0\0\0\0\0\0\0\0\0\0\0\0";
+    set(&mut owned, CAPABILITY, capability);
     let id = put(&mut tree, "usr/bin/tool", owned);
     let dir = tree.resolve_or_create(b"usr/sbin").unwrap();
     tree.entries_mut(dir)
@@ -218,7 +222,7 @@ fn packable_tree() -> Tree {
         put(&mut tree, &path, file(0o644, content));
     }
     let mut tool = file(0o755, text(20_000));
-    tool.metadata.capability = Some(Bytes::from_static(&[1; 20]));
+    set(&mut tool, CAPABILITY, &[1; 20]);
     put(&mut tree, "capable", tool);
     tree
 }
@@ -248,6 +252,90 @@ fn compressed_bytes_are_pinned() {
         Some(Compression::None)
     );
     assert_eq!(parse_compression(&[0xff; 4096]), None);
+}
+
+/// Attributes of every kind, and more than a block of them.
+fn attributed_tree() -> Tree {
+    let mut tree = Tree::new();
+    let mut every = file(0o644, b"every".to_vec());
+    for name in [CAPABILITY, b"security.ima", b"user.a", b"user.empty"] {
+        let value = if name == b"user.empty" { &[][..] } else { name };
+        set(&mut every, name, value);
+    }
+    for name in ACCESS_LISTS {
+        set(&mut every, name, &[2, 0, 0, 0]);
+    }
+    put(&mut tree, "a/every", every);
+    for (name, len) in [("block", 3_900), ("more", 5_000), ("most", 65_535)] {
+        let mut large = file(0o644, name.into());
+        set(&mut large, b"user.large", &text(len));
+        set(&mut large, b"user.small", b"small");
+        put(&mut tree, &format!("b/{name}"), large);
+        put(
+            &mut tree,
+            &format!("b/{name}-after"),
+            file(0o644, name.into()),
+        );
+    }
+    let directory = tree.lookup(b"b").unwrap().unwrap();
+    set(
+        tree.inode_mut(directory),
+        b"user.of-directory",
+        b"directory",
+    );
+    tree
+}
+
+#[test]
+fn attributes_of_any_size_are_written() {
+    for codec in [Compression::None, Compression::Zstd] {
+        let tree = attributed_tree();
+        let image = encode_erofs(&tree, [7; 16], codec, &InMemory).unwrap();
+        let image = image.to_bytes();
+        let walked = walk::walk(&image).unwrap();
+        for path in ["a/every", "b", "b/block", "b/more", "b/most"] {
+            let inode = tree.inode(tree.lookup(path.as_bytes()).unwrap().unwrap());
+            let written = &walked[path.as_bytes()].attributes;
+            let written = &image[written.clone()];
+            for (name, value) in &inode.metadata.attributes {
+                let (prefix, suffix) = split_xattr_name(name).unwrap();
+                let len = u16::try_from(value.len()).unwrap().to_le_bytes();
+                let suffix_len = u8::try_from(suffix.len()).unwrap();
+                let entry = [&[suffix_len, prefix], len.as_slice(), suffix, value].concat();
+                let found = written.windows(entry.len()).any(|window| window == entry);
+                assert!(found, "{path}: {}", name.escape_ascii());
+            }
+        }
+        let plain = &walked[b"b/more-after".as_slice()].attributes;
+        assert!(plain.is_empty());
+    }
+    let mut unknown = file(0o644, Vec::new());
+    set(&mut unknown, b"trusted.x", b"x");
+    let mut tree = Tree::new();
+    put(&mut tree, "x", unknown);
+    let error = encode_erofs(&tree, [7; 16], Compression::None, &InMemory).unwrap_err();
+    assert!(error.to_string().contains("trusted.x"), "{error}");
+}
+
+#[test]
+fn fsck_takes_attributes_of_any_size() {
+    let Some(oracles) = Oracles::find("fsck.erofs of extended attributes") else {
+        return;
+    };
+    for codec in [Compression::None, Compression::Zstd] {
+        let name = format!("{codec:?}");
+        let image = encode_erofs(&attributed_tree(), [7; 16], codec, &InMemory).unwrap();
+        let image = oracles.write(&name, &image.to_bytes());
+        let report = oracles.run("fsck.erofs", &["-d3", &image]);
+        assert!(report.contains("No errors found"), "{report}");
+        for path in ["block", "more", "most", "most-after"] {
+            let dump = oracles.run("dump.erofs", &[&format!("--path=/b/{path}"), &image]);
+            let size = path.trim_end_matches("-after").len();
+            assert!(dump.contains(&format!("Size: {size} ")), "{path}: {dump}");
+        }
+        let dump = oracles.run("dump.erofs", &["--path=/b/most", &image]);
+        assert!(dump.contains("Xattr size: 65572"), "{dump}");
+    }
 }
 
 #[test]

@@ -171,7 +171,7 @@ mod tests {
                 assert_eq!(walked.uid, inode.metadata.owner.uid, "{name}");
                 assert_eq!(
                     walked.attributes.is_empty(),
-                    inode.metadata.capability.is_none()
+                    inode.metadata.attributes.is_empty()
                 );
                 match &inode.content {
                     Content::Directory(entries) => {

@@ -5,7 +5,7 @@ use bytes::Bytes;
 use super::FlattenError;
 use super::archive::{Archive, Entry, kind};
 use crate::tarball::Owner;
-use crate::tree::Metadata;
+use crate::tree::{ACCESS_LISTS, Attributes, Metadata};
 
 /// Prefix of an entry that removes the rest of its name from lower layers.
 const WHITEOUT: &[u8] = b".wh.";
@@ -15,10 +15,13 @@ const OPAQUE: &[u8] = b".wh..wh..opq";
 const MAX_NAME_LEN: usize = 255;
 /// Longest path of Linux, for symbolic links' targets.
 const MAX_TARGET_LEN: usize = 4095;
-/// Largest `security.capability` (`struct vfs_ns_cap_data`, 24 bytes, and room).
-const MAX_CAPABILITY_LEN: usize = 64;
-/// pax record of the extended attribute that is kept.
-pub(super) const PAX_CAPABILITY: &[u8] = b"SCHILY.xattr.security.capability";
+/// Prefix of the pax records that are extended attributes.
+pub(super) const PAX_ATTRIBUTE: &[u8] = b"SCHILY.xattr.";
+/// Longest name of an extended attribute (xattr(7)).
+const MAX_ATTRIBUTE_NAME_LEN: usize = 255;
+/// Longest value of an extended attribute that erofs can say.
+const MAX_ATTRIBUTE_LEN: usize = 65_535;
+
 /// An archive member, read but not applied.
 pub(super) struct Member {
     /// The parent's path, without empty components and `.`.
@@ -86,12 +89,34 @@ pub(super) fn read_members(layer: usize, bytes: &Bytes) -> Result<Vec<Member>, F
     members.collect()
 }
 
-fn member(entry: Entry, path: &str) -> Result<Member, &'static str> {
-    let capability = entry.records.get(PAX_CAPABILITY);
-    if capability.is_some_and(|it| it.len() > MAX_CAPABILITY_LEN) {
-        return Err("has oversized file capabilities");
+/// The extended attributes that a file keeps.
+fn attributes(entry: &Entry) -> Result<Attributes, &'static str> {
+    let mut kept = Attributes::new();
+    for (key, value) in &entry.records {
+        let Some(name) = key.strip_prefix(PAX_ATTRIBUTE).filter(|name| is_kept(name)) else {
+            continue;
+        };
+        if name.len() > MAX_ATTRIBUTE_NAME_LEN || name.contains(&0) {
+            return Err("has an extended attribute with a name that Linux does not take");
+        }
+        if value.len() > MAX_ATTRIBUTE_LEN {
+            return Err("has an extended attribute of 64 KiB or more");
+        }
+        kept.insert(Bytes::copy_from_slice(name), Bytes::copy_from_slice(value));
     }
-    let capability = capability.map(|it| Bytes::copy_from_slice(it));
+    Ok(kept)
+}
+
+/// Whether an extended attribute is the workload's. Those of overlayfs would change
+/// what the guest's own overlay shows, and `trusted.` belongs to the host.
+fn is_kept(name: &[u8]) -> bool {
+    let below = |prefix: &[u8]| name.len() > prefix.len() && name.starts_with(prefix);
+    let own = below(b"user.") && !below(b"user.overlay.");
+    own || below(b"security.") || ACCESS_LISTS.contains(&name)
+}
+
+fn member(entry: Entry, path: &str) -> Result<Member, &'static str> {
+    let attributes = attributes(&entry)?;
     let kind = match entry.kind {
         kind::DIRECTORY => MemberKind::Directory,
         kind::FILE | kind::FILE_V7 | kind::CONTIGUOUS | kind::GNU_SPARSE => {
@@ -135,7 +160,7 @@ fn member(entry: Entry, path: &str) -> Result<Member, &'static str> {
             // The kind of a file may stand in the bits above.
             mode: u32::try_from(entry.mode & 0o7777).unwrap_or_default(),
             owner: Owner { uid, gid },
-            capability,
+            attributes,
         },
         kind,
     })

@@ -3,11 +3,12 @@ use std::fmt::Write as _;
 use proptest::prelude::*;
 use tar::EntryType;
 
-use super::member::PAX_CAPABILITY;
+use super::member::PAX_ATTRIBUTE;
 use super::*;
 use crate::oci::Layer;
 use crate::rope::InMemory;
 use crate::tarball::{Owner, TarBuilder};
+use crate::tree::CAPABILITY;
 
 const R: Owner = Owner::ROOT;
 
@@ -422,10 +423,16 @@ fn a_record_may_hold_any_bytes() {
     let tree = flatten_members(&[&[tar]]).unwrap();
     assert_eq!(listing(&tree), ["/ 755", "/a="]);
     let metadata = &tree.inode(tree.lookup(b"a").unwrap().unwrap()).metadata;
-    assert_eq!(
-        metadata.capability.as_deref(),
-        Some(b"\x01\n\x02".as_slice())
-    );
+    let kept: Vec<_> = metadata
+        .attributes
+        .iter()
+        .map(|it| (&**it.0, &**it.1))
+        .collect();
+    let expected: [(&[u8], &[u8]); 2] = [
+        (b"security.capability", b"\x01\n\x02"),
+        (b"user.x", b"a\nb=c\n12 path=no\n"),
+    ];
+    assert_eq!(kept, expected);
 }
 
 #[test]
@@ -497,6 +504,48 @@ fn a_working_directory_is_made_where_there_is_none() {
 }
 
 #[test]
+fn a_file_keeps_its_own_extended_attributes() {
+    let rows = [
+        ("user.note", true),
+        ("user.overlayed", true),
+        ("security.ima", true),
+        ("system.posix_acl_access", true),
+        ("system.posix_acl_default", true),
+        ("user.overlay.opaque", false),
+        ("trusted.overlay.opaque", false),
+        ("trusted.x", false),
+        ("system.other", false),
+        ("user.", false),
+        ("btrfs.compression", false),
+    ];
+    for (name, kept) in rows {
+        let key = format!("SCHILY.xattr.{name}");
+        let tar = with_records(&[(&key, "value")], &member(b'0', "a", b""));
+        let tree = flatten_members(&[&[tar]]).unwrap();
+        let metadata = &tree.inode(tree.lookup(b"a").unwrap().unwrap()).metadata;
+        let value = metadata.attributes.get(name.as_bytes());
+        assert_eq!(value.is_some(), kept, "{name}");
+    }
+    let long_name = format!("SCHILY.xattr.user.{}", "n".repeat(251));
+    let long_value = "v".repeat(65_536);
+    let rows = [
+        (
+            (long_name.as_str(), "value"),
+            "with a name that Linux does not take",
+        ),
+        (
+            ("SCHILY.xattr.user.x", long_value.as_str()),
+            "of 64 KiB or more",
+        ),
+    ];
+    for (record, expected) in rows {
+        let tar = with_records(&[record], &member(b'0', "a", b""));
+        let said = flatten_members(&[&[tar]]).unwrap_err().to_string();
+        assert!(said.contains(expected), "{said}");
+    }
+}
+
+#[test]
 fn devices_are_dropped_and_capabilities_kept() {
     let mut builder = tar::Builder::new(Vec::new());
     let mut header = tar::Header::new_ustar();
@@ -506,7 +555,7 @@ fn devices_are_dropped_and_capabilities_kept() {
     builder
         .append_data(&mut header, "null", std::io::empty())
         .unwrap();
-    let record = [PAX_CAPABILITY, b"=\x01\0\0\x02\n"].concat();
+    let record = [PAX_ATTRIBUTE, b"security.capability=\x01\0\0\x02\n"].concat();
     let record = [format!("{} ", record.len() + 3).as_bytes(), &record].concat();
     let mut pax = tar::Header::new_ustar();
     pax.set_entry_type(EntryType::XHeader);
@@ -534,7 +583,7 @@ fn devices_are_dropped_and_capabilities_kept() {
         }
     );
     assert_eq!(
-        metadata.capability.as_deref(),
+        metadata.attributes.get(CAPABILITY).map(|value| &**value),
         Some(b"\x01\0\0\x02".as_slice())
     );
 }

@@ -117,9 +117,20 @@ fn a_tree_has_its_names_links_and_owners() {
         ]
     );
 
-    tree.inode_mut(tool).metadata.capability = Some(Bytes::from_static(b"x"));
-    let error = encode_initramfs(&agent, &config, &[], Some(&tree)).unwrap_err();
-    assert!(error.to_string().starts_with("layout: \"/a\""), "{error}");
+    let attributes = |names: &[&'static str]| {
+        let value = Bytes::from_static(b"x");
+        let name = |name: &&'static str| (Bytes::from_static(name.as_bytes()), value.clone());
+        names.iter().map(name).collect()
+    };
+    for refused in ["security.capability", "system.posix_acl_access"] {
+        tree.inode_mut(tool).metadata.attributes = attributes(&["user.a", refused]);
+        let error = encode_initramfs(&agent, &config, &[], Some(&tree)).unwrap_err();
+        let expected = format!("layout: \"/a\" has the extended attribute {refused}");
+        assert!(error.to_string().starts_with(&expected), "{error}");
+    }
+    tree.inode_mut(tool).metadata.attributes = attributes(&["user.a", "security.ima"]);
+    let with = encode_initramfs(&agent, &config, &[], Some(&tree)).unwrap();
+    assert_eq!(with.to_bytes(), archive.to_bytes());
 }
 
 /// A guest that lists [`INITRAMFS_ROOT`] and goes.
