@@ -3,6 +3,7 @@ pub(crate) mod synthetic_firmware;
 
 use std::io::Write as _;
 
+use proptest::prelude::*;
 use synthetic_firmware::{
     HASH_GUIDS, IGVM_DATA_HOB as HOB, build_file, build_volume, kernel_loader,
 };
@@ -91,6 +92,26 @@ fn a_driver_says_what_it_does_by_what_it_looks_for() {
     let inner = build_volume(&[&good]);
     let nested = volumes(&sections(&[(0x19, b"raw"), (SECTION_VOLUME, &inner)]));
     assert_eq!(read(&[&other, &nested]), loader(true, true));
+}
+
+proptest! {
+    /// Whatever the bytes are, there is an answer.
+    #[test]
+    fn changed_bytes_give_an_answer(
+        changes in prop::collection::vec((0..0x120_usize, any::<u8>()), 1..8),
+        length in 0..3_usize,
+    ) {
+        let inner = build_volume(&[&kernel_loader(&[HASH_GUIDS, &[HOB]].concat())]);
+        let header = [LZMA.as_bytes().as_slice(), &[24, 0, 1, 0]].concat();
+        let content = sections(&[(SECTION_VOLUME, &inner), (SECTION_GUIDED, &header)]);
+        let mut image = build_volume(&[&volumes(&content)]);
+        for (at, byte) in changes {
+            image[at] = byte;
+        }
+        let _ = read_kernel_loader(&image);
+        image.truncate(length * 0x60);
+        let _ = read_kernel_loader(&image);
+    }
 }
 
 #[test]
