@@ -66,13 +66,18 @@ pub enum BootKitError {
     #[error("boot kit: cannot follow a path")]
     Resolve(#[source] ResolveError),
     /// A file is missing.
-    #[error("boot kit: no file {path}")]
+    #[error(
+        "boot kit: no file {path}; pack the kit with a package that has it (`assay kit build`)"
+    )]
     MissingFile {
         /// Path in the image.
         path: String,
     },
     /// Not exactly one kernel.
-    #[error("boot kit: expected one kernel below {MODULES_PATH}, found {found:?}")]
+    #[error(
+        "boot kit: expected one kernel, {MODULES_PATH}/RELEASE/vmlinuz or boot/vmlinuz-RELEASE, \
+         found {found:?}; of several, name one with `assay kit build --kernel`"
+    )]
     Kernels {
         /// Releases that have a kernel.
         found: Vec<String>,
