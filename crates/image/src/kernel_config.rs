@@ -221,6 +221,11 @@ const ZSTD: &[Requirement] = &[
     ),
 ];
 
+const DISK_IMAGE: &[Requirement] = &[built_in(
+    "CONFIG_EFI_PARTITION",
+    "the root on a disk image is not found",
+)];
+
 /// An option that a kernel should have and does not.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct MissingOption {
@@ -310,11 +315,13 @@ pub enum Ability {
     Lz4hc,
     /// Read root disks compressed with Zstd.
     Zstd,
+    /// Find its root on a disk image, which has partitions.
+    DiskImage,
 }
 
 impl Ability {
     /// All, in the order of tables.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Snp,
         Self::Tdx,
         Self::SvsmVtpm,
@@ -322,6 +329,7 @@ impl Ability {
         Self::SignedModules,
         Self::Lz4hc,
         Self::Zstd,
+        Self::DiskImage,
     ];
 
     /// For a person.
@@ -334,6 +342,7 @@ impl Ability {
             Self::SignedModules => "signed modules",
             Self::Lz4hc => "compression Lz4hc",
             Self::Zstd => "compression Zstd",
+            Self::DiskImage => "disk image",
         }
     }
 
@@ -347,6 +356,7 @@ impl Ability {
             Self::SignedModules => SIGNED_MODULES,
             Self::Lz4hc => LZ4HC,
             Self::Zstd => ZSTD,
+            Self::DiskImage => DISK_IMAGE,
         };
         missing(config, &[wanted])
     }
@@ -366,6 +376,7 @@ pub(crate) fn complete() -> String {
         SIGNED_MODULES,
         COMPRESSED_MODULES,
         ZSTD,
+        DISK_IMAGE,
     ];
     let mut lines: BTreeMap<&str, char> = BTreeMap::new();
     for requirement in all.into_iter().flatten() {
@@ -459,10 +470,12 @@ mod tests {
     fn what_is_not_asked_for_may_be_missing() {
         let without = complete()
             .replace("CONFIG_EROFS_FS_ZIP_ZSTD=y\n", "")
-            .replace("CONFIG_INTEL_TDX_GUEST=y\n", "");
+            .replace("CONFIG_INTEL_TDX_GUEST=y\n", "")
+            .replace("CONFIG_EFI_PARTITION=y\n", "");
         assert_eq!(check(&without, Compression::Lz4hc), []);
         let config = KernelConfig::parse(&without).unwrap();
         assert_eq!(Ability::Tdx.missing(&config).len(), 1);
+        assert_eq!(Ability::DiskImage.missing(&config).len(), 1);
         assert_eq!(Ability::Zstd.missing(&config).len(), 1);
     }
 
