@@ -10,6 +10,7 @@ use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::Command;
 
+use assay_tee::program::exec_candidates;
 use rustix::fs::{CWD, FileType, Gid, Mode, Uid, makedev};
 use rustix::io::Errno;
 use rustix::mount::{
@@ -19,7 +20,6 @@ use rustix::thread::{CapabilitySet, CapabilitySets};
 
 use crate::devices::{self, DeviceError};
 use crate::netlink::{self, Request};
-use crate::plan;
 use crate::step::{Carry, Mount, MountOption, Step, VerityDisk};
 use crate::verity::{self, VerityError};
 
@@ -401,7 +401,7 @@ fn become_program(args: &[String], env: &[String], cwd: &str) -> io::Error {
     let executable = |path: &&String| {
         fs::metadata(path).is_ok_and(|m| m.is_file() && m.permissions().mode() & 0o111 != 0)
     };
-    let candidates = plan::exec_candidates(program, env, cwd);
+    let candidates = exec_candidates(program, env, cwd);
     let Some(path) = candidates.iter().find(executable) else {
         return io::Error::new(io::ErrorKind::NotFound, "no executable file of this name");
     };

@@ -37,7 +37,7 @@ use crate::packages::{
 use crate::pcr::{BootPath, PcrPrediction, PredictPcrError, predict_pcrs};
 use crate::pcr_signature::{SignPcrsError, VerifyPcrSignaturesError, verify_pcr_signatures};
 use crate::pe::PeImage;
-use crate::process::{ProcessError, resolve_process, writable_directories};
+use crate::process::{ProcessError, check_program, resolve_process, writable_directories};
 use crate::read::ArtifactContent;
 use crate::recipe::{Compression, Layout, UkiFiles, ValidRecipe};
 use crate::rope::{Keep, Rope};
@@ -283,6 +283,7 @@ fn build_with(
 
     let (mut tree, image_config) = open("rootfs", rootfs)?;
     let process = resolve_process(&image_config.config, &tree).map_err(BuildError::Process)?;
+    check_program(&process, &tree).map_err(BuildError::Process)?;
     let writable = writable_directories(&image_config.config).map_err(BuildError::Process)?;
     let mut packages = installed_packages(&tree);
     packages.extend(language_packages(&tree));

@@ -4,11 +4,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use assay_tee::guest_config::{Process, STOP_SIGNALS, is_stop_signal};
+use assay_tee::program::{DEFAULT_PATH, exec_candidates};
 
 use crate::oci::RunConfig;
-use crate::tree::{ResolveError, Tree};
+use crate::tree::{Content, ResolveError, Tree};
 
-const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 const DEFAULT_STOP_SIGNAL: &str = "SIGTERM";
 
 /// A configuration that names no process that can be started.
@@ -45,6 +45,18 @@ pub enum ProcessError {
     StopSignal {
         /// Its name.
         name: String,
+    },
+    /// A program that is nowhere, or that nobody may run.
+    #[error(
+        "the image has no program {program:?} that can be run: its entrypoint or command leads \
+         to {}",
+        candidates.join(", ")
+    )]
+    NoProgram {
+        /// As the configuration has it.
+        program: String,
+        /// Where it would be.
+        candidates: Vec<String>,
     },
     /// A working directory that is something else.
     #[error("the image's working directory {path:?} is not one")]
@@ -91,7 +103,7 @@ pub fn resolve_process(config: &RunConfig, tree: &Tree) -> Result<Process, Proce
 
     let user = resolve_user(config.user.as_deref().unwrap_or_default(), tree)?;
     if !env.iter().any(|variable| variable.starts_with("PATH=")) {
-        env.push(DEFAULT_PATH.to_owned());
+        env.push(format!("PATH={DEFAULT_PATH}"));
     }
     if !env.iter().any(|variable| variable.starts_with("HOME=")) {
         env.push(format!("HOME={}", user.home));
@@ -111,6 +123,26 @@ pub fn resolve_process(config: &RunConfig, tree: &Tree) -> Result<Process, Proce
         gid: user.gid,
         additional_gids: user.additional_gids,
         stop_signal,
+    })
+}
+
+/// Checks that the image has the program that the process runs.
+pub fn check_program(process: &Process, tree: &Tree) -> Result<(), ProcessError> {
+    let program = process.args.first().map_or("", String::as_str);
+    let candidates = exec_candidates(program, &process.env, &process.cwd);
+    let can_be_run = |path: &String| {
+        let found = tree.lookup(path.as_bytes()).ok().flatten();
+        found.is_some_and(|id| {
+            let inode = tree.inode(id);
+            matches!(inode.content, Content::File(_)) && inode.metadata.mode & 0o111 != 0
+        })
+    };
+    if candidates.iter().any(can_be_run) {
+        return Ok(());
+    }
+    Err(ProcessError::NoProgram {
+        program: program.to_owned(),
+        candidates,
     })
 }
 
@@ -275,7 +307,7 @@ mod tests {
     use bytes::Bytes;
 
     use super::*;
-    use crate::tree::{Content, Inode, Metadata};
+    use crate::tree::{Content, Entries, Inode, Metadata};
 
     const PASSWD: &str = "root:x:0:0:root:/root:/bin/sh\n\
         web:x:101:102:Web:/var/web:/bin/false\n\
@@ -326,7 +358,7 @@ mod tests {
             assert_eq!(got, expected, "{user}");
             assert_eq!(
                 process.env,
-                [DEFAULT_PATH, &format!("HOME={home}")],
+                [format!("PATH={DEFAULT_PATH}"), format!("HOME={home}")],
                 "{user}"
             );
         }
@@ -349,6 +381,54 @@ mod tests {
         );
         // Without the files, numbers still work.
         resolve_process(&config("5:6"), &Tree::new()).unwrap();
+    }
+
+    #[test]
+    fn a_program_that_is_not_there_is_told() {
+        let mut tree = tree();
+        let programs = tree.resolve_or_create(b"usr/bin").unwrap();
+        let content = || Content::File(Bytes::from_static(b"#!x"));
+        for (directory, name, mode, content) in [
+            (programs, "web", 0o755, content()),
+            (programs, "plain", 0o644, content()),
+            (
+                programs,
+                "directory",
+                0o755,
+                Content::Directory(Entries::new()),
+            ),
+            (Tree::ROOT, "bin", 0o777, Content::Symlink("usr/bin".into())),
+        ] {
+            let metadata = Metadata::root(mode);
+            let id = tree.add(Inode { metadata, content });
+            let entries = tree.entries_mut(directory).unwrap();
+            entries.insert(name.into(), id);
+        }
+        let check = |program: &str, path: &str, cwd: &str| {
+            let process = Process {
+                args: vec![program.to_owned()],
+                env: vec![format!("PATH={path}")],
+                cwd: cwd.to_owned(),
+                ..resolve_process(&config("5"), &tree).unwrap()
+            };
+            check_program(&process, &tree)
+        };
+        for (program, path, cwd) in [
+            ("/bin/web", "/x", "/"),
+            ("web", "/x:/bin", "/"),
+            ("web", "", "/usr/bin"),
+            ("./web", "/x", "/bin"),
+            ("bin/web", "/x", "/usr"),
+        ] {
+            assert_eq!(check(program, path, cwd), Ok(()), "{program}");
+        }
+        for program in ["/web", "plain", "directory", "usr/bin/web/x", "no", "-v"] {
+            let error = check(program, "/bin:/usr/bin", "/").unwrap_err();
+            let said = error.to_string();
+            assert!(said.contains(&format!("{program:?}")), "{said}");
+        }
+        let error = check("no", "/bin:/sbin", "/").unwrap_err().to_string();
+        assert!(error.ends_with("leads to /bin/no, /sbin/no"), "{error}");
     }
 
     #[test]

@@ -21,6 +21,7 @@ pub mod igvm;
 pub mod instance;
 pub mod ovmf;
 pub mod page_info;
+pub mod program;
 pub mod report;
 pub mod root_partition;
 pub mod shape;
