@@ -268,7 +268,11 @@ fn a_changed_byte_changes_what_it_is_part_of() {
             "",
             [
                 &root_hash[..],
-                &["rootfs.img > /usr/share/quickstart/index.html"],
+                &[
+                    "rootfs.img > /usr/share/quickstart/index.html",
+                    "rootfs.img > superblock",
+                    "rootfs.img > hash tree",
+                ],
             ]
             .concat(),
         ),
@@ -282,7 +286,7 @@ fn a_changed_byte_changes_what_it_is_part_of() {
             "the stub",
             kit("/linuxx64.efi.stub", 0x1000),
             "",
-            vec!["uki.efi > headers, stub or signatures"],
+            vec!["uki.efi > .text"],
         ),
         (
             "the firmware",
