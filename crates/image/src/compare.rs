@@ -262,7 +262,7 @@ fn uki_regions(name: &str, image: &PeImage, expected: &Bytes, actual: &Bytes) ->
         .map(|uki| uki.sections)
         .unwrap_or_default();
     // What cannot be parsed has no sections that would have been compared.
-    let is_compared = parse_uki(actual).is_ok();
+    let theirs = parse_uki(actual);
     let mut found = Vec::new();
     let headers = 0..size(image.size_of_headers).min(expected.len());
     found.extend(region(&[name, "headers"], headers, expected, actual));
@@ -272,13 +272,14 @@ fn uki_regions(name: &str, image: &PeImage, expected: &Bytes, actual: &Bytes) ->
             .saturating_add(size(section.raw_size))
             .min(expected.len());
         let content = ours.iter().find(|(name, _)| *name == section.name);
-        match content.filter(|_| is_compared) {
-            Some((_, content)) => {
+        match (content, &theirs) {
+            (Some((_, content)), Ok(theirs)) => {
                 let place = format!("padding of {}", section.name);
-                let padding = start.saturating_add(content.len())..end;
+                let other = theirs.section(&section.name).map_or(0, Bytes::len);
+                let padding = start.saturating_add(content.len().max(other))..end;
                 found.extend(region(&[name, &place], padding, expected, actual));
             }
-            None => {
+            _ => {
                 found.extend(region(&[name, &section.name], start..end, expected, actual));
             }
         }

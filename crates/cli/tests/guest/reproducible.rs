@@ -305,6 +305,7 @@ fn a_changed_byte_changes_what_it_is_part_of() {
             with(None, None),
             "      extraCmdline: a=1\n",
             vec![
+                "uki.efi > headers",
                 "uki.efi > .cmdline",
                 "uki.efi > .initrd > etc/assay/guest.json > cmdline",
             ],
