@@ -63,6 +63,8 @@ fn answer(mut stream: TcpStream, state: &Mutex<BuildStatus>) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::net::Shutdown;
+
     use assay_crds::v1alpha1::measured_image::BuildPhase;
 
     use super::*;
@@ -73,10 +75,12 @@ mod tests {
         let port = serve(0, Arc::clone(&state)).unwrap();
         let ask = |request: &[u8]| {
             let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).unwrap();
-            stream.write_all(request).unwrap();
-            stream.shutdown(std::net::Shutdown::Write).unwrap();
             let mut answer = String::new();
-            let _reset = stream.read_to_string(&mut answer);
+            // Who is refused may learn it before all is sent.
+            let _reset = stream
+                .write_all(request)
+                .and_then(|()| stream.shutdown(Shutdown::Write))
+                .and_then(|()| stream.read_to_string(&mut answer));
             answer
         };
         let request = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n";
