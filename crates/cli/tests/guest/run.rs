@@ -1,7 +1,7 @@
 use std::fs;
 use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::thread;
@@ -45,6 +45,21 @@ fn changed(directory: &Path, file: &str, from: &str, to: &str) {
             fs::write(directory.join(name), text).unwrap();
         }
     }
+}
+
+/// The quickstart with another deployment, in a directory of `scratch`.
+fn with_deployment(scratch: &Path, (from, to): (&str, &str)) -> PathBuf {
+    let objects = scratch.join("objects");
+    fs::create_dir(&objects).unwrap();
+    changed(&objects, "deployment.yaml", from, to);
+    objects
+}
+
+/// The quickstart whose host plays foul.
+fn with_fault(scratch: &Path, fault: &str) -> PathBuf {
+    let tee = "    tee: SimulatedSNP\n";
+    let faulty = format!("{tee}    simulation: {{fault: {fault}}}\n");
+    with_deployment(scratch, (tee, &faulty))
 }
 
 /// A started command, killed if the test does not wait for it.
@@ -194,13 +209,7 @@ fn a_tampered_kernel_is_refused_with_its_cause() {
         return;
     };
     let scratch = tempfile::tempdir().unwrap();
-    let objects = scratch.path().join("objects");
-    fs::create_dir(&objects).unwrap();
-    let (tee, fault) = (
-        "    tee: SimulatedSNP\n",
-        "    tee: SimulatedSNP\n    simulation: {fault: TamperedKernelRehashed}\n",
-    );
-    changed(&objects, "deployment.yaml", tee, fault);
+    let objects = with_fault(scratch.path(), "TamperedKernelRehashed");
     let layout = scratch.path().join("layout");
     prepared.layout(&layout);
     let image = |name: &str| format!("{}:{name}", layout.display());
@@ -239,10 +248,7 @@ fn a_guest_boots_from_an_igvm_file_and_is_attested() {
         return;
     };
     let scratch = tempfile::tempdir().unwrap();
-    let objects = scratch.path().join("objects");
-    fs::create_dir(&objects).unwrap();
-    let (from, to) = IGVM_MACHINE;
-    changed(&objects, "deployment.yaml", from, to);
+    let objects = with_deployment(scratch.path(), IGVM_MACHINE);
     let output = run_with(
         &prepared.qemu_igvm(scratch.path()),
         scratch.path(),
@@ -279,10 +285,7 @@ fn qemu_without_igvm_files_is_refused_before_anything_is_built() {
         return;
     };
     let scratch = tempfile::tempdir().unwrap();
-    let objects = scratch.path().join("objects");
-    fs::create_dir(&objects).unwrap();
-    let (from, to) = IGVM_MACHINE;
-    changed(&objects, "deployment.yaml", from, to);
+    let objects = with_deployment(scratch.path(), IGVM_MACHINE);
     let output = run(prepared, scratch.path(), &objects).output().unwrap();
     let said = stderr(&output);
     assert_eq!(output.status.code(), Some(1), "{said}");
@@ -304,13 +307,7 @@ fn a_guest_that_never_boots_is_ended_with_what_to_look_at() {
     };
     let scratch = tempfile::tempdir().unwrap();
     // A host whose hashes table is of another UKI: the firmware stops.
-    let objects = scratch.path().join("objects");
-    fs::create_dir(&objects).unwrap();
-    let (tee, fault) = (
-        "    tee: SimulatedSNP\n",
-        "    tee: SimulatedSNP\n    simulation: {fault: TamperedKernel}\n",
-    );
-    changed(&objects, "deployment.yaml", tee, fault);
+    let objects = with_fault(scratch.path(), "TamperedKernel");
     let output = run(prepared, scratch.path(), &objects)
         .arg("--artifact")
         .arg(prepared.artifact())
